@@ -1,0 +1,69 @@
+"""Components on the command line: ``blt-s draft_bytes=8 verification.use="greedy"``."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import tomli
+
+from blt_core._tables import Place, Table
+from blt_core.errors import ConfigError, Problem
+
+# A word ends at a space outside of quotes, brackets and braces. One that is left open runs to the
+# end of the text, so that TOML can say what is wrong with it.
+_WORD = re.compile(
+    r"""(?: "(?:\\.|[^"\\])*"? | '[^']*'? | \[[^\]]*\]? | \{[^}]*\}? | [^\s"'\[{] )+""",
+    re.VERBOSE,
+)
+_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_BARE = re.compile(r"[^\s\"'\[\]{},=]+")
+
+
+def parse_inline(text: str, kind: str) -> Table:
+    """The table that a component's name and ``key=value`` settings stand for.
+
+    Values are written as in TOML; a bare word that TOML does not know is a string. Dotted keys
+    reach nested tables. Raises ConfigError with all problems, at ``--kind``.
+    """
+    place = Place("--" + kind.replace("_", "-"))
+    name, *settings = _WORD.findall(text) or [""]
+    tables: dict[str, Any] = {"use": name}
+    problems: list[Problem] = []
+    if not name or "=" in name:
+        wanted = kind.replace("_", " ")
+        found = f"got {name!r}" if name else "got nothing"
+        problems.append(place.problem(f"expected the name of a {wanted} first, {found}"))
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not _KEY.fullmatch(key):
+            problems.append(place.problem(f"expected key=value, got {setting!r}"))
+            continue
+        try:
+            _insert(tables, key.split("."), _value(value))
+        except ValueError as error:
+            problems.append(place.child(key).problem(str(error)))
+    if problems:
+        raise ConfigError(problems)
+    return Table(tables, place)
+
+
+def _value(text: str) -> Any:
+    try:
+        (value,) = tomli.loads(f"value = {text}").values()
+    except ValueError as error:  # of tomli, or of unpacking more than one key
+        if _BARE.fullmatch(text):
+            return text
+        raise ValueError(f"{text!r} is no TOML value: {error}") from error
+    return value
+
+
+def _insert(tables: dict[str, Any], path: list[str], value: Any) -> None:
+    *parents, last = path
+    for key in parents:
+        tables = tables.setdefault(key, {})
+        if not isinstance(tables, dict):
+            raise ValueError(f"{key!r} is given a value and a key below it")
+    if last in tables:
+        raise ValueError("given twice")
+    tables[last] = value

@@ -1,0 +1,99 @@
+"""Tables that know where they were written, so that every message can name the place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import tomli
+
+from blt_core.errors import ConfigError, Problem
+
+
+@attrs.frozen
+class Place:
+    """A source (file, checkpoint or option) and a dotted path within it.
+
+    In the expansion of a preset the path is one within the expansion; ``preset`` is what the user
+    named, and ``above`` where.
+    """
+
+    source: str
+    path: str = ""
+    preset: str = ""
+    above: Place | None = None
+
+    @property
+    def written(self) -> Place:
+        """The place that the user wrote: for an expansion, that of the preset's table."""
+        return self.above.written if self.above else self
+
+    def child(self, *keys: str | int) -> Place:
+        """The place of a key or list index below this one."""
+        path = self.path
+        for key in keys:
+            if isinstance(key, int):
+                path += f"[{key}]"
+            else:
+                path += f".{key}" if path else key
+        return attrs.evolve(self, path=path)
+
+    def expansion(self, preset: str) -> Place:
+        """The place of what the preset at this place expands to."""
+        return Place(self.source, preset=self.preset or preset, above=self)
+
+    def problem(self, text: str, *hints: str) -> Problem:
+        """A problem at this place."""
+        return Problem(str(self), text, hints)
+
+    def __str__(self) -> str:
+        source = f"{self.above} (expanded)" if self.above else self.source
+        return f"{source}: {self.path}" if self.path else source
+
+
+class Table(dict[str, Any]):
+    """A TOML table and its place; tables below it are tables too.
+
+    ``moved`` gives the places of keys that were written elsewhere: a run's override of a key that
+    a checkpoint holds, or an option of the command line.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Any], place: Place, moved: Mapping[str, Place] | None = None
+    ) -> None:
+        self.place = place
+        self.moved = dict(moved or {})
+        super().__init__({key: self._placed(key, value) for key, value in values.items()})
+
+    def place_of(self, key: str) -> Place:
+        """Where ``key`` was written, or would be."""
+        return self.moved.get(key) or self.place.child(key)
+
+    def updated(self, values: Mapping[str, Any], moved: Mapping[str, Place]) -> Table:
+        """A copy with some keys set, each written at its place in ``moved``."""
+        return Table({**self, **values}, self.place, {**self.moved, **moved})
+
+    def _placed(self, key: str, value: Any) -> Any:
+        # A table that knows its place keeps it: a preset may have moved it into an expansion.
+        if isinstance(value, Mapping) and not isinstance(value, Table):
+            return Table(value, self.place_of(key))
+        return value
+
+
+def read_toml(path: Path) -> Table:
+    """The tables of a TOML file; ConfigError if it is missing, unreadable or malformed."""
+    place = Place(str(path))
+    try:
+        return Table(tomli.loads(path.read_text(encoding="utf-8")), place)
+    except FileNotFoundError:
+        problem = place.problem("no such file")
+    except UnicodeDecodeError as error:
+        problem = place.problem(f"not UTF-8 text: {error.reason} at byte {error.start}")
+    except OSError as error:
+        problem = place.problem(f"cannot be read: {error.strerror}")
+    except tomli.TOMLDecodeError as error:
+        where = Place(f"{path}:{error.lineno}:{error.colno}")
+        problem = where.problem(error.msg)
+    raise ConfigError([problem])

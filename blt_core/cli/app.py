@@ -1,0 +1,78 @@
+"""Assembly of the command line, and how errors become one message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from blt_core import __version__
+from blt_core.cli import comparing, generating, inspecting
+from blt_core.errors import BltError
+from blt_core.log import configure
+from blt_core.plugins import Plugins, load_plugins
+
+INTERRUPTED = 1
+
+
+def main() -> None:
+    """Entry point of ``blt``."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns the exit code. Errors are printed, never raised."""
+    try:
+        app = build_app(load_plugins())
+        command = typer.main.get_command(app)
+        return int(command.main(arguments, prog_name="blt", standalone_mode=False) or 0)
+    except BltError as error:
+        print(error, file=sys.stderr)  # noqa: T201 -- the one place where errors are shown
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader is gone (`blt generate | head`): nothing to say, and nothing left to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        # Usage errors of the option parser know how to show themselves; all else is a bug.
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        return int(getattr(error, "exit_code", 2))
+
+
+def build_app(plugins: Plugins) -> typer.Typer:
+    """The app with all commands, those of plugins last."""
+    app = typer.Typer(
+        help="Byte-latent language models: generate, compare, train, inspect.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+    def version(value: bool) -> None:  # noqa: FBT001 -- a typer callback
+        if value:
+            typer.echo(f"blt {__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def common(
+        *,
+        verbose: Annotated[bool, typer.Option("--verbose", help="Log to stderr.")] = False,
+        show_version: Annotated[  # noqa: ARG001 -- acts through its callback
+            bool, typer.Option("--version", callback=version, is_eager=True, help="Show it.")
+        ] = False,
+    ) -> None:
+        configure(verbose=verbose)
+
+    generating.add_command(app)
+    comparing.add_command(app)
+    inspecting.add_commands(app)
+    plugins.hook.blt_commands(app=app)
+    return app

@@ -1,0 +1,157 @@
+"""``blt compare``: samplers side by side on the same prompts."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import attrs
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from blt_core.cli import inputs
+from blt_core.cli.generating import as_record
+from blt_core.compare import Row, compare
+from blt_core.errors import RequestError, near_match
+from blt_core.pipeline import Pipeline
+from blt_core.published import SCALES
+from blt_core.types import Parameters
+
+DEFAULT_SAMPLERS = ("ar", "blt-s draft_bytes=4", "blt-s draft_bytes=8", "blt-s draft_bytes=16")
+
+
+def add_command(app: typer.Typer) -> None:
+    """Add ``compare`` to the command line."""
+
+    @app.command("compare")
+    def compare_command(  # noqa: PLR0913 -- one parameter an option
+        config: inputs.ConfigArgument = inputs.DEMO,
+        *,
+        prompt: inputs.PromptOption = None,
+        prompt_file: inputs.PromptFileOption = None,
+        max_new_bytes: inputs.MaxNewBytesOption = None,
+        sampler: Annotated[
+            list[str] | None,
+            typer.Option("--sampler", help="Repeatable; the first is the reference."),
+        ] = None,
+        cost_parameters: Annotated[
+            str | None,
+            typer.Option(help="Price with the paper's sizes: 1b or 3b. Default: the model's own."),
+        ] = None,
+        checkpoint: inputs.CheckpointOption = None,
+        device: inputs.DeviceOption = None,
+        dtype: inputs.DtypeOption = None,
+        as_json: inputs.JsonOption = False,
+    ) -> None:
+        """Compare samplers: passes, acceptance, cost, speed, and agreement with the first."""
+        parameters = _scale(cost_parameters)
+        settings = inputs.find_config(config).with_run(
+            max_new_bytes=max_new_bytes, checkpoint=checkpoint, device=device, dtype=dtype
+        )
+        pipeline = Pipeline.load(settings)
+        prompts = inputs.read_prompts(prompt, prompt_file)
+        samplers = sampler or list(DEFAULT_SAMPLERS)
+        with _progress() as bar:
+            task = bar.add_task("", total=len(samplers) * len(prompts))
+
+            def advance(spec: str, index: int) -> None:
+                bar.update(task, description=f"{spec}, prompt {index + 1}")
+                bar.advance(task, 0 if (spec, index) == (samplers[0], 0) else 1)
+
+            rows = compare(pipeline, samplers, prompts, parameters=parameters, progress=advance)
+        if as_json:
+            priced = parameters or pipeline.parameters
+            typer.echo(json.dumps(as_report(rows, len(prompts), priced, pipeline)))
+        else:
+            _show(rows)
+
+
+def _scale(name: str | None) -> Parameters | None:
+    if name is None:
+        return None
+    if name not in SCALES:
+        raise RequestError(
+            f"--cost-parameters: no scale named {name!r}.{near_match(name, SCALES)} "
+            f"There are: {', '.join(SCALES)}"
+        )
+    return SCALES[name]
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    return Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def as_report(
+    rows: list[Row], prompts: int, parameters: Parameters, pipeline: Pipeline
+) -> dict[str, Any]:
+    """The stable JSON form of a comparison; documented in docs/cli.md."""
+    return {
+        "prompts": prompts,
+        "max_new_bytes": pipeline.settings.max_new_bytes,
+        "dtype": pipeline.settings.dtype,
+        "cost_parameters": attrs.asdict(parameters),
+        "samplers": [_record(row) for row in rows],
+    }
+
+
+def _record(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "spec": row.spec,
+        "settings": row.settings,
+        "identical_to_ar": row.identical,
+        "near_ties": row.near_ties,
+        "differences": [attrs.asdict(difference) for difference in row.differences],
+        "n_dec": row.passes.decoder,
+        "n_enc": row.passes.encoder,
+        "rounds": row.rounds,
+        "drafted": row.drafted,
+        "accepted": row.accepted,
+        "gigabytes": row.gigabytes,
+        "relative_gigabytes": row.relative_gigabytes,
+        "bytes_per_second": row.bytes_per_second,
+        "relative_speed": row.relative_speed,
+        "per_prompt": [as_record(result) for result in row.results],
+    }
+
+
+def _show(rows: list[Row]) -> None:
+    table = Table(box=None, header_style="bold")
+    table.add_column("sampler")
+    for name in ("bytes", "same", "N_dec", "N_enc", "rounds", "accepted", "GB", "rel. GB"):
+        table.add_column(name, justify="right")
+    table.add_column("bytes/s", justify="right")
+    table.add_column("rel. speed", justify="right")
+    for row in rows:
+        accepted = f"{row.accepted}/{row.drafted}" if row.drafted else "–"
+        table.add_row(
+            row.spec,
+            str(sum(len(result.output) for result in row.results)),
+            _agreement(row),
+            str(row.passes.decoder),
+            str(row.passes.encoder),
+            str(row.rounds),
+            accepted,
+            f"{row.gigabytes:.3g}",
+            f"{row.relative_gigabytes:.2f}",
+            f"{row.bytes_per_second:.0f}",
+            f"{row.relative_speed:.2f}",
+        )
+    Console(width=None if Console().is_terminal else 120).print(table)
+
+
+def _agreement(row: Row) -> str:
+    if row.identical:
+        return "yes"
+    ties = f" ({row.near_ties} near-ties)" if row.near_ties else ""
+    return f"{len(row.results) - len(row.differences)}/{len(row.results)}{ties}"

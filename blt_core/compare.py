@@ -1,0 +1,166 @@
+"""Samplers side by side on the same prompts: passes, cost, speed, and whether the bytes agree.
+
+Where two outputs that should agree differ, the difference is explained: floating-point sums of
+different shapes can part at a near-tie of two logits, or of an entropy and the threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import torch
+
+from blt_core.errors import RequestError
+from blt_core.model import Model
+from blt_core.pipeline import Generation, Pipeline, to_bytes
+from blt_core.types import Parameters, Passes, Rows
+
+#: Margins (in logits, or nats) below which fp32 runs of different shapes may part.
+NEAR_TIE = 1e-3
+
+
+@attrs.frozen
+class Difference:
+    """Where an output leaves the reference's, and how close the call was there.
+
+    first_difference: index of the first differing new byte. logit_margin: gap between the two
+    highest logits at that byte. flag_margin: smallest distance of an entropy from the patcher's
+    threshold up to there, in nats (None for patchers without one).
+    """
+
+    first_difference: int
+    logit_margin: float
+    flag_margin: float | None
+
+    @property
+    def near_tie(self) -> bool:
+        """Whether either margin is below ``NEAR_TIE``."""
+        flag = self.flag_margin is not None and self.flag_margin < NEAR_TIE
+        return flag or self.logit_margin < NEAR_TIE
+
+
+@attrs.frozen
+class Row:
+    """One sampler's totals over the prompts. ``relative_*`` are ratios to the first sampler.
+
+    identical: all outputs equal the first sampler's. differences: of the prompts where they do
+    not. per_prompt: each prompt's own figures.
+    """
+
+    spec: str
+    name: str
+    settings: dict[str, Any]
+    passes: Passes
+    rounds: int
+    drafted: int
+    accepted: int
+    gigabytes: float
+    relative_gigabytes: float
+    bytes_per_second: float
+    relative_speed: float
+    differences: tuple[Difference, ...]
+    results: tuple[Generation, ...]
+
+    @property
+    def identical(self) -> bool:
+        """Whether all outputs equal the reference's."""
+        return not self.differences
+
+    @property
+    def near_ties(self) -> int:
+        """How many of the differences are near-ties."""
+        return sum(d.near_tie for d in self.differences)
+
+
+def compare(
+    pipeline: Pipeline,
+    samplers: Sequence[str],
+    prompts: Sequence[str | bytes],
+    *,
+    parameters: Parameters | None = None,
+    progress: Callable[[str, int], None] = lambda _spec, _index: None,
+    **request: Any,
+) -> list[Row]:
+    """Run every sampler on every prompt, one prompt at a time, and sum up.
+
+    samplers: inline specs (``"blt-s draft_bytes=8"``); the first is the reference. parameters:
+    counts that price the passes (default: the model's own). Specs and requests are checked before
+    any work. progress(spec, prompt index) is called before each prompt.
+    """
+    if not prompts:
+        raise RequestError("no prompts were given")
+    pipelines = [pipeline.with_sampler(spec) for spec in samplers]
+    for each in pipelines:
+        each.check(prompts, **request)
+    rows: list[Row] = []
+    for spec, each in zip(samplers, pipelines, strict=True):
+        results = []
+        for index, prompt in enumerate(prompts):
+            progress(spec, index)
+            results.append(each.generate(prompt, **request))
+        rows.append(_row(spec, each, results, parameters, rows[0] if rows else None))
+    return rows
+
+
+def _row(
+    spec: str,
+    pipeline: Pipeline,
+    results: Sequence[Generation],
+    parameters: Parameters | None,
+    reference: Row | None,
+) -> Row:
+    passes = sum((result.passes for result in results), Passes())
+    cost = pipeline.cost_model.cost(passes, parameters or pipeline.parameters)
+    speed = _speed(results)
+    return Row(
+        spec=spec,
+        name=spec.split()[0],
+        settings=pipeline.plan.node("sampler").describe(),
+        passes=passes,
+        rounds=sum(result.rounds for result in results),
+        drafted=sum(result.drafted for result in results),
+        accepted=sum(result.accepted for result in results),
+        gigabytes=cost.gigabytes,
+        relative_gigabytes=cost.gigabytes / reference.gigabytes if reference else 1.0,
+        bytes_per_second=speed,
+        relative_speed=speed / reference.bytes_per_second if reference else 1.0,
+        differences=_differences(pipeline.model, results, reference.results) if reference else (),
+        results=tuple(results),
+    )
+
+
+def _speed(results: Sequence[Generation]) -> float:
+    seconds = sum(result.seconds for result in results)
+    later = sum(result.bytes_per_second * result.seconds for result in results)
+    return later / seconds if seconds > 0 else 0.0
+
+
+def _differences(
+    model: Model, results: Sequence[Generation], expected: Sequence[Generation]
+) -> tuple[Difference, ...]:
+    pairs = zip(results, expected, strict=True)
+    return tuple(
+        explain(model, want.prompt, want.output, got.output)
+        for got, want in pairs
+        if got.output != want.output
+    )
+
+
+@torch.inference_mode()
+def explain(model: Model, prompt: str | bytes, expected: bytes, found: bytes) -> Difference:
+    """Where ``found`` leaves ``expected``, both continuing ``prompt``, and the margins there."""
+    pairs = zip(expected, found, strict=False)
+    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
+    ids = [model.scheme.bos, *model.scheme.encode(to_bytes(prompt) + expected[:shared])]
+    rows = Rows(torch.tensor([ids], device=model.device), (len(ids),))
+    output = model.forward(rows, model.patcher.flags(rows, None)).clean
+    if output is None:
+        raise RequestError("the decoder returned no output for its clean rows")
+    logits = output.logits[0, -1].double()
+    logits[list(model.scheme.never_output)] = float("-inf")
+    first, second = logits.topk(2).values.tolist()
+    margins = getattr(model.patcher, "margins", None)
+    flag = float(margins(rows).min()) if margins is not None else None
+    return Difference(shared, first - second, flag)

@@ -1,0 +1,138 @@
+"""Component records: what a plugin tells the core about each thing that it supplies.
+
+A component's *params* class is an attrs class; its fields are the keys of the component's TOML
+table, its annotations their types, its validators their ranges. A field made with :func:`nested`
+holds another component, chosen by a nested table with its own ``use``. The factory is called with
+an instance of params in which nested fields already hold the built objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import attrs
+
+from blt_core.types import IdScheme
+
+#: Key of the attrs metadata that marks a nested component field.
+NESTED = "blt_nested_kind"
+#: Key of the attrs metadata that marks a key which a run may override in a checkpoint's config.
+OVERRIDABLE = "blt_overridable"
+
+
+@attrs.frozen
+class BuildContext:
+    """What factories may need beyond their own params: the id scheme of the model."""
+
+    scheme: IdScheme = attrs.field(factory=IdScheme)
+
+
+class Ability(NamedTuple):
+    """How messages speak of an ability: "needs a decoder {need}; 'local' … {lack}"."""
+
+    need: str
+    lack: str
+
+
+#: Abilities with a phrase of their own; a plugin may use any other name and gets a plain one.
+ABILITIES: Mapping[str, Ability] = {
+    "denoises": Ability("that denoises", "was trained without blocks"),
+    "reads_byte_states": Ability("that reads byte states", "embeds bytes by itself"),
+}
+
+
+def _nothing(params: object) -> frozenset[str]:  # noqa: ARG001 -- a default for a callback
+    return frozenset()
+
+
+@attrs.frozen
+class Component:
+    """One implementation of a kind.
+
+    kind, name: what a config names (``[kind] use = "name"``). factory(params, context): builds it.
+    params: attrs class of its TOML keys. summary: one line for ``blt plugins``. dims: named sizes
+    and the params field that holds each; components that name the same size must agree on it.
+    provides(params): abilities, such as ``denoises``. requires: abilities of other parts that it
+    cannot work without, as ``"decoder.denoises"``.
+    """
+
+    kind: str
+    name: str
+    factory: Callable[[Any, BuildContext], object]
+    params: type
+    summary: str
+    dims: Mapping[str, str] = attrs.field(factory=dict)
+    provides: Callable[[Any], frozenset[str]] = _nothing
+    requires: frozenset[str] = frozenset()
+
+
+@attrs.frozen
+class Preset:
+    """A name for a table of another component of the same kind.
+
+    expand(params) gives that table, ``use`` included: ``blt-s`` is ``speculative`` with the drafter
+    ``self``. ``blt check`` prints the expansion.
+    """
+
+    kind: str
+    name: str
+    params: type
+    expand: Callable[[Any], dict[str, Any]]
+    summary: str
+
+
+def nested(kind: str, *, default: str | None = None) -> Any:
+    """An attrs field that holds a component of ``kind``; ``default`` names it if no table does."""
+    metadata = {NESTED: kind}
+    if default is None:
+        return attrs.field(metadata=metadata)
+    return attrs.field(factory=lambda: {"use": default}, metadata=metadata)
+
+
+def overridable(**arguments: Any) -> Any:
+    """An attrs field that a run may set beside ``checkpoint`` (thresholds, windows; not dims)."""
+    return attrs.field(metadata={OVERRIDABLE: True}, **arguments)
+
+
+def nested_kinds(params: type) -> dict[str, str]:
+    """Nested component fields of a params class: field name to kind."""
+    return {f.name: f.metadata[NESTED] for f in attrs.fields(params) if NESTED in f.metadata}
+
+
+def overridable_keys(params: type) -> frozenset[str]:
+    """Keys of a params class that a run may override beside a checkpoint."""
+    return frozenset(f.name for f in attrs.fields(params) if OVERRIDABLE in f.metadata)
+
+
+# -- ranges: validators for params fields; None passes, since the annotation says if it may be ----
+
+Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def at_least(low: float) -> Validator:
+    """Values from ``low`` on."""
+    return _range(lambda value: value >= low, f"at least {low}")
+
+
+def more_than(low: float) -> Validator:
+    """Values above ``low``."""
+    return _range(lambda value: value > low, f"more than {low}")
+
+
+def between(low: float, high: float) -> Validator:
+    """Values from ``low`` to ``high``, both included."""
+    return _range(lambda value: low <= value <= high, f"{low} to {high}")
+
+
+def one_of(*choices: object) -> Validator:
+    """One of a few values; for strings, a ``Literal`` annotation says it better."""
+    return _range(lambda value: value in choices, "one of " + ", ".join(map(repr, choices)))
+
+
+def _range(accepts: Callable[[Any], bool], wanted: str) -> Validator:
+    def validate(_: object, __: attrs.Attribute[Any], value: Any) -> None:
+        if value is not None and not accepts(value):
+            raise ValueError(f"expected {wanted}, got {value!r}")
+
+    return validate

@@ -1,0 +1,175 @@
+"""The decode loop: sampler rounds, end rules, streaming and what is reported of a run.
+
+Axes: b batch rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import attrs
+
+from blt_core.errors import EngineError, RequestError
+from blt_core.model import Model
+from blt_core.protocols import Sampler
+from blt_core.state import DecodeState
+from blt_core.types import Draws, Passes, Round, Sampling
+
+StopReason = Literal["length", "eos", "stop"]
+
+
+@attrs.frozen
+class Request:
+    """One text to continue.
+
+    prompt: any bytes, also none. max_new_bytes: at least 1. stop: output ends with the first of
+    these byte strings, which is kept. seed: of this request's own random draws.
+    """
+
+    prompt: bytes
+    max_new_bytes: int = 256
+    stop: tuple[bytes, ...] = ()
+    seed: int = 0
+
+    def check(self, model: Model, index: int) -> None:
+        """Raise RequestError if this request, number ``index``, cannot be served."""
+        if self.max_new_bytes < 1:
+            raise RequestError(f"max_new_bytes: expected at least 1, got {self.max_new_bytes}")
+        if any(not stop for stop in self.stop):
+            raise RequestError("stop: a stop string must not be empty")
+        total = len(self.prompt) + self.max_new_bytes
+        if total > model.context_bytes:
+            raise RequestError(
+                f"prompt {index + 1}: {len(self.prompt)} bytes + {self.max_new_bytes} new bytes "
+                f"exceed the model's context of {model.context_bytes} bytes. "
+                f"Shorten the prompt or lower max_new_bytes to "
+                f"{max(model.context_bytes - len(self.prompt), 0)}"
+            )
+
+
+@attrs.define
+class Progress:
+    """What one batch row has output and caused so far.
+
+    rounds counts sampler rounds, without a first one that only reads the prompt and drafts
+    nothing. accepted: drafted bytes that were kept, without the bytes the model adds itself.
+    """
+
+    request: Request
+    output: bytearray = attrs.field(factory=bytearray)
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    passes: Passes = attrs.field(factory=Passes)
+    stop_reason: StopReason | None = None
+    first_bytes: int = 0
+    prefill_seconds: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Output after the first round by the time after it (0 where there was none)."""
+        later = len(self.output) - self.first_bytes
+        return later / self.seconds if self.seconds > 0 else 0.0
+
+
+@attrs.frozen
+class Step:
+    """What one round added: the new bytes of each batch row."""
+
+    new: tuple[bytes, ...]
+    progress: tuple[Progress, ...]
+
+
+def decode(
+    model: Model, sampler: Sampler, requests: Sequence[Request], sampling: Sampling
+) -> Iterator[Step]:
+    """Run rounds until every request has ended; requests are checked before any work.
+
+    Raises RequestError for requests that cannot be served, EngineError for a sampler that breaks
+    its contract.
+    """
+    check_requests(model, sampler, requests, sampling)
+    return _rounds(model, sampler, requests, sampling)
+
+
+def check_requests(
+    model: Model, sampler: Sampler, requests: Sequence[Request], sampling: Sampling
+) -> None:
+    """Raise RequestError if a batch could not be served; computes nothing."""
+    if not requests:
+        raise RequestError("no prompts were given")
+    for index, request in enumerate(requests):
+        request.check(model, index)
+    sampler.check(sampling)
+
+
+def _rounds(
+    model: Model, sampler: Sampler, requests: Sequence[Request], sampling: Sampling
+) -> Iterator[Step]:
+    state = DecodeState(
+        model,
+        [model.scheme.encode(request.prompt) for request in requests],
+        [request.max_new_bytes for request in requests],
+    )
+    draws = Draws(tuple(request.seed for request in requests))
+    progress = tuple(Progress(request) for request in requests)
+    first = True
+    while any(state.remaining):
+        began = time.perf_counter()
+        done = sampler.round(state, sampling, draws)
+        elapsed = time.perf_counter() - began
+        new = _account(state, progress, done, elapsed, first=first)
+        state.settle()
+        first = False
+        yield Step(new, progress)
+
+
+def _account(
+    state: DecodeState, progress: Sequence[Progress], done: Round, elapsed: float, *, first: bool
+) -> tuple[bytes, ...]:
+    """Apply the end rules to what a round committed, and add it to the rows' records."""
+    new = []
+    for row, (record, left) in enumerate(zip(progress, state.remaining, strict=True)):
+        if not left:
+            new.append(b"")
+            continue
+        if not done.ids[row]:
+            raise EngineError(f"the sampler committed nothing to batch row {row}")
+        added, record.stop_reason = end(record, done.ids[row], state)
+        state.spend(row, left if record.stop_reason else len(added))
+        record.output += added
+        record.passes = state.passes(row)
+        record.rounds += not (first and not done.drafted[row])
+        record.drafted += done.drafted[row]
+        record.accepted += done.accepted[row]
+        if first:
+            record.prefill_seconds, record.first_bytes = elapsed, len(added)
+        else:
+            record.seconds += elapsed
+        new.append(added)
+    return tuple(new)
+
+
+def end(
+    record: Progress, ids: Sequence[int], state: DecodeState
+) -> tuple[bytes, StopReason | None]:
+    """The bytes of ``ids`` that count, and why the output ends with them, if it does.
+
+    Bytes after the first EOS or stop string are dropped; EOS itself is no byte.
+    """
+    scheme, reason = state.scheme, None
+    ids = list(ids)
+    if scheme.eos in ids:
+        ids, reason = ids[: ids.index(scheme.eos)], "eos"
+    added = scheme.decode(ids)
+    room = record.request.max_new_bytes - len(record.output)
+    if len(added) >= room and not (reason == "eos" and len(added) == room):
+        added, reason = added[:room], "length"
+    text = bytes(record.output) + added
+    ends = [at + len(s) for s in record.request.stop if (at := text.find(s)) >= 0]
+    if ends:
+        added, reason = added[: min(ends) - len(record.output)], "stop"
+    return added, reason  # type: ignore[return-value] -- the literals above

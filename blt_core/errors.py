@@ -1,0 +1,93 @@
+"""Every error that blt-core raises on purpose.
+
+Each message names the place, what was found there, what exists, and the fix. The command line
+prints the message alone and exits with ``exit_code``; programs catch :class:`BltError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import textwrap
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+
+class BltError(Exception):
+    """Base class: a mistake that the user can mend. ``exit_code`` is what the CLI returns."""
+
+    exit_code = 2
+
+
+@attrs.frozen
+class Problem:
+    """One thing wrong in a configuration.
+
+    place: file and dotted path (``tiny.toml: sampler.use``); text: what is wrong there;
+    hints: further lines, printed indented (what exists, how to fix it).
+    """
+
+    place: str
+    text: str
+    hints: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return _with_hints(f"{self.place}: {self.text}", self.hints)
+
+
+class ConfigError(BltError):
+    """All the problems of one configuration, gathered: ``error.problems``."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class PluginError(BltError):
+    """A plugin that cannot be loaded, or whose hooks or components break their contract.
+
+    ``text`` and ``hints`` are those of a :class:`Problem` whose place is not known yet.
+    """
+
+    def __init__(self, text: str, hints: Sequence[str] = ()) -> None:
+        self.text = text
+        self.hints = tuple(hints)
+        super().__init__(_with_hints(text, self.hints))
+
+
+class CheckpointError(BltError):
+    """A checkpoint that is missing, truncated, or at odds with its own configuration."""
+
+
+class RequestError(BltError):
+    """A generation request that cannot be served: context overflow, impossible sampling, …"""
+
+
+class EngineError(BltError):
+    """A decode operation used against its contract, by a sampler or drafter."""
+
+
+class DataError(BltError):
+    """Input files that are missing, unreadable or unfit."""
+
+
+class RunError(BltError):
+    """A run that began properly and failed; the inputs were fine."""
+
+    exit_code = 1
+
+
+def near_match(name: str, candidates: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` for the candidate closest to ``name``, else the empty string.
+
+    Letters swapped and words reordered count as near: ``blt-vd`` finds ``blt-dv``.
+    """
+    names = list(candidates)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if not close:
+        close = [other for other in names if sorted(other) == sorted(name)][:1]
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _with_hints(text: str, hints: Iterable[str]) -> str:
+    return "\n".join((text, *(textwrap.indent(hint, "  ") for hint in hints)))

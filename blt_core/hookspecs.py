@@ -1,0 +1,51 @@
+"""The hooks that a plugin module may implement, each marked with ``@hookimpl``.
+
+Hooks are called at assembly and at the boundaries of a run, never for each byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import pluggy
+
+from blt_core.component import Component, Preset
+
+if TYPE_CHECKING:
+    import typer
+
+PROJECT = "blt_core"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def blt_components() -> Iterable[Component | Preset]:  # type: ignore[empty-body]
+    """The components and presets that this plugin supplies."""
+
+
+@hookspec
+def blt_settings() -> Mapping[str, type]:  # type: ignore[empty-body]
+    """Config tables that this plugin's commands read, each with the attrs class of its keys."""
+
+
+@hookspec
+def blt_commands(app: typer.Typer) -> None:
+    """Add commands to the command line: ``@app.command() def …``."""
+
+
+@hookspec
+def blt_run_start(run: object) -> None:
+    """A run begins. ``run`` is the same object in all calls of one run."""
+
+
+@hookspec
+def blt_run_step(run: object, step: object) -> None:
+    """One step of a run is over: a sampler round, or an optimizer step."""
+
+
+@hookspec
+def blt_run_end(run: object, result: object) -> None:
+    """A run is over; ``result`` is what its caller gets, or None if it failed."""

@@ -1,0 +1,111 @@
+"""A byte-latent model as its four parts, and the full forward that training runs.
+
+Axes: b batch rows, r byte rows (BOS first), m patches, n blocks, D widths, V ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from blt_core.protocols import Decoder, Encoder, GlobalModel, Patcher
+from blt_core.types import (
+    Blocks,
+    DecoderOutput,
+    IdScheme,
+    Latents,
+    Parameters,
+    Patches,
+    Rows,
+)
+
+#: The kinds that make up a model, in the order of the data flow.
+MODEL_KINDS = ("patcher", "encoder", "global_model", "decoder")
+
+
+@attrs.frozen(eq=False)
+class Model:
+    """patcher, encoder, global model and decoder; ``context_bytes`` is the longest text served.
+
+    ``settings`` are the fully resolved config tables that rebuild it (empty if built by hand).
+    """
+
+    patcher: Patcher
+    encoder: Encoder
+    global_model: GlobalModel
+    decoder: Decoder
+    scheme: IdScheme = attrs.field(factory=IdScheme)
+    context_bytes: int = 4096
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def modules(self) -> nn.ModuleDict:
+        """The parts that hold parameters, by kind: tensor names are dotted config paths."""
+        parts = {kind: getattr(self, kind) for kind in MODEL_KINDS}
+        return nn.ModuleDict({k: part for k, part in parts.items() if isinstance(part, nn.Module)})
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Model:
+        """Move all parameters, in place; returns the model itself."""
+        self.modules().to(device=device, dtype=dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder's parameters are."""
+        for parameter in self.modules().parameters():
+            return parameter.device
+        return torch.device("cpu")
+
+    def parameters(self) -> Parameters:
+        """Parameter counts by part; look-up tables of n-grams and the byte scorer apart."""
+        tables = 0
+        if isinstance(self.encoder, nn.Module):
+            tables = sum(
+                p.numel() for n, p in self.encoder.named_parameters() if n.startswith("ngrams.")
+            )
+        return Parameters(
+            decoder=_size(self.decoder),
+            encoder=_size(self.encoder) - tables,
+            global_model=_size(self.global_model),
+            tables=tables,
+            scorer=_size(self.patcher),
+        )
+
+    def forward(self, rows: Rows, flags_br: Tensor, blocks: Blocks | None = None) -> DecoderOutput:
+        """All rows of whole sequences at once, without caches: the training layout.
+
+        ids: BOS first. flags_br: bool, place i is flag i + 1, as ``Patcher.flags`` gives it.
+        """
+        patches, latent_br = patch_layout(flags_br, rows.lengths)
+        states = self.encoder.byte_states(rows, None)
+        embeddings = self.encoder.patch_embeddings(states, patches)
+        latents = self.global_model.forward(Latents(embeddings, patches.counts), None)
+        given = states if self.decoder.reads_byte_states else None
+        clean = Rows(rows.ids_br, rows.lengths, latent_br, given)
+        return self.decoder.forward(clean, blocks, Latents(latents, patches.counts), None)
+
+
+def patch_layout(flags_br: Tensor, lengths: tuple[int, ...]) -> tuple[Patches, Tensor]:
+    """Closed patches of whole sequences, and the latent that each clean row reads (b, r).
+
+    Row i reads the newest patch that is closed given the lookahead flag i + 1: number
+    patch(i + 1) - 1 (Fast BLT).
+    """
+    device, width = flags_br.device, flags_br.shape[1]
+    valid = torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
+    flags = flags_br & valid
+    latent_br = (flags.cumsum(1) - 1).clamp(min=0)  # flag 0 makes patch 0, flag 1 closes it
+    counts = tuple(flags.sum(1).tolist())
+    ends = torch.zeros(len(counts), max(counts), dtype=torch.long, device=device)
+    row, place = flags.nonzero(as_tuple=True)
+    ends[row, latent_br[row, place]] = place + 1
+    starts = torch.cat((torch.zeros_like(ends[:, :1]), ends[:, :-1]), dim=1)
+    sizes = (ends - starts).clamp(min=0)
+    return Patches(starts * (sizes > 0), sizes, counts), latent_br
+
+
+def _size(part: object) -> int:
+    return sum(p.numel() for p in part.parameters()) if isinstance(part, nn.Module) else 0

@@ -1,0 +1,31 @@
+"""Torch layers that the model parts share; third-party parts may build on them too."""
+
+from blt_core.nn.attention import attend, attend_blocks, rotary_angles, rotate
+from blt_core.nn.cache import RowCache, Span
+from blt_core.nn.layers import (
+    NORM_EPS,
+    SelfAttention,
+    SwiGLU,
+    Transformer,
+    TransformerLayer,
+    check_heads,
+    initialise,
+    new_span,
+)
+
+__all__ = [
+    "NORM_EPS",
+    "RowCache",
+    "SelfAttention",
+    "Span",
+    "SwiGLU",
+    "Transformer",
+    "TransformerLayer",
+    "attend",
+    "attend_blocks",
+    "check_heads",
+    "initialise",
+    "new_span",
+    "rotary_angles",
+    "rotate",
+]

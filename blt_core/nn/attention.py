@@ -1,0 +1,102 @@
+"""Attention kernels and rotary positions shared by all torch parts.
+
+Axes: b batch rows, h heads, g key/value heads, r query rows, t key rows, n blocks, B rows of a
+block, d width of a head. Queries come as (b, r, h, d), keys and values as (b, t, g, d).
+
+Dispatch: plainly causal spans use SDPA's causal kernel; a single new row needs no mask; windows
+over whole sequences are computed in bands of the window's width. Only ragged batches and several
+new rows over a cached prefix need a boolean mask, for which no fused kernel exists on some devices.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from blt_core.nn.cache import Span
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of rotary positions (RoPE), each (…, 1, d/2) in fp32, for interleaved pairs."""
+    steps = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    angles = positions[..., None].float() * theta ** (-steps / head_dim)
+    return angles.cos()[..., None, :], angles.sin()[..., None, :]
+
+
+def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the pairs (x0, x1), (x2, x3), … of the last axis of (…, heads, d) by their angles."""
+    cos, sin = (a.to(x.dtype) for a in angles)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+    """Causal, windowed attention of a span's rows over the keys it sees: (b, r, h, d).
+
+    ``k`` and ``v`` hold the places [span.lo, span.hi).
+    """
+    if span.from_start:
+        if span.window is not None and q.shape[1] > span.window:
+            return _attend_banded(q, k, v, span.window)
+        return _sdpa(q, k, v, causal=q.shape[1] > 1)
+    mask = None if span.mask_brt is None else span.mask_brt[:, None]
+    return _sdpa(q, k, v, mask=mask)
+
+
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    out = functional.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=causal,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def _attend_banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Window attention in bands: the queries of a band see their own and the previous band."""
+    batch, rows = q.shape[:2]
+    bands = -(-rows // window)
+    pad = bands * window - rows
+
+    def fold(x: Tensor) -> Tensor:
+        return functional.pad(x, (0, 0, 0, 0, 0, pad)).unflatten(1, (bands, window))
+
+    def with_previous(x: Tensor) -> Tensor:
+        x = fold(x)
+        previous = torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), dim=1)
+        return torch.cat((previous, x), dim=2).flatten(0, 1)
+
+    query = torch.arange(window, device=q.device)[:, None]
+    key = torch.arange(2 * window, device=q.device)
+    # Key j of a band stands j - window rows after the band's first; the first band has no previous.
+    seen = (key > query) & (key <= query + window)
+    mask = seen.repeat(batch, bands, 1, 1)
+    mask[:, 0, :, :window] = False
+    out = _sdpa(fold(q).flatten(0, 1), with_previous(k), with_previous(v), mask=mask.flatten(0, 1)[:, None])
+    return out.unflatten(0, (batch, bands)).flatten(1, 2)[:, :rows]
+
+
+def attend_blocks(
+    q: Tensor, own_k: Tensor, own_v: Tensor, clean_k: Tensor, clean_v: Tensor, seen_bnt: Tensor
+) -> Tensor:
+    """Block rows (b, n, B, h, d) over the clean keys they see and all of their own block.
+
+    One softmax over both groups of scores, (n·B) × (t + B) of them, so no square mask over clean
+    rows and blocks is ever built (Fast BLT, gives the mask this equals).
+    """
+    groups = q.shape[3] // own_k.shape[3]
+    q = q.unflatten(3, (own_k.shape[3], groups)) * q.shape[-1] ** -0.5  # (b, n, B, g, heads/g, d)
+    clean = torch.einsum("bnigcd,btgd->bngcit", q, clean_k)
+    clean = clean.masked_fill(~seen_bnt[:, :, None, None, None, :], float("-inf"))
+    own = torch.einsum("bnigcd,bnjgd->bngcij", q, own_k)
+    weights = torch.cat((clean, own), dim=-1).softmax(-1)
+    clean, own = weights.split((clean.shape[-1], own.shape[-1]), dim=-1)
+    out = torch.einsum("bngcit,btgd->bnigcd", clean, clean_v)
+    out = out + torch.einsum("bngcij,bnjgd->bnigcd", own, own_v)
+    return out.flatten(3, 4)

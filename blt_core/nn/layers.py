@@ -1,0 +1,154 @@
+"""Transformer layers of the torch parts: RMSNorm, SwiGLU, grouped-query attention, a plain stack.
+
+Axes: b batch rows, r rows, D width of the model. Pre-norm, no biases (BLT, section 4.8).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from blt_core.nn.attention import attend, rotary_angles, rotate
+from blt_core.nn.cache import RowCache, Span
+
+NORM_EPS = 1e-5
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) · up(x)); gate and up are one matrix, in this order."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) to (…, D)."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(functional.silu(gate) * up)
+
+
+class SelfAttention(nn.Module):
+    """Causal attention with rotary positions; query, key and value are one matrix, in this order."""
+
+    def __init__(self, dim: int, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
+        self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def project(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (…, h, d) and keys, and values (…, g, d), of rows (…, D)."""
+        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))
+        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=-2)
+        q, k = rotate(qk, angles).split((self.heads, self.kv_heads), dim=-2)
+        return q, k, v
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        span: Span,
+        cache: RowCache | None,
+        lane: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(output, keys, values): (b, r, D) and the new rows' own keys and values."""
+        q, k, v = self.project(x, angles)
+        keys, values = k, v
+        if cache is not None:
+            cache.write(f"{lane}.k", span, k)
+            cache.write(f"{lane}.v", span, v)
+            if not span.from_start:
+                keys = cache.read(f"{lane}.k", span.lo, span.hi)
+                values = cache.read(f"{lane}.v", span.lo, span.hi)
+        return self.out(attend(q, keys, values, span).flatten(-2)), k, v
+
+
+class TransformerLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, dim: int, heads: int, kv_heads: int, hidden: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.attention = SelfAttention(dim, heads, kv_heads)
+        self.mlp_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.mlp = SwiGLU(dim, hidden)
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        span: Span,
+        cache: RowCache | None,
+        lane: str,
+    ) -> Tensor:
+        """(b, r, D) to (b, r, D)."""
+        x = x + self.attention(self.attention_norm(x), angles, span, cache, lane)[0]
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nn.Module):
+    """A causal stack with rotary positions and an optional window; it owns no embedding or head."""
+
+    def __init__(  # noqa: PLR0913 -- the shape of a stack is these six numbers
+        self,
+        *,
+        dim: int,
+        layers: int,
+        heads: int,
+        kv_heads: int | None = None,
+        hidden: int,
+        window: int | None = None,
+        rope_theta: float,
+    ) -> None:
+        super().__init__()
+        check_heads(dim, heads, kv_heads or heads)
+        self.window, self.rope_theta, self.head_dim = window, rope_theta, dim // heads
+        self.layers = nn.ModuleList(
+            TransformerLayer(dim, heads, kv_heads or heads, hidden) for _ in range(layers)
+        )
+
+    def new_cache(self, batch: int) -> RowCache:
+        """An empty cache for ``batch`` rows."""
+        return RowCache(batch, self.window)
+
+    def forward(self, x: Tensor, counts: tuple[int, ...], cache: RowCache | None) -> Tensor:
+        """New rows (b, r, D), ``counts[b]`` of them valid, to their states (b, r, D)."""
+        span = new_span(x, counts, cache, self.window)
+        return self.run(x, span, cache)
+
+    def run(self, x: Tensor, span: Span, cache: RowCache | None) -> Tensor:
+        """As ``forward``, for rows whose span is known."""
+        angles = rotary_angles(span.positions_br, self.head_dim, self.rope_theta)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, angles, span, cache, f"layer{index}")
+        return x
+
+
+def new_span(
+    x: Tensor, counts: tuple[int, ...], cache: RowCache | None, window: int | None
+) -> Span:
+    """The span of new rows ``x`` (b, r, …), continuing ``cache`` or, without one, from row 0."""
+    if cache is None:
+        return Span.whole(counts, x.shape[1], window, x.device)
+    return cache.extend(counts, x.shape[1], x.device)
+
+
+def check_heads(dim: int, heads: int, kv_heads: int) -> None:
+    """Raise ValueError unless heads divide the width evenly, into pairs that can be rotated."""
+    if dim % heads or (dim // heads) % 2:
+        raise ValueError(f"heads: {heads} heads do not divide dim {dim} into even widths")
+    if heads % kv_heads:
+        raise ValueError(f"kv_heads: {kv_heads} does not divide heads {heads}")
+
+
+def initialise(module: nn.Module, layers: int) -> None:
+    """Normal(0, 0.02) weights; outputs of residual branches scaled by 1/sqrt(2 · layers)."""
+    for name, parameter in module.named_parameters():
+        if parameter.dim() < 2:  # noqa: PLR2004 -- norms keep their ones
+            continue
+        residual = name.endswith(("out.weight", "down.weight"))
+        std = 0.02 / (2 * max(layers, 1)) ** 0.5 if residual else 0.02
+        with torch.no_grad():
+            parameter.normal_(0.0, std)

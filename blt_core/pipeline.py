@@ -1,0 +1,296 @@
+"""The front door for programs: a configuration in, a model that generates out.
+
+>>> pipeline = Pipeline.from_config({"schema": 1, "run": {"checkpoint": "demo:python"}})
+>>> pipeline.generate("def fibonacci(n):").text  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import attrs
+import structlog
+import torch
+from torch import Tensor
+
+from blt_core._inline import parse_inline
+from blt_core.checkpoint import load_tensors
+from blt_core.component import BuildContext
+from blt_core.config import Config, RunSettings, load_config
+from blt_core.engine import Progress, Request, Step, check_requests, decode
+from blt_core.errors import CheckpointError, ConfigError, Problem, RequestError
+from blt_core.model import MODEL_KINDS, Model
+from blt_core.plugins import Plugins, load_plugins
+from blt_core.protocols import CheckpointFormat, CostModel, Sampler
+from blt_core.types import Cost, Parameters, Passes, Sampling
+from blt_core.wiring import Plan, build_node, merge_checkpoint, resolve, resolve_component
+
+_log = structlog.get_logger("blt_core")
+
+#: What a config without a table of these kinds uses.
+DEFAULTS = {"sampler": {"use": "ar"}, "cost_model": {"use": "bandwidth"}}
+
+Prompt = str | bytes
+
+
+@attrs.frozen
+class Generation:
+    """What one prompt gave. Times are wall-clock seconds of the whole batch.
+
+    output: the new bytes. rounds: sampler rounds after the one that read the prompt. passes: what
+    this prompt cost as if it ran alone; ``cost`` prices them. prefill_seconds: until the first
+    output; seconds: after it; bytes_per_second: the output after the first by ``seconds``.
+    stop_reason: "length", "eos" or "stop".
+    """
+
+    prompt: bytes
+    output: bytes
+    passes: Passes
+    rounds: int
+    drafted: int
+    accepted: int
+    cost: Cost
+    prefill_seconds: float
+    seconds: float
+    bytes_per_second: float
+    stop_reason: str
+
+    @property
+    def text(self) -> str:
+        """The new bytes as UTF-8, with U+FFFD for what is none."""
+        return self.output.decode("utf-8", errors="replace")
+
+
+@attrs.frozen
+class Run:
+    """What observers are told of a run: who generates, and for which requests."""
+
+    pipeline: Pipeline
+    requests: tuple[Request, ...]
+
+
+class Pipeline:
+    """A model with a sampler and a cost model. Make one by ``from_toml`` or ``from_config``."""
+
+    def __init__(self, plan: Plan, plugins: Plugins, model: Model) -> None:
+        context = BuildContext(model.scheme)
+        self.plan, self.plugins, self.model = plan, plugins, model
+        self.sampler: Sampler = plan.build("sampler", context)
+        self.cost_model: CostModel = plan.build("cost_model", context)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Pipeline:
+        """The pipeline of a config file.
+
+        A relative checkpoint path counts from the working directory. Raises ConfigError with all
+        problems of the file, or CheckpointError.
+        """
+        return cls.load(load_config(path))
+
+    @classmethod
+    def from_config(cls, tables: Mapping[str, Any]) -> Pipeline:
+        """The pipeline of a config in memory, a mapping as TOML would give it."""
+        return cls.load(Config.from_mapping(tables))
+
+    @classmethod
+    def load(cls, config: Config, plugins: Plugins | None = None) -> Pipeline:
+        """The pipeline of a config, built with ``plugins`` (default: those installed)."""
+        plugins = plugins or load_plugins()
+        plan, tensors = plan_run(config, plugins)
+        model = build_model(plan, tensors)
+        return cls(plan, plugins, model)
+
+    def with_sampler(self, sampler: str | Mapping[str, Any]) -> Pipeline:
+        """The same model with another sampler: ``"blt-s draft_bytes=8"``, or a config table."""
+        table = parse_inline(sampler, "sampler") if isinstance(sampler, str) else sampler
+        config = Config.from_mapping(self.plan.describe()).with_table("sampler", table)
+        return Pipeline(resolve(config, self.plugins), self.plugins, self.model)
+
+    @property
+    def settings(self) -> RunSettings:
+        """The ``[run]`` table: defaults of a request."""
+        return self.plan.run
+
+    @overload
+    def generate(self, prompts: Prompt, **request: Any) -> Generation: ...
+    @overload
+    def generate(self, prompts: Sequence[Prompt], **request: Any) -> list[Generation]: ...
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], **request: Any
+    ) -> Generation | list[Generation]:
+        """Continue one prompt, or several as one batch.
+
+        request: max_new_bytes, temperature, top_k, top_p, seed, stop; what is not given comes from
+        ``[run]``. Raises RequestError, before any work, for what cannot be served.
+        """
+        single = isinstance(prompts, (str, bytes))
+        listed: Sequence[Prompt] = [prompts] if single else prompts  # type: ignore[assignment, list-item]
+        progress: Sequence[Progress] = ()
+        for step in self.steps(listed, **request):
+            progress = step.progress
+        results = [self.generation(record) for record in progress]
+        return results[0] if single else results
+
+    def stream(self, prompt: Prompt, *, text: bool = False, **request: Any) -> Iterator[Any]:
+        """Yield the new bytes of one prompt as they are committed.
+
+        With ``text``, strings of whole UTF-8 characters instead (U+FFFD for what is none).
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for step in self.steps([prompt], **request):
+            new = decoder.decode(step.new[0]) if text else step.new[0]
+            if new:
+                yield new
+        if text and (rest := decoder.decode(b"", final=True)):
+            yield rest
+
+    def steps(self, prompts: Sequence[Prompt], **request: Any) -> Iterator[Step]:
+        """Yield every sampler round of a batch, with each prompt's progress."""
+        requests, sampling = self._requests(prompts, request)
+        rounds = decode(self.model, self.sampler, requests, sampling)
+        return self._observed(Run(self, requests), rounds)
+
+    def check(self, prompts: Sequence[Prompt], **request: Any) -> None:
+        """Raise RequestError if a batch could not be served; computes nothing."""
+        requests, sampling = self._requests(prompts, request)
+        check_requests(self.model, self.sampler, requests, sampling)
+
+    def _observed(self, run: Run, rounds: Iterator[Step]) -> Iterator[Step]:
+        hook, result = self.plugins.hook, None
+        hook.blt_run_start(run=run)
+        try:
+            for step in rounds:
+                hook.blt_run_step(run=run, step=step)
+                result = step
+                yield step
+        finally:
+            hook.blt_run_end(run=run, result=result)
+
+    def _requests(
+        self, prompts: Sequence[Prompt], given: Mapping[str, Any]
+    ) -> tuple[tuple[Request, ...], Sampling]:
+        """Requests from keyword arguments, with what ``[run]`` says where they are silent."""
+        surplus = sorted(given.keys() - _REQUEST_KEYS)
+        if surplus:
+            known = ", ".join(sorted(_REQUEST_KEYS))
+            raise RequestError(f"{surplus[0]}: no such request setting. There are: {known}")
+        run = {key: getattr(self.settings, key) for key in _REQUEST_KEYS} | dict(given)
+        stop = (run["stop"],) if isinstance(run["stop"], (str, bytes)) else run["stop"]
+        requests = tuple(
+            Request(to_bytes(p), run["max_new_bytes"], tuple(map(to_bytes, stop)), run["seed"])
+            for p in prompts
+        )
+        return requests, Sampling(run["temperature"], run["top_k"], run["top_p"])
+
+    def generation(self, record: Progress) -> Generation:
+        """What a prompt gave, so far: its progress with the cost of its passes."""
+        return Generation(
+            prompt=record.request.prompt,
+            output=bytes(record.output),
+            passes=record.passes,
+            rounds=record.rounds,
+            drafted=record.drafted,
+            accepted=record.accepted,
+            cost=self.cost_model.cost(record.passes, self.parameters),
+            prefill_seconds=record.prefill_seconds,
+            seconds=record.seconds,
+            bytes_per_second=record.bytes_per_second,
+            stop_reason=record.stop_reason or "length",
+        )
+
+    @property
+    def parameters(self) -> Parameters:
+        """Parameter counts of the model's parts."""
+        return self.model.parameters()
+
+
+_REQUEST_KEYS = frozenset({"max_new_bytes", "temperature", "top_k", "top_p", "seed", "stop"})
+
+
+def to_bytes(text: Prompt) -> bytes:
+    """Bytes as they are, a string as UTF-8 (lone surrogates as the bytes they stand for)."""
+    return text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogateescape")
+
+
+def plan_run(config: Config, plugins: Plugins) -> tuple[Plan, Mapping[str, Tensor] | None]:
+    """Check a config whole, its checkpoint's tables included; nothing is built.
+
+    Gives the plan, and the checkpoint's tensors (None if the config names no checkpoint).
+    """
+    for kind, table in DEFAULTS.items():
+        if kind not in config.tables:
+            config = config.with_table(kind, table)
+    tensors = None
+    if config.checkpoint is not None:
+        tables, tensors = read_checkpoint(config.checkpoint, plugins)
+        config = merge_checkpoint(config, tables, plugins)
+    return resolve(config, plugins, needs=("model", *MODEL_KINDS)), tensors
+
+
+def read_checkpoint(
+    location: str, plugins: Plugins
+) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    """Config tables and tensors of a checkpoint, by the format that recognises its location.
+
+    Raises CheckpointError if no format does.
+    """
+    names = plugins.registry.names("checkpoint_format")
+    for name in names:
+        node = resolve_component("checkpoint_format", {"use": name}, plugins)
+        reader: CheckpointFormat = build_node(node, BuildContext(), plugins.registry)
+        if reader.recognises(location):
+            return reader.read(location)
+    raise CheckpointError(
+        f"{location}: no checkpoint format recognises this. Installed formats: {', '.join(names)}"
+    )
+
+
+def build_model(plan: Plan, tensors: Mapping[str, Tensor] | None) -> Model:
+    """The model of a plan on its device, with a checkpoint's tensors or, without, random weights.
+
+    Raises ConfigError for a device that is not there, CheckpointError for tensors that do not fit.
+    """
+    device, dtype = find_device(plan), getattr(torch, plan.run.dtype)
+    settings = plan.describe_model()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.run.seed)
+        parts = {kind: plan.build(kind) for kind in MODEL_KINDS}
+    scheme, context = plan.model.scheme, plan.model.context_bytes
+    model = Model(**parts, scheme=scheme, context_bytes=context, settings=settings)
+    if tensors is None:
+        _log.warning("no checkpoint is named: the weights are random", config=str(plan.place))
+    else:
+        load_tensors(model.modules(), tensors, str(plan.run.checkpoint))
+    modules = model.to(device, dtype).modules()
+    modules.requires_grad_(requires_grad=False).eval()
+    return model
+
+
+def find_device(plan: Plan) -> torch.device:
+    """The device that ``run.device`` names; ConfigError if this machine has none such."""
+    place, name = plan.place.child("run", "device"), plan.run.device
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        hint = f"available: {', '.join(available_devices())}"
+        raise ConfigError(
+            [Problem(str(place), f"device {name!r} is not available: {reason}", (hint,))]
+        ) from error
+    if device.type == "meta":
+        raise ConfigError([Problem(str(place), "device 'meta' holds no data: nothing can run")])
+    return device
+
+
+def available_devices() -> list[str]:
+    """Names of the devices of this machine."""
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names

@@ -1,0 +1,299 @@
+"""Values that the parts of a byte-latent model and the decode engine hand to each other.
+
+Shape legend (a suffix names the axes): b batch rows, r new byte rows, m patches, n blocks,
+B bytes of a block, k draft bytes, V ids, D a width. Rows of a batch are *ragged*: row b uses the
+first ``lengths[b]`` of the r places; the rest is padding that nobody reads.
+
+Host values (lengths, positions, counts) are Python integers, so that bookkeeping never waits for
+a device; only what a kernel reads is a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from blt_core.errors import RequestError
+
+
+@attrs.frozen
+class IdScheme:
+    """How bytes and special symbols map to ids: byte v is id ``byte_offset + v``.
+
+    ``size`` is V, the number of ids. ``mask`` is None where a model has no [MASK] entry.
+    """
+
+    byte_offset: int = 0
+    bos: int = 256
+    eos: int = 257
+    mask: int | None = 258
+    size: int = 259
+
+    def encode(self, data: bytes) -> list[int]:
+        """Ids of ``data``, without BOS."""
+        return [value + self.byte_offset for value in data]
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """The bytes among ``ids``; special ids stand for no byte and are left out."""
+        first, last = self.byte_offset, self.byte_offset + 256
+        return bytes(i - first for i in ids if first <= i < last)
+
+    def is_byte(self, token: int) -> bool:
+        """Whether ``token`` stands for a byte."""
+        return self.byte_offset <= token < self.byte_offset + 256
+
+    @property
+    def never_output(self) -> tuple[int, ...]:
+        """Ids that a model may read but must not produce: all but the bytes and EOS."""
+        return tuple(i for i in range(self.size) if not self.is_byte(i) and i != self.eos)
+
+
+@attrs.frozen
+class Sampling:
+    """How an id is drawn from logits; temperature 0 is greedy (the lowest id wins a tie)."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise RequestError(f"temperature: expected 0 or more, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise RequestError(f"top_k: expected 1 or more, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise RequestError(f"top_p: expected a number in (0, 1], got {self.top_p}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable id is always taken."""
+        return self.temperature == 0
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The distribution (..., V) that this setting draws from, in float64.
+
+        The one place where temperature, top-k and top-p are applied, to a model's p and a
+        drafter's q alike. Greedy gives a point mass on the first maximum.
+        """
+        if self.greedy:
+            return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).double()
+        scaled = logits.double() / self.temperature
+        if self.top_k is not None and self.top_k < scaled.shape[-1]:
+            kth = scaled.topk(self.top_k, dim=-1).values[..., -1:]
+            scaled = scaled.masked_fill(scaled < kth, float("-inf"))
+        probs = scaled.softmax(-1)
+        if self.top_p is not None and self.top_p < 1:
+            ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+            # Keep the smallest head whose mass reaches top_p: drop ids that start beyond it.
+            beyond = ordered.cumsum(-1) - ordered >= self.top_p
+            probs = probs.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
+            probs = probs / probs.sum(-1, keepdim=True)
+        return probs
+
+    def pick(
+        self,
+        logits_bV: Tensor,  # noqa: N803 -- bV names the axes
+        positions: Sequence[int],
+        active: Sequence[object],
+        draws: Draws,
+    ) -> list[int]:
+        """An id for each batch row, for the byte at ``positions[b]``; -1 where not ``active``."""
+        if self.greedy:
+            best = logits_bV.argmax(-1).tolist()
+            return [token if on else -1 for token, on in zip(best, active, strict=True)]
+        probs = self.probabilities(logits_bV).cpu()
+        return [
+            draws.choose(probs[row], row, positions[row]) if on else -1
+            for row, on in enumerate(active)
+        ]
+
+
+@attrs.frozen
+class Draws:
+    """Uniform random numbers that depend on a request's seed and the byte position alone.
+
+    ``seeds[b]`` is the seed of batch row b. The place in a batch, the sampler's rounds and what
+    was drawn before have no influence, so a batch repeats what each request gives alone.
+    """
+
+    seeds: tuple[int, ...]
+
+    def uniform(self, row: int, position: int, stream: int = 0) -> float:
+        """A number in [0, 1) for the byte at ``position``; ``stream`` separates uses."""
+        state = _mix(self.seeds[row] & _MASK64)
+        state = _mix(state ^ (position & _MASK64))
+        return (_mix(state ^ (stream & _MASK64)) >> 11) / float(1 << 53)
+
+    def choose(self, probs_V: Tensor, row: int, position: int, stream: int = 0) -> int:  # noqa: N803 -- V names the axis
+        """The id that inverse-CDF sampling picks from ``probs_V`` (V,), zero entries never."""
+        cdf = probs_V.double().cumsum(-1)
+        point = self.uniform(row, position, stream) * float(cdf[-1])
+        index = int(torch.searchsorted(cdf, point, right=True))
+        return min(index, int(probs_V.nonzero()[-1]))
+
+
+_MASK64 = (1 << 64) - 1
+
+
+def _mix(value: int) -> int:
+    """The splitmix64 finaliser: a bijection on 64-bit integers that looks random."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return value ^ (value >> 31)
+
+
+@attrs.frozen(eq=False)
+class Rows:
+    """New *clean* byte rows: row i stands for byte i and predicts byte i + 1.
+
+    ids_br: int64. lengths: new rows of each batch row. latent_br: int64, the index of the latent
+    that each row reads (decoder only). states_brD: the encoder's byte states, for decoders that
+    read them instead of embedding bytes themselves (``reads_byte_states``).
+
+    With a cache the first new row continues where the cache ends; without one it is byte 0.
+    """
+
+    ids_br: Tensor
+    lengths: tuple[int, ...]
+    latent_br: Tensor | None = None
+    states_brD: Tensor | None = None  # noqa: N815 -- D names the axis
+
+
+@attrs.frozen(eq=False)
+class Blocks:
+    """Corrupted blocks: row j of a block predicts the byte at its own position start + j.
+
+    ids_bnB: int64, with [MASK] at the bytes to fill. start_bn: int64, position of the first byte;
+    block rows see clean rows before it only, and all of their own block. latent_bn: int64, the
+    latent that all rows of the block read.
+    """
+
+    ids_bnB: Tensor  # noqa: N815 -- B names the axis
+    start_bn: Tensor
+    latent_bn: Tensor
+
+
+@attrs.frozen(eq=False)
+class Patches:
+    """Patches to embed: patch j of row b is bytes [start, start + size) of that row.
+
+    start_bm, size_bm: int64; size 0 is padding. counts: patches of each batch row.
+    """
+
+    start_bm: Tensor
+    size_bm: Tensor
+    counts: tuple[int, ...]
+
+
+@attrs.frozen(eq=False)
+class Latents:
+    """Global-model inputs or outputs of new patches: values_bmD and the patches of each row."""
+
+    values_bmD: Tensor  # noqa: N815 -- D names the axis
+    counts: tuple[int, ...]
+
+
+@attrs.frozen(eq=False)
+class Output:
+    """What a decoder gives for rows of one kind: logits (…, V) and last hidden states (…, D)."""
+
+    logits: Tensor
+    hidden: Tensor
+
+
+@attrs.frozen(eq=False)
+class DecoderOutput:
+    """Outputs of the clean rows (b, r, …) and of the block rows (b, n, B, …), where given."""
+
+    clean: Output | None
+    blocks: Output | None
+
+
+@attrs.frozen(eq=False)
+class OpenBlock:
+    """A block being denoised, one per batch row; made by ``DecodeOps.open_block``.
+
+    ids: for each batch row its B ids, committed bytes first, then [MASK] (a drafter fills them
+    in; an inactive row has none). start: position of its first byte. given: how many of its bytes
+    are committed already. provisional: whether the open patch was closed by force.
+    """
+
+    ids: list[list[int]]
+    start: tuple[int, ...]
+    given: tuple[int, ...]
+    provisional: bool
+
+
+@attrs.frozen(eq=False)
+class Draft:
+    """Proposed bytes: ``ids[b]`` of any length, and the q they were drawn from (b, k, V).
+
+    ``probs_bkV`` is None for a deterministic draft: q is a point mass on each id.
+    """
+
+    ids: list[list[int]]
+    probs_bkV: Tensor | None = None  # noqa: N815 -- bkV names the axes
+
+    def cut(self, limit: Sequence[int]) -> Draft:
+        """This draft with at most ``limit[b]`` ids in each row."""
+        ids = [row[:most] for row, most in zip(self.ids, limit, strict=True)]
+        return Draft(ids, self.probs_bkV)
+
+
+@attrs.frozen
+class Round:
+    """What one sampler round committed, per batch row: ids, drafted and accepted counts.
+
+    ``accepted`` excludes the byte that the model adds itself (bonus or correction).
+    """
+
+    ids: list[list[int]]
+    drafted: list[int]
+    accepted: list[int]
+
+
+@attrs.frozen
+class Passes:
+    """Forward passes (NFE) that one request caused, counted as if it ran alone.
+
+    decoder: N_dec. encoder: N_enc, passes of encoder + global model. encoder_bytes: passes of the
+    encoder's byte part (equal to ``encoder`` unless the decoder reads byte states). scorer: passes
+    of the patcher over new bytes.
+    """
+
+    decoder: int = 0
+    encoder: int = 0
+    encoder_bytes: int = 0
+    scorer: int = 0
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(
+            self.decoder + other.decoder,
+            self.encoder + other.encoder,
+            self.encoder_bytes + other.encoder_bytes,
+            self.scorer + other.scorer,
+        )
+
+
+@attrs.frozen
+class Parameters:
+    """Parameter counts of each part. ``tables`` are look-ups: their bytes are not streamed."""
+
+    decoder: int
+    encoder: int
+    global_model: int
+    tables: int = 0
+    scorer: int = 0
+
+
+@attrs.frozen
+class Cost:
+    """Weight traffic in GB (1e9 bytes): the total, its lines, and lines shown apart from it."""
+
+    gigabytes: float
+    lines: Mapping[str, float]
+    apart: Mapping[str, float] = attrs.field(factory=dict)

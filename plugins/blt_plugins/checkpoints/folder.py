@@ -1,0 +1,122 @@
+"""The checkpoint format of this project: a folder with ``model.safetensors`` and ``config.toml``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import tomli
+import tomli_w
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from blt_core.checkpoint import current_folder, replace_folder
+from blt_core.component import BuildContext, Component
+from blt_core.errors import CheckpointError
+
+TENSORS, CONFIG = "model.safetensors", "config.toml"
+
+
+@attrs.frozen(kw_only=True)
+class FolderFormatParams:
+    """Nothing to set: the tensors' dtype is the writer's choice."""
+
+
+class FolderFormat:
+    """Reads and writes checkpoint folders. A location is a path; ``scheme:…`` is another's."""
+
+    def __init__(self, params: FolderFormatParams, context: BuildContext) -> None:
+        """Keeps no state."""
+
+    def recognises(self, location: str) -> bool:
+        """Whether ``location`` is a path that may be such a folder (it need not exist)."""
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", location):
+            return False
+        folder = current_folder(Path(location))
+        ours = any((folder / name).exists() for name in (TENSORS, CONFIG))
+        return (folder / CONFIG).exists() or (ours and not (folder / "config.json").exists()) or (
+            not folder.exists()
+        )
+
+    def read(self, location: str) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+        """The config, and the tensors, each read from the disk when it is asked for.
+
+        Raises CheckpointError if a file is missing, cut short or malformed.
+        """
+        folder = current_folder(Path(location))
+        if not folder.is_dir():
+            what = "is not a folder" if folder.exists() else "no such checkpoint folder"
+            raise CheckpointError(f"{location}: {what}; a checkpoint is a folder with {_BOTH}")
+        for name in (CONFIG, TENSORS):
+            if not (folder / name).is_file():
+                raise CheckpointError(
+                    f"{folder / name}: missing; a checkpoint is a folder with {_BOTH}"
+                )
+        return _read_config(folder / CONFIG), StoredTensors(folder / TENSORS)
+
+    def write(
+        self, location: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Write a new folder and put it in the place of the old one; None values are left out."""
+        with replace_folder(location) as folder:
+            (folder / CONFIG).write_text(tomli_w.dumps(_without_none(config)), encoding="utf-8")
+            save_file(dict(tensors), str(folder / TENSORS), metadata={"format": "pt"})
+
+
+_BOTH = f"{CONFIG} and {TENSORS}"
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, memory-mapped and read one by one."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = safe_open(str(path), framework="pt")  # type: ignore[no-untyped-call]
+            self._names = tuple(self._file.keys())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path}: truncated or no safetensors file ({error}); "
+                "copy or download it again, or train it anew"
+            ) from error
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return tomli.loads(path.read_text(encoding="utf-8"))
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _without_none(value: Any) -> Any:  # noqa: ANN401 -- any TOML value
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_without_none(item) for item in value]
+    return value
+
+
+FOLDER = Component(
+    kind="checkpoint_format",
+    name="folder",
+    factory=FolderFormat,
+    params=FolderFormatParams,
+    summary="a folder with model.safetensors and config.toml",
+)

@@ -1,0 +1,218 @@
+"""The local decoder: byte rows that read latents, to logits (BLT, section 3.3).
+
+It runs clean rows (next byte) and corrupted blocks (own byte; Fast BLT) by the same
+weights. Axes: b batch rows, r clean rows, m patches, n blocks, B rows of a block, k latent slots,
+h heads, d width of a head, D width of the decoder, V ids.
+"""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from blt_core.component import BuildContext, Component, at_least, more_than, overridable
+from blt_core.nn import (
+    NORM_EPS,
+    RowCache,
+    SelfAttention,
+    Span,
+    SwiGLU,
+    attend_blocks,
+    check_heads,
+    initialise,
+    new_span,
+    rotary_angles,
+)
+from blt_core.types import Blocks, DecoderOutput, Latents, Output, Rows
+from blt_plugins.local.latents import LatentAttention, LatentMemory
+
+@attrs.frozen(kw_only=True)
+class LocalDecoderParams:
+    """Sizes of the decoder.
+
+    slots: key vectors that each latent gives (k). window: how many bytes a row sees, itself
+    included (None: all). denoises: trained on masked blocks. reads_byte_states: starts from the
+    encoder's byte states (whose width, byte_dim, must be dim) and embeds no bytes itself.
+    """
+
+    dim: int = attrs.field(validator=at_least(2))
+    layers: int = attrs.field(validator=at_least(1))
+    heads: int = attrs.field(validator=at_least(1))
+    hidden: int = attrs.field(validator=at_least(1))
+    latent_dim: int = attrs.field(validator=at_least(2))
+    slots: int = attrs.field(default=2, validator=at_least(1))
+    window: int | None = overridable(default=None, validator=at_least(1))
+    rope_theta: float = attrs.field(default=500_000.0, validator=more_than(0))
+    denoises: bool = False
+    reads_byte_states: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if self.denoises and self.reads_byte_states:
+            raise ValueError("a decoder that reads byte states has no [MASK] entry: cannot denoise")
+
+
+def abilities(params: LocalDecoderParams) -> frozenset[str]:
+    """What this decoder offers, as configured."""
+    names = ("denoises", "reads_byte_states")
+    return frozenset(name for name in names if getattr(params, name))
+
+
+@attrs.frozen(eq=False)
+class LocalDecoderCache:
+    """Keys/values of byte rows, and of latents (cross-attention), which grow apart."""
+
+    rows: RowCache
+    latents: RowCache
+
+
+@attrs.frozen(eq=False)
+class RowPlan:
+    """Where clean rows stand (span, angles) and which latent each reads, (b, r)."""
+
+    span: Span
+    angles: tuple[Tensor, Tensor]
+    latent_br: Tensor
+
+
+@attrs.frozen(eq=False)
+class BlockPlan:
+    """Angles of block rows, latent of each block (b, n), and the clean rows it sees (b, n, t).
+
+    lo, hi: the places of the clean rows' keys that ``seen_bnt`` speaks of.
+    """
+
+    angles: tuple[Tensor, Tensor]
+    latent_bn: Tensor
+    seen_bnt: Tensor
+    lo: int
+    hi: int
+
+
+class LocalDecoder(nn.Module):
+    """Cross-attention to one latent before each causal layer; a norm and a head at the end."""
+
+    def __init__(self, params: LocalDecoderParams, context: BuildContext) -> None:
+        super().__init__()
+        check_heads(params.dim, params.heads, params.heads)
+        self.denoises, self.reads_byte_states = params.denoises, params.reads_byte_states
+        self.window, self.rope_theta = params.window, params.rope_theta
+        self.head_dim, self.slots = params.dim // params.heads, params.slots
+        self.embed = (
+            None if params.reads_byte_states else nn.Embedding(context.scheme.size, params.dim)
+        )
+        self.from_latent = nn.Linear(params.latent_dim, params.slots * params.dim, bias=False)
+        self.layers = nn.ModuleList(
+            DecoderLayer(params.dim, params.heads, params.hidden) for _ in range(params.layers)
+        )
+        self.norm = nn.RMSNorm(params.dim, eps=NORM_EPS)
+        self.head = nn.Linear(params.dim, context.scheme.size, bias=False)
+        initialise(self, params.layers)
+
+    def new_cache(self, batch: int) -> LocalDecoderCache:
+        """An empty cache; a latent stays readable, however far back."""
+        return LocalDecoderCache(RowCache(batch, self.window), RowCache(batch))
+
+    def forward(
+        self,
+        clean: Rows | None,
+        blocks: Blocks | None,
+        latents: Latents | None,
+        cache: LocalDecoderCache | None,
+    ) -> DecoderOutput:
+        """Logits and hidden states of clean rows (b, r, …) and block rows (b, n, B, …)."""
+        memory = self._remember(latents, cache)
+        rows = cache.rows if cache is not None else None
+        x, row_plan = self._plan_rows(clean, rows) if clean is not None else (None, None)
+        y, block_plan = self._plan_blocks(blocks, x, rows) if blocks is not None else (None, None)
+        for index, layer in enumerate(self.layers):
+            lane = f"layer{index}"
+            latent_kv = memory.of(layer.latent_attention, lane)
+            keys, values = None, None
+            if x is not None and row_plan is not None:
+                x, keys, values = layer.clean(x, latent_kv, row_plan, rows, lane)
+            if y is not None and block_plan is not None:
+                if rows is not None:
+                    keys = rows.read(f"{lane}.k", block_plan.lo, block_plan.hi)
+                    values = rows.read(f"{lane}.v", block_plan.lo, block_plan.hi)
+                y = layer.block(y, latent_kv, block_plan, keys, values)
+        return DecoderOutput(self._output(x), self._output(y))
+
+    def _remember(self, latents: Latents | None, cache: LocalDecoderCache | None) -> LatentMemory:
+        slots = None
+        if latents is not None:
+            slots = self.from_latent(latents.values_bmD).unflatten(-1, (self.slots, -1))
+        return LatentMemory(slots, latents, cache.latents if cache is not None else None)
+
+    def _plan_rows(self, clean: Rows, cache: RowCache | None) -> tuple[Tensor, RowPlan]:
+        x = clean.states_brD if self.embed is None else self.embed(clean.ids_br)
+        span = new_span(clean.ids_br, clean.lengths, cache, self.window)
+        angles = rotary_angles(span.positions_br, self.head_dim, self.rope_theta)
+        return x, RowPlan(span, angles, clean.latent_br)
+
+    def _plan_blocks(
+        self, blocks: Blocks, clean: Tensor | None, cache: RowCache | None
+    ) -> tuple[Tensor, BlockPlan]:
+        start_bn, device = blocks.start_bn, blocks.start_bn.device
+        if cache is not None:
+            lo = cache.places_before(start_bn.amin(1).tolist())[0]
+            hi = cache.places_before(start_bn.amax(1).tolist())[1]
+            keys_bt = cache.positions(lo, hi, device)
+        else:
+            lo, hi = 0, clean.shape[1]
+            keys_bt = torch.arange(hi, device=device)[None]
+        behind = start_bn[..., None] - keys_bt[:, None]  # (b, n, t)
+        seen = behind > 0 if self.window is None else (behind > 0) & (behind <= self.window)
+        positions = start_bn[..., None] + torch.arange(blocks.ids_bnB.shape[2], device=device)
+        angles = rotary_angles(positions, self.head_dim, self.rope_theta)
+        return self.embed(blocks.ids_bnB), BlockPlan(angles, blocks.latent_bn, seen, lo, hi)
+
+    def _output(self, x: Tensor | None) -> Output | None:
+        if x is None:
+            return None
+        hidden = self.norm(x)
+        return Output(self.head(hidden), hidden)
+
+
+class DecoderLayer(nn.Module):
+    """x + latent attention, then x + self-attention, then x + mlp."""
+
+    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.latent_attention = LatentAttention(dim, heads)
+        self.attention_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.attention = SelfAttention(dim, heads, heads)
+        self.mlp_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.mlp = SwiGLU(dim, hidden)
+
+    def clean(
+        self, x: Tensor, latent_kv: Tensor, plan: RowPlan, cache: RowCache | None, lane: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Clean rows (b, r, D), and their own keys and values."""
+        x = x + self.latent_attention(x[:, :, None], latent_kv, plan.latent_br)[:, :, 0]
+        attended, keys, values = self.attention(
+            self.attention_norm(x), plan.angles, plan.span, cache, lane
+        )
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x)), keys, values
+
+    def block(
+        self, y: Tensor, latent_kv: Tensor, plan: BlockPlan, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """Block rows (b, n, B, D) over the clean keys and values (b, t, h, d)."""
+        y = y + self.latent_attention(y, latent_kv, plan.latent_bn)
+        q, k, v = self.attention.project(self.attention_norm(y), plan.angles)
+        attended = attend_blocks(q, k, v, keys, values, plan.seen_bnt)
+        y = y + self.attention.out(attended.flatten(-2))
+        return y + self.mlp(self.mlp_norm(y))
+
+
+LOCAL_DECODER = Component(
+    kind="decoder",
+    name="local",
+    factory=LocalDecoder,
+    params=LocalDecoderParams,
+    summary="cross-attention to latents in each layer, windowed causal rows, masked blocks",
+    dims={"latent_dim": "latent_dim"},
+    provides=abilities,
+)

@@ -1,0 +1,143 @@
+"""The local encoder: bytes to patch embeddings (BLT, section 3.2).
+
+Axes: b batch rows, r byte rows, m patches, l bytes of a patch, k query slots, h heads, d width of
+a head, D width of the encoder.
+"""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from blt_core.component import BuildContext, Component, at_least, more_than, overridable
+from blt_core.nn import NORM_EPS, RowCache, Transformer, check_heads, initialise, new_span
+from blt_core.types import Patches, Rows
+from blt_plugins.local.ngrams import HashNgrams
+
+
+@attrs.frozen(kw_only=True)
+class LocalEncoderParams:
+    """Sizes of the encoder.
+
+    slots: query vectors a patch (k). ngram_sizes, ngram_rows: hash n-gram tables (none if empty).
+    window: how many bytes a row sees, itself included (None: all). latent_dim: width of the
+    global model; a projection is added where slots · dim differs from it.
+    """
+
+    dim: int = attrs.field(validator=at_least(2))
+    layers: int = attrs.field(default=1, validator=at_least(1))
+    heads: int = attrs.field(validator=at_least(1))
+    hidden: int = attrs.field(validator=at_least(1))
+    latent_dim: int = attrs.field(validator=at_least(2))
+    slots: int = attrs.field(default=2, validator=at_least(1))
+    window: int | None = overridable(default=None, validator=at_least(1))
+    ngram_sizes: list[int] = attrs.field(factory=lambda: [3, 4, 5, 6, 7, 8])
+    ngram_rows: int = attrs.field(default=500_002, validator=at_least(1))
+    rope_theta: float = attrs.field(default=500_000.0, validator=more_than(0))
+
+    @ngram_sizes.validator
+    def _check_ngram_sizes(self, _field: object, sizes: list[int]) -> None:
+        if any(size < 1 for size in sizes) or len(set(sizes)) != len(sizes):
+            raise ValueError(f"expected different sizes of at least 1, got {sizes}")
+        if sizes and self.window is not None and max(sizes) > self.window:
+            raise ValueError(f"n-grams of {max(sizes)} bytes do not fit the window {self.window}")
+
+
+class LocalEncoder(nn.Module):
+    """Byte and n-gram embeddings, causal layers, and one pooled, attending query group a patch."""
+
+    def __init__(self, params: LocalEncoderParams, context: BuildContext) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(context.scheme.size, params.dim)
+        self.ngrams = (
+            HashNgrams(params.ngram_sizes, params.ngram_rows, params.dim)
+            if params.ngram_sizes
+            else None
+        )
+        self.stack = Transformer(
+            dim=params.dim,
+            layers=params.layers,
+            heads=params.heads,
+            hidden=params.hidden,
+            window=params.window,
+            rope_theta=params.rope_theta,
+        )
+        self.pooling = PatchAttention(params.dim, params.heads, params.slots)
+        wide = params.slots * params.dim
+        self.to_latent = (
+            nn.Linear(wide, params.latent_dim, bias=False) if wide != params.latent_dim else None
+        )
+        initialise(self, params.layers)
+
+    def new_cache(self, batch: int) -> RowCache:
+        """Keys and values of the bytes read, and their ids for n-grams."""
+        return self.stack.new_cache(batch)
+
+    def byte_states(self, rows: Rows, cache: RowCache | None) -> Tensor:
+        """(b, r, D): causal states of new bytes."""
+        span = new_span(rows.ids_br, rows.lengths, cache, self.stack.window)
+        x = self.embed(rows.ids_br)
+        if self.ngrams is not None:
+            x = x + self.ngrams(rows.ids_br, span, cache)
+        return self.stack.run(x, span, cache)
+
+    def patch_embeddings(self, states_brD: Tensor, patches: Patches) -> Tensor:  # noqa: N803
+        """(b, m, latent_dim): each patch from the states of its own bytes."""
+        slots = self.pooling(states_brD, patches).flatten(-2)
+        return slots if self.to_latent is None else self.to_latent(slots)
+
+
+class PatchAttention(nn.Module):
+    """k queries a patch, made from its max-pooled states, attend to the bytes of that patch."""
+
+    def __init__(self, dim: int, heads: int, slots: int) -> None:
+        super().__init__()
+        check_heads(dim, heads, heads)
+        self.heads, self.slots = heads, slots
+        self.queries = nn.Linear(dim, slots * dim, bias=False)
+        self.query_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.state_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.kv = nn.Linear(dim, 2 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, states_brD: Tensor, patches: Patches) -> Tensor:  # noqa: N803
+        """(b, m, k, D)."""
+        at_bml, inside_bml = patch_places(patches, states_brD.shape[1])
+        pooled = gather_rows(states_brD, at_bml).masked_fill(~inside_bml[..., None], float("-inf"))
+        x = self.queries(pooled.amax(2)).unflatten(-1, (self.slots, -1))  # (b, m, k, D)
+        q = self.q(self.query_norm(x)).unflatten(-1, (self.heads, -1))
+        kv = gather_rows(self.kv(self.state_norm(states_brD)), at_bml)
+        k, v = kv.unflatten(-1, (2 * self.heads, -1)).chunk(2, dim=-2)  # (b, m, l, h, d)
+        scores = torch.einsum("bmkhd,bmlhd->bmhkl", q * q.shape[-1] ** -0.5, k)
+        weights = scores.masked_fill(~inside_bml[:, :, None, None], float("-inf")).softmax(-1)
+        attended = torch.einsum("bmhkl,bmlhd->bmkhd", weights, v)
+        return x + self.out(attended.flatten(-2))
+
+
+def patch_places(patches: Patches, rows: int) -> tuple[Tensor, Tensor]:
+    """Row numbers of each patch's bytes (b, m, l), and which of the l places are in the patch.
+
+    A padding patch of size 0 counts as its first row, so that nothing is pooled over nothing.
+    """
+    sizes = patches.size_bm.clamp(min=1)
+    offsets = torch.arange(int(sizes.max()), device=sizes.device)
+    inside = offsets < sizes[..., None]
+    return (patches.start_bm[..., None] + offsets).clamp(max=rows - 1), inside
+
+
+def gather_rows(x_br: Tensor, at: Tensor) -> Tensor:
+    """Rows of (b, r, D) at (b, …): (b, …, D)."""
+    flat = at.flatten(1)[..., None].expand(-1, -1, x_br.shape[-1])
+    return x_br.gather(1, flat).unflatten(1, at.shape[1:])
+
+
+LOCAL_ENCODER = Component(
+    kind="encoder",
+    name="local",
+    factory=LocalEncoder,
+    params=LocalEncoderParams,
+    summary="byte and hash n-gram embeddings, a windowed transformer, attending patch queries",
+    dims={"latent_dim": "latent_dim"},
+)

@@ -1,0 +1,68 @@
+"""How decoder rows read latents: cross-attention of each row to the k slots of one latent.
+
+Axes: b batch rows, m patches, n groups of rows that read one latent, i rows of a group, k slots,
+h heads, d width of a head, D width of the decoder.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from blt_core.nn import NORM_EPS, RowCache, check_heads
+from blt_core.types import Latents
+
+
+class LatentAttention(nn.Module):
+    """Queries from byte rows, keys and values from latent slots, no positions (BLT, section 3.3)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        check_heads(dim, heads, heads)
+        self.heads = heads
+        self.row_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.slot_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.kv = nn.Linear(dim, 2 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def keys_values(self, slots_bmkD: Tensor) -> Tensor:  # noqa: N803
+        """(b, m, k, 2h, d): what is remembered of latents; the first h heads are keys."""
+        return self.kv(self.slot_norm(slots_bmkD)).unflatten(-1, (2 * self.heads, -1))
+
+    def forward(self, x: Tensor, memory: Tensor, latent_bn: Tensor) -> Tensor:
+        """Rows (b, n, i, D), all i rows of a group reading latent ``latent_bn``, to (b, n, i, D)."""
+        q = self.q(self.row_norm(x)).unflatten(-1, (self.heads, -1))
+        batch = torch.arange(len(memory), device=memory.device)[:, None]
+        k, v = memory[batch, latent_bn].chunk(2, dim=-2)  # (b, n, k, h, d)
+        scores = torch.einsum("bnihd,bnkhd->bnihk", q * q.shape[-1] ** -0.5, k)
+        attended = torch.einsum("bnihk,bnkhd->bnihd", scores.softmax(-1), v)
+        return self.out(attended.flatten(-2))
+
+
+class LatentMemory:
+    """Keys and values of all latents that rows may read: those in the cache, and new ones.
+
+    slots_bmkD: the slots of the new latents, or None where there are none.
+    """
+
+    def __init__(
+        self, slots_bmkD: Tensor | None, latents: Latents | None, cache: RowCache | None  # noqa: N803
+    ) -> None:
+        self._slots, self._cache = slots_bmkD, cache
+        self._span = (
+            cache.extend(latents.counts, latents.values_bmD.shape[1], latents.values_bmD.device)
+            if cache is not None and latents is not None
+            else None
+        )
+
+    def of(self, attention: LatentAttention, lane: str) -> Tensor:
+        """(b, t, k, 2h, d) for one layer; new latents are remembered."""
+        new = attention.keys_values(self._slots) if self._slots is not None else None
+        if self._cache is None:
+            if new is None:
+                raise ValueError("a decoder without a cache needs latents")
+            return new
+        if new is not None and self._span is not None:
+            self._cache.write(lane, self._span, new)
+        return self._cache.read(lane, 0, None)

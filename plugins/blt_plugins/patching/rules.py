@@ -1,0 +1,74 @@
+"""What every patcher shares: the maximum patch length, and remembering what rewinds need.
+
+Axes: b batch rows, r new byte rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from blt_core.errors import EngineError
+from blt_core.protocols import Cache
+from blt_core.types import Rows
+
+#: After byte i: (bytes in its patch so far, a mark of the rule's own, flag i + 1).
+PatchState = tuple[int, int, bool]
+#: wants(b, i, id, size, mark) -> (does the rule open a patch at byte i + 1?, the new mark).
+#: ``size`` counts the open patch up to byte i; ``mark`` is 0 where a patch opens.
+Rule = Callable[[int, int, int, int, int], tuple[bool, int]]
+
+
+class PatchHistory:
+    """The state after each byte of each batch row, so that a rewind is a cut.
+
+    ``inner`` is a cache that follows (the byte scorer's).
+    """
+
+    def __init__(self, batch: int, inner: Cache | None = None) -> None:
+        self.states: list[list[PatchState]] = [[] for _ in range(batch)]
+        self.inner = inner
+        self._settled = [0] * batch
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Bytes read, per batch row."""
+        return [len(row) for row in self.states]
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Forget the bytes after ``lengths``. Raises EngineError below a settled length."""
+        for row, length in enumerate(lengths):
+            if length < self._settled[row]:
+                raise EngineError(f"batch row {row}: cannot rewind the patcher to {length}")
+            del self.states[row][length:]
+        if self.inner is not None:
+            self.inner.rewind(lengths)
+
+    def settle(self, lengths: Sequence[int]) -> None:
+        """Promise never to rewind below ``lengths``."""
+        for row, length in enumerate(lengths):
+            self._settled[row] = max(self._settled[row], min(length, len(self.states[row])))
+        if self.inner is not None:
+            self.inner.settle(lengths)
+
+
+def scan(
+    rows: Rows, history: PatchHistory | None, max_patch_bytes: int | None, wants: Rule
+) -> Tensor:
+    """Flags (b, r) of the new bytes: set by the rule, after BOS, and where a patch is full."""
+    ids = rows.ids_br.tolist()
+    flags = [[False] * rows.ids_br.shape[1] for _ in rows.lengths]
+    for b, count in enumerate(rows.lengths):
+        past: list[PatchState] = history.states[b] if history is not None else []
+        size, mark, opens = past[-1] if past else (0, 0, True)
+        first = not past
+        for i in range(count):
+            size, mark = (1, 0) if opens else (size + 1, mark)
+            opens, mark = wants(b, i, ids[b][i], size, mark)
+            opens = opens or first or size == max_patch_bytes
+            first = False
+            flags[b][i] = opens
+            past.append((size, mark, opens))
+    return torch.tensor(flags, dtype=torch.bool, device=rows.ids_br.device)

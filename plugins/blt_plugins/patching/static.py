@@ -1,0 +1,41 @@
+"""The static patcher: patches of one fixed length."""
+
+from __future__ import annotations
+
+import attrs
+from torch import Tensor
+
+from blt_core.component import BuildContext, Component, at_least, overridable
+from blt_core.types import Rows
+from blt_plugins.patching.rules import PatchHistory, scan
+
+
+@attrs.frozen(kw_only=True)
+class StaticParams:
+    """patch_bytes: the length of every patch after BOS."""
+
+    patch_bytes: int = overridable(default=4, validator=at_least(1))
+
+
+class StaticPatcher:
+    """Every ``patch_bytes``-th byte after BOS opens a patch, as in MegaByte."""
+
+    def __init__(self, params: StaticParams, context: BuildContext) -> None:  # noqa: ARG002
+        self.patch_bytes = params.patch_bytes
+
+    def new_cache(self, batch: int) -> PatchHistory:
+        """Remembers how full the open patch is."""
+        return PatchHistory(batch)
+
+    def flags(self, rows: Rows, cache: PatchHistory | None) -> Tensor:
+        """(b, r) bool: flag i + 1 for each new byte i."""
+        return scan(rows, cache, self.patch_bytes, lambda _b, _i, _token, _size, mark: (False, mark))
+
+
+STATIC = Component(
+    kind="patcher",
+    name="static",
+    factory=StaticPatcher,
+    params=StaticParams,
+    summary="patches of a fixed number of bytes",
+)

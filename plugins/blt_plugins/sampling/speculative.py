@@ -1,0 +1,94 @@
+"""Verified sampling: a drafter proposes bytes, the full model verifies them in one pass.
+
+With greedy verification the output is byte for byte that of autoregressive sampling, whatever the
+drafter proposes. Axes: b batch rows, r rows of a pass, V ids.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from blt_core.component import BuildContext, Component, Preset, at_least, nested
+from blt_core.protocols import DecodeOps, Drafter, Verification
+from blt_core.types import Draft, Draws, Round, Sampling
+
+
+@attrs.frozen(kw_only=True)
+class SpeculativeParams:
+    """drafter: proposes bytes. verification: decides which of them stand."""
+
+    drafter: Drafter = nested("drafter", default="self")
+    verification: Verification = nested("verification", default="greedy")
+
+
+class Speculative:
+    """Draft, append, verify in one pass, rewind what is rejected, append the model's own byte.
+
+    The first round drafts nothing: it reads the prompt and yields the first byte.
+    """
+
+    def __init__(self, params: SpeculativeParams, context: BuildContext) -> None:  # noqa: ARG002
+        self.drafter = params.drafter
+        self.verification = params.verification
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse what the verification cannot do exactly (RequestError)."""
+        self.verification.check(sampling)
+
+    def round(self, ops: DecodeOps, sampling: Sampling, draws: Draws) -> Round:
+        """Accepted drafts and one byte of the model's own, to every unfinished row."""
+        begin, active = ops.lengths, [left > 0 for left in ops.remaining]
+        # One byte of what remains is the model's own, so a draft leaves room for it.
+        limit = [0 if ops.fresh else max(left - 1, 0) for left in ops.remaining]
+        draft = Draft([[] for _ in active])
+        if any(limit):
+            draft = self.drafter.draft(ops, limit, sampling, draws).cut(limit)
+            ops.rewind(begin)
+        ops.append(draft.ids)
+        rows = [len(ids) + 1 if on else 0 for ids, on in zip(draft.ids, active, strict=True)]
+        logits = ops.next_logits(rows)
+        accepted, own = self.verification.accept(draft, logits, begin, active, sampling, draws)
+        ops.rewind([n + kept for n, kept in zip(begin, accepted, strict=True)])
+        ops.append([[token] if on else [] for token, on in zip(own, active, strict=True)])
+        committed = [
+            [*ids[:kept], token] if on else []
+            for ids, kept, token, on in zip(draft.ids, accepted, own, active, strict=True)
+        ]
+        return Round(committed, [len(ids) for ids in draft.ids], accepted)
+
+
+SPECULATIVE = Component(
+    kind="sampler",
+    name="speculative",
+    factory=Speculative,
+    params=SpeculativeParams,
+    summary="a drafter proposes, the full model verifies in one pass",
+)
+
+
+@attrs.frozen(kw_only=True)
+class BltSParams:
+    """draft_bytes: bytes that the decoder drafts a round (k). verification: which of them stand."""
+
+    draft_bytes: int = attrs.field(default=8, validator=at_least(1))
+    verification: Verification = nested("verification", default="greedy")
+
+
+def expand_blt_s(params: BltSParams) -> dict[str, Any]:
+    """BLT-S is verified sampling with the decoder itself as the drafter."""
+    return {
+        "use": "speculative",
+        "drafter": {"use": "self", "draft_bytes": params.draft_bytes},
+        "verification": params.verification,
+    }
+
+
+BLT_S = Preset(
+    kind="sampler",
+    name="blt-s",
+    params=BltSParams,
+    expand=expand_blt_s,
+    summary="BLT-S: the local decoder drafts past the patch boundary, the model verifies",
+)

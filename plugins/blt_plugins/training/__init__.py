@@ -1,0 +1,1 @@
+"""Training: corpus, objective, backend, and the loop behind ``blt train``."""

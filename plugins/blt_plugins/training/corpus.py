@@ -1,0 +1,88 @@
+"""The corpus of a folder: one document a file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from blt_core.component import BuildContext, Component, between
+from blt_core.errors import DataError
+
+Split = Literal["train", "valid"]
+
+
+@attrs.frozen(kw_only=True)
+class FolderCorpusParams:
+    """path: the folder (relative: to the working directory). pattern: a glob, ** for any depth.
+
+    valid_path: a folder of held-out files. Without it, ``train`` and ``valid`` below ``path`` are
+    used if both exist; else about ``valid_percent`` of the files are held out, by their content.
+    """
+
+    path: str
+    pattern: str = "**/*"
+    valid_path: str | None = None
+    valid_percent: float = attrs.field(default=5.0, validator=between(0, 50))
+
+
+class FolderCorpus:
+    """Files in sorted order, as bytes. Empty files are skipped.
+
+    Raises DataError, when it is made, if a folder is missing or holds no matching file.
+    """
+
+    def __init__(self, params: FolderCorpusParams, context: BuildContext) -> None:  # noqa: ARG002
+        path, self._percent = Path(params.path), params.valid_percent
+        train, valid = path, Path(params.valid_path) if params.valid_path is not None else None
+        if valid is None and (path / "train").is_dir() and (path / "valid").is_dir():
+            train, valid = path / "train", path / "valid"
+        self._train = find_files(train, params.pattern)
+        self._valid = find_files(valid, params.pattern) if valid is not None else None
+
+    def documents(self, split: Split) -> Iterator[bytes]:
+        """The documents of one split. Raises DataError for a file that cannot be read."""
+        files = self._valid if split == "valid" and self._valid is not None else self._train
+        for path in files:
+            text = read_document(path)
+            if text and (self._valid is not None or self._held_out(text) == (split == "valid")):
+                yield text
+
+    def _held_out(self, text: bytes) -> bool:
+        # By content: copies of one file never lie on both sides.
+        digest = hashlib.sha256(text).digest()
+        return int.from_bytes(digest[:4], "big") / 2**32 < self._percent / 100
+
+
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """The files below ``folder`` that match, in an order that is the same on every machine."""
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: {what}; corpus.path names a folder of text files")
+    try:
+        files = [path for path in folder.glob(pattern) if path.is_file()]
+    except (ValueError, NotImplementedError) as error:
+        raise DataError(f"corpus.pattern: {pattern!r} is not a glob below a folder: {error}") from error
+    if not files:
+        raise DataError(f"{folder}: no file matches {pattern!r} (corpus.pattern)")
+    return sorted(files, key=lambda path: path.relative_to(folder).parts)
+
+
+def read_document(path: Path) -> bytes:
+    """A file's bytes; DataError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+FOLDER_CORPUS = Component(
+    kind="corpus",
+    name="folder",
+    factory=FolderCorpus,
+    params=FolderCorpusParams,
+    summary="the files of a folder, one document each",
+)

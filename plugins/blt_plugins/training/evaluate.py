@@ -1,0 +1,66 @@
+"""Held-out bits per byte, in the layout that generation uses.
+
+Axes: b batch rows, r byte rows, V ids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import attrs
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from blt_core.errors import DataError
+from blt_core.model import Model
+from blt_core.protocols import UNSCORED, ByteScorer
+from blt_plugins.training.windows import Batch
+
+
+@attrs.frozen
+class HeldOut:
+    """bits_per_byte: all nats, those of EOS included, / ln 2 / bytes. mean_patch_bytes: after BOS."""
+
+    bits_per_byte: float
+    bytes: int
+    mean_patch_bytes: float | None = None
+
+
+@torch.no_grad()
+def evaluate_model(model: Model, batches: Iterable[Batch]) -> HeldOut:
+    """Score whole windows with the model's own patches. Raises DataError without a byte."""
+    patches = [0]
+
+    def logits(batch: Batch) -> Tensor:
+        flags = model.patcher.flags(batch.rows, None)
+        # Place i is flag i + 1: the last one is of a byte beyond the window.
+        patches[0] += sum(int(flags[b, : n - 1].sum()) for b, n in enumerate(batch.rows.lengths))
+        output = model.forward(batch.rows, flags).clean
+        if output is None:
+            raise ValueError("the decoder gave no output for clean rows")
+        return output.logits
+
+    result = _evaluate(logits, (batch.to(model.device) for batch in batches))
+    return attrs.evolve(result, mean_patch_bytes=result.bytes / max(patches[0], 1))
+
+
+@torch.no_grad()
+def evaluate_scorer(scorer: ByteScorer, batches: Iterable[Batch]) -> HeldOut:
+    """Score whole windows with the byte scorer. Raises DataError without a byte."""
+    return _evaluate(lambda batch: scorer.logits(batch.rows, None), batches)
+
+
+def _evaluate(logits: Callable[[Batch], Tensor], batches: Iterable[Batch]) -> HeldOut:
+    nats, size = 0.0, 0
+    for batch in batches:
+        targets = batch.targets_br.flatten()
+        losses = functional.cross_entropy(
+            logits(batch).float().flatten(0, 1), targets, ignore_index=UNSCORED, reduction="none"
+        )
+        nats += float(losses.double().sum())
+        size += batch.scored - batch.ends
+    if size == 0:
+        raise DataError("no held-out text to score: the documents are empty")
+    return HeldOut(nats / math.log(2) / size, size)

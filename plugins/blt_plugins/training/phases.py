@@ -1,0 +1,85 @@
+"""The two phases of a training run: the byte scorer, then the model over its patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from blt_core.model import Model
+from blt_core.protocols import Objective, ThresholdPatcher
+from blt_plugins.training.objective import next_byte_loss
+from blt_plugins.training.settings import TrainSettings
+from blt_plugins.training.windows import Batch, Batches, Window
+
+SCORER, MODEL = "scorer", "model"
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Phase:
+    """What one phase trains, on what, and how fast; ``loss`` is in nats a byte."""
+
+    name: str
+    module: nn.Module
+    batches: Batches
+    loss: Callable[[Batch, torch.Generator], Tensor]
+    steps: int
+    accumulate: int
+    learning_rate: float
+    warmup_steps: int
+
+
+def make_phases(
+    model: Model,
+    objective: Objective,
+    settings: TrainSettings,
+    documents: Sequence[bytes],
+    windows: Sequence[Window],
+) -> list[Phase]:
+    """The phases of a run, in order; without a trainable scorer there is only one."""
+
+    def batches(name: str, size: int) -> Batches:
+        seed = f"{settings.seed}/{name}"
+        return Batches(documents, windows, scheme=model.scheme, batch_bytes=size, seed=seed)
+
+    def model_loss(batch: Batch, rng: torch.Generator) -> Tensor:
+        with torch.no_grad():
+            flags = model.patcher.flags(batch.rows, None)
+        return objective.loss(model, batch.rows, flags, batch.targets_br, rng)[0]
+
+    parts = model.modules()
+    parts.pop("patcher", None)
+    main = Phase(
+        name=MODEL,
+        module=parts,
+        batches=batches(MODEL, max(settings.batch_bytes // settings.accumulate, 1)),
+        loss=model_loss,
+        steps=settings.steps,
+        accumulate=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+    )
+    scorer = trainable_scorer(model)
+    own = settings.scorer
+    if scorer is None or own.steps == 0:
+        return [main]
+    first = Phase(
+        name=SCORER,
+        module=scorer,
+        batches=batches(SCORER, own.batch_bytes),
+        loss=lambda batch, _rng: next_byte_loss(scorer.logits(batch.rows, None), batch.targets_br),
+        steps=own.steps,
+        accumulate=1,
+        learning_rate=own.learning_rate,
+        warmup_steps=own.warmup_steps,
+    )
+    return [first, main]
+
+
+def trainable_scorer(model: Model) -> nn.Module | None:
+    """The byte scorer of a patcher that has one with parameters."""
+    scorer = getattr(model.patcher, "byte_scorer", None)
+    trainable = isinstance(model.patcher, ThresholdPatcher) and isinstance(scorer, nn.Module)
+    return scorer if trainable else None

@@ -1,0 +1,137 @@
+"""What a training run tells: a progress bar on a terminal, else a line now and then; metrics."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+#: Seconds between two lines where there is no terminal.
+LINE_SECONDS = 20.0
+
+
+class Report(Protocol):
+    """Receives the progress of a run. ``figures``: loss, lr, grad_norm, bytes_per_second."""
+
+    def phase(self, name: str, step: int, steps: int) -> None: ...
+    def step(self, step: int, figures: Mapping[str, float]) -> None: ...
+    def note(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+def new_report(stream: TextIO = sys.stderr) -> Report:
+    """A bar if ``stream`` is a terminal, else lines."""
+    return BarReport(stream) if stream.isatty() else LineReport(stream)
+
+
+class LineReport:
+    """A line for the first and last step of a phase and every ``seconds``."""
+
+    def __init__(self, stream: TextIO, seconds: float = LINE_SECONDS) -> None:
+        self._stream, self._seconds = stream, seconds
+        self._name, self._first, self._steps = "", 0, 0
+        self._began = self._last = 0.0
+
+    def phase(self, name: str, step: int, steps: int) -> None:
+        """A phase begins, or goes on, at ``step``."""
+        self._name, self._first, self._steps = name, step, steps
+        self._began, self._last = time.monotonic(), float("-inf")
+
+    def step(self, step: int, figures: Mapping[str, float]) -> None:
+        """Step ``step`` (from 1) is done."""
+        now = time.monotonic()
+        if step < self._steps and now - self._last < self._seconds:
+            return
+        self._last = now
+        left = (now - self._began) / max(step - self._first, 1) * (self._steps - step)
+        self.note(f"{self._name} {step}/{self._steps}  {describe(figures)}  left {_clock(left)}")
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class BarReport:
+    """A rich progress bar."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=Console(file=stream),
+        )
+        self._task: TaskID | None = None
+        self._progress.start()
+
+    def phase(self, name: str, step: int, steps: int) -> None:
+        """A phase begins, or goes on, at ``step``."""
+        self._task = self._progress.add_task(name, total=steps, completed=step, figures="")
+
+    def step(self, step: int, figures: Mapping[str, float]) -> None:
+        """Step ``step`` (from 1) is done."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=step, figures=describe(figures))
+
+    def note(self, text: str) -> None:
+        """Print above the bar."""
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.stop()
+
+
+def describe(figures: Mapping[str, float]) -> str:
+    """The figures of a step on one line."""
+    speed = figures["bytes_per_second"] / 1000
+    return (
+        f"loss {figures['loss']:.4f}  lr {figures['lr']:.2e}  "
+        f"norm {figures['grad_norm']:.2f}  {speed:.2f} kB/s"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+class Metrics:
+    """``metrics.jsonl``: one JSON object a line, each with ``phase`` and ``step``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, **record: Any) -> None:  # noqa: ANN401 -- any JSON value
+        """Append a record."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def rewind(self, keep: Mapping[str, int]) -> None:
+        """Keep the records of each phase up to its step in ``keep``, those of others not at all.
+
+        What a run logged after its last saved state will be logged again.
+        """
+        if not self._path.exists():
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _is_kept(line, keep)]
+        self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _is_kept(line: str, keep: Mapping[str, int]) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:  # cut off in the middle of a write
+        return False
+    return bool(record["step"] <= keep.get(record["phase"], -1))

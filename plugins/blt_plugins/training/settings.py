@@ -1,0 +1,55 @@
+"""``[train]``: how long, how fast, and on what share of the data a model is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+
+from blt_core.component import at_least, between, more_than
+
+
+@attrs.frozen(kw_only=True)
+class ScorerSettings:
+    """``[train.scorer]``: the byte scorer's own training, and the calibration after it.
+
+    steps 0: the scorer stays as initialised. target_patch_bytes: the mean patch length that the
+    threshold is calibrated to, on ``calibration_bytes`` of the training text.
+    """
+
+    steps: int = attrs.field(default=500, validator=at_least(0))
+    batch_bytes: int = attrs.field(default=8192, validator=at_least(1))
+    learning_rate: float = attrs.field(default=2e-3, validator=more_than(0))
+    warmup_steps: int = attrs.field(default=50, validator=at_least(0))
+    target_patch_bytes: float = attrs.field(default=4.0, validator=at_least(1))
+    calibration_bytes: int = attrs.field(default=200_000, validator=at_least(1))
+
+
+@attrs.frozen(kw_only=True)
+class TrainSettings:
+    """Keys of ``[train]``.
+
+    batch_bytes: bytes of one step, padding included; split over ``accumulate`` passes.
+    context_bytes: length of the windows (default: the model's). weight_decay: of matrices only.
+    final_rate: where the cosine ends, as a share of learning_rate. validate_every,
+    checkpoint_every, log_every: in steps. valid_bytes: held-out text that is scored (0: none).
+    save_dtype: of the models written; the training state is always kept as it is.
+    """
+
+    steps: int = attrs.field(validator=at_least(1))
+    batch_bytes: int = attrs.field(default=8192, validator=at_least(1))
+    context_bytes: int | None = attrs.field(default=None, validator=at_least(1))
+    accumulate: int = attrs.field(default=1, validator=at_least(1))
+    learning_rate: float = attrs.field(default=1.5e-3, validator=more_than(0))
+    final_rate: float = attrs.field(default=0.1, validator=between(0, 1))
+    warmup_steps: int = attrs.field(default=100, validator=at_least(0))
+    weight_decay: float = attrs.field(default=0.1, validator=at_least(0))
+    clip: float = attrs.field(default=1.0, validator=more_than(0))
+    seed: int = 0
+    validate_every: int = attrs.field(default=200, validator=at_least(1))
+    valid_bytes: int = attrs.field(default=60_000, validator=at_least(0))
+    checkpoint_every: int = attrs.field(default=100, validator=at_least(1))
+    log_every: int = attrs.field(default=1, validator=at_least(1))
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    out: str | None = None
+    scorer: ScorerSettings = attrs.field(factory=ScorerSettings)

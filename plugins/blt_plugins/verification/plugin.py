@@ -1,0 +1,11 @@
+"""Hooks of the verifications' plugin."""
+
+from blt_core.component import Component
+from blt_core.hookspecs import hookimpl
+from blt_plugins.verification.greedy import GREEDY
+
+
+@hookimpl
+def blt_components() -> list[Component]:
+    """The verifications."""
+    return [GREEDY]

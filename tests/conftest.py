@@ -1,0 +1,28 @@
+"""What all tests share: Hypothesis profiles.
+
+"ci" (the default) repeats the same examples on each run; "thorough" draws ten times as many new
+ones: ``pytest --hypothesis-profile thorough``.
+"""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import HealthCheck, settings
+
+CI_EXAMPLES = 50
+_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+settings.register_profile(
+    "ci",
+    max_examples=CI_EXAMPLES,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=_SLOW,
+)
+settings.register_profile(
+    "thorough", max_examples=10 * CI_EXAMPLES, deadline=None, suppress_health_check=_SLOW
+)
+settings.load_profile("ci")
+
+# The models under test are tiny: more threads only wait for each other.
+torch.set_num_threads(1)

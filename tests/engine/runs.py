@@ -1,0 +1,170 @@
+"""Whole runs: samplers, a record of each round, and what an oracle derives from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import attrs
+
+from blt_core.engine import Progress, Request, decode
+from blt_core.model import Model
+from blt_core.protocols import DecodeOps, Drafter, Sampler
+from blt_core.testing.reference import patches_of, true_flags
+from blt_core.types import Draws, Passes, Round, Sampling
+from blt_plugins.drafting.self import SelfDrafter, SelfParams
+from blt_plugins.sampling.autoregressive import Autoregressive, AutoregressiveParams
+from blt_plugins.sampling.speculative import Speculative, SpeculativeParams
+from blt_plugins.verification.greedy import GreedyParams, GreedyVerification
+from tests.engine import models
+from tests.engine.drafters import Recorded
+from tests.engine.seen import saw
+
+GREEDY = Sampling()
+
+
+def ar() -> Autoregressive:
+    """The baseline."""
+    return Autoregressive(AutoregressiveParams(), models.CONTEXT)
+
+
+def speculative(drafter: Drafter) -> Speculative:
+    """A verified sampler around ``drafter``."""
+    verification = GreedyVerification(GreedyParams(), models.CONTEXT)
+    return Speculative(SpeculativeParams(drafter=drafter, verification=verification), models.CONTEXT)
+
+
+def self_drafter(count: int) -> SelfDrafter:
+    """The drafter of BLT-S with k = ``count``."""
+    return SelfDrafter(SelfParams(draft_bytes=count), models.CONTEXT)
+
+
+@attrs.frozen
+class Traced:
+    """A sampler whose rounds are kept: (rows that took part, the round)."""
+
+    sampler: Sampler
+    rounds: list[tuple[list[bool], Round]] = attrs.field(factory=list)
+
+    def check(self, sampling: Sampling) -> None:
+        """As the inner sampler."""
+        self.sampler.check(sampling)
+
+    def round(self, ops: DecodeOps, sampling: Sampling, draws: Draws) -> Round:
+        """As the inner sampler."""
+        active = [left > 0 for left in ops.remaining]
+        done = self.sampler.round(ops, sampling, draws)
+        self.rounds.append((active, done))
+        return done
+
+
+def run(
+    model: Model, sampler: Sampler, requests: Sequence[Request], sampling: Sampling = GREEDY
+) -> tuple[Progress, ...]:
+    """Decode to the end; the record of each request."""
+    progress: tuple[Progress, ...] = ()
+    for step in decode(model, sampler, requests, sampling):
+        progress = step.progress
+    return progress
+
+
+@lru_cache(maxsize=4096)
+def ar_alone(index: int, request: Request) -> Progress:
+    """What AR gives one request alone, on model ``index`` of the pool."""
+    return run(models.model(index), ar(), [request])[0]
+
+
+def ar_ids(index: int, request: Request) -> list[int]:
+    """All ids of AR's finished text: BOS, prompt, output, EOS if that ended it."""
+    scheme = models.model(index).scheme
+    done = ar_alone(index, request)
+    ended = [scheme.eos] if done.stop_reason == "eos" else []
+    return [scheme.bos, *scheme.encode(request.prompt + bytes(done.output)), *ended]
+
+
+@attrs.frozen
+class RowRound:
+    """One round of one batch row."""
+
+    draft: list[int]
+    accepted: int
+    own: int
+
+
+def rows_of(trace: Traced, drafter: Recorded | None, batch: int) -> list[list[RowRound]]:
+    """The rounds of each batch row, from the record of a run."""
+    drafts = iter(drafter.drafts if drafter is not None else ())
+    rows: list[list[RowRound]] = [[] for _ in range(batch)]
+    for active, done in trace.rounds:
+        draft = next(drafts) if any(done.drafted) else [[] for _ in range(batch)]
+        for row, on in enumerate(active):
+            if on:
+                rows[row].append(RowRound(draft[row], done.accepted[row], done.ids[row][-1]))
+    return rows
+
+
+def expected_passes(model: Model, prompt: bytes, rounds: Sequence[RowRound]) -> Passes:
+    """Verification passes that a verified sampler needs (drafts not counted), from true flags.
+
+    An encoder + global pass is due where a flag that was not known before a round is set.
+    """
+    ids, known, total = [model.scheme.bos, *model.scheme.encode(prompt)], 0, Passes()
+    for done in rounds:
+        flags = true_flags(model, [*ids, *done.draft])
+        length = len(ids) + done.accepted
+        fresh = [i for i in range(known + 1, len(flags)) if flags[i]]
+        total += Passes(decoder=1, encoder=int(bool(fresh)), scorer=1)
+        if known:
+            saw("closed by the bonus byte", flags[len(ids)])
+            saw("closed only in the rejected part", fresh and fresh[0] > length)
+        known = length
+        ids = [*ids, *done.draft[: done.accepted], done.own]
+    return total
+
+
+def observe(
+    index: int, requests: Sequence[Request], rows: list[list[RowRound]], done: Sequence[Progress]
+) -> None:
+    """Count the situations that a run went through."""
+    model, shape = models.model(index), models.shape(index)
+    saw(f"patcher {shape.patcher}")
+    saw("decoder reads byte states", shape.reads_byte_states)
+    saw("rows finish in different rounds", len({len(r) for r in rows}) > 1)
+    saw("batch of unequal prompts", len({len(r.prompt) for r in requests}) > 1)
+    for request, rounds, record in zip(requests, rows, done, strict=True):
+        observe_prompt(request.prompt, shape.decoder_window)
+        reason = {"length": "length", "eos": "EOS", "stop": "a stop string"}
+        saw(f"ended by {reason[str(record.stop_reason)]}")
+        ids = [model.scheme.bos, *model.scheme.encode(request.prompt + bytes(record.output))]
+        sizes = [size for _, size in patches_of(true_flags(model, ids))[1:]]
+        saw("patch of one byte", shape.patch != 1 and 1 in sizes)
+        saw("patch of the maximum", shape.patch in sizes and len(set(sizes)) > 1)
+        for turn in rounds:
+            if not turn.draft:
+                continue
+            length, eos = len(turn.draft), model.scheme.eos
+            saw(f"draft of {length}")
+            saw("accepted none", turn.accepted == 0)
+            saw("accepted some", 0 < turn.accepted < length)
+            saw("accepted all", turn.accepted == length)
+            saw("EOS inside a draft", eos in turn.draft[:-1])
+            saw("EOS accepted", eos in turn.draft[: turn.accepted])
+        last = rounds[-1]
+        kept = model.scheme.decode(last.draft[: last.accepted])
+        if record.stop_reason == "stop":
+            saw(
+                "stop string inside an accepted draft",
+                any(bytes(record.output).endswith(s) and s in kept[:-1] for s in request.stop),
+            )
+
+
+def observe_prompt(prompt: bytes, window: int | None) -> None:
+    """Count what kind of prompt this is."""
+    saw("empty prompt", not prompt)
+    saw("prompt of one byte", len(prompt) == 1)
+    saw("prompt with NUL", 0 in prompt)
+    saw("prompt longer than a window", window is not None and len(prompt) > window)
+    try:
+        prompt.decode()
+    except UnicodeDecodeError:
+        saw("prompt of invalid UTF-8")

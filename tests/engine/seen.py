@@ -1,0 +1,51 @@
+"""The situations that the properties of the engine met; the coverage test demands all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+SEEN: Counter[str] = Counter()
+
+DEMANDED = (
+    "accepted none",
+    "accepted some",
+    "accepted all",
+    "patch of one byte",
+    "patch of the maximum",
+    "closed by the bonus byte",
+    "closed only in the rejected part",
+    "aligned block",
+    "aligned fallback",
+    "aligned and fallback in one batch",
+    "forced block",
+    "forced block where the flag is known",
+    "unclosed block",
+    "EOS inside a draft",
+    "EOS accepted",
+    "stop string inside an accepted draft",
+    "rows finish in different rounds",
+    "ended by length",
+    "ended by EOS",
+    "ended by a stop string",
+    "empty prompt",
+    "prompt of one byte",
+    "prompt of invalid UTF-8",
+    "prompt with NUL",
+    "prompt longer than a window",
+    "batch of unequal prompts",
+    "patcher entropy",
+    "patcher static",
+    "patcher space",
+    "decoder reads byte states",
+    "rewind inside a patch",
+    "rewind to a boundary",
+    "rows asked for again",
+    "row idle for several passes",
+    *(f"draft of {length}" for length in range(1, 17)),
+)
+
+
+def saw(situation: str, happened: object = True) -> None:  # noqa: FBT002 -- reads as a sentence
+    """Count ``situation`` if it happened."""
+    if happened:
+        SEEN[situation] += 1

@@ -1,0 +1,98 @@
+"""Hypothesis strategies: prompts, requests, drafters, programs of operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from blt_core.engine import Request
+from blt_core.protocols import Drafter
+from tests.conftest import CI_EXAMPLES
+from tests.engine import models
+from tests.engine.drafters import BlockSteps, Cascade, Oracle, RandomBytes
+from tests.engine.runs import ar_alone, ar_ids, self_drafter
+
+INVALID_UTF8 = (b"\xff\xfe", b"\xc3(", b"a\x80", b"\xe2\x82")
+
+
+def examples(count: int) -> Callable[..., object]:
+    """``count`` examples in the profile "ci", ten times as many in "thorough"."""
+    return settings(max_examples=count * max(settings.default.max_examples // CI_EXAMPLES, 1))
+
+
+def prompts(*, longest: int = 24) -> st.SearchStrategy[bytes]:
+    """Empty, one byte, words, NUL bytes, invalid UTF-8, longer than any window."""
+    return st.one_of(
+        st.binary(max_size=longest),
+        st.just(b""),
+        st.binary(min_size=1, max_size=1),
+        st.sampled_from(INVALID_UTF8),
+        st.lists(st.sampled_from([b"ab ", b"word", b"\n\n", b"x1(", "é".encode()]), max_size=4).map(
+            b"".join
+        ),
+        st.integers(1, 5).map(bytes),
+        st.binary(min_size=min(12, longest), max_size=longest),
+    )
+
+
+model_indices = st.integers(0, models.COUNT - 1)
+denoising_indices = st.sampled_from(models.DENOISING)
+
+
+@st.composite
+def requests(draw: st.DrawFn, index: int, *, stops: bool = True, longest: int = 24) -> Request:
+    """A request; stop strings are cut from what AR generates without them."""
+    request = Request(draw(prompts()), draw(st.integers(1, longest)), seed=draw(st.integers(0, 9)))
+    if not stops or draw(st.integers(0, 3)):
+        return request
+    text = bytes(ar_alone(index, request).output)
+    if not text:
+        return request
+    at = draw(st.integers(0, len(text) - 1))
+    stop = (text[at : at + draw(st.integers(1, 2))], b"never seen")
+    return Request(request.prompt, request.max_new_bytes, stop, request.seed)
+
+
+@st.composite
+def batches(draw: st.DrawFn, index: int, *, rows: int = 3, stops: bool = True) -> list[Request]:
+    """One to ``rows`` requests."""
+    return draw(st.lists(requests(index, stops=stops), min_size=1, max_size=rows))
+
+
+@st.composite
+def block_drafters(draw: st.DrawFn) -> BlockSteps:
+    """One or several denoising steps, from each start, with each closure."""
+    start, closure = draw(
+        st.sampled_from([("aligned", "none"), ("frontier", "forced"), ("frontier", "none")])
+    )
+    return BlockSteps(draw(st.integers(1, 17)), draw(st.integers(1, 3)), start, closure)
+
+
+@st.composite
+def drafters(draw: st.DrawFn, index: int, batch: list[Request]) -> Drafter:
+    """Any drafter that model ``index`` can serve."""
+    kinds = ["self", "random", "oracle", "oracle"]
+    if index in models.DENOISING:
+        kinds += ["block", "block", "cascade"]
+    kind, count = draw(st.sampled_from(kinds)), draw(st.integers(1, 16))
+    if kind == "self":
+        return self_drafter(count)
+    if kind == "random":
+        return RandomBytes(draw(st.integers(0, 99)), count)
+    if kind == "oracle":
+        scheme = models.model(index).scheme
+        texts = {(scheme.bos, *scheme.encode(r.prompt), i): ar_ids(index, r) for i, r in enumerate(batch)}
+        return Oracle(texts, count, draw(st.sampled_from([0.0, 0.1, 0.3])), draw(st.integers(0, 99)))
+    blocks = draw(block_drafters())
+    return blocks if kind == "block" else Cascade(blocks, draw(st.integers(1, 3)))
+
+
+OPS = ("append", "append", "rewind", "next", "next", "draft", "draft", "block", "settle", "attach")
+
+
+def programs(*, longest: int = 14) -> st.SearchStrategy[list[tuple[str, int]]]:
+    """Operations, each with a number from which its details are derived at run time."""
+    step = st.tuples(st.sampled_from(OPS), st.integers(0, 2**16))
+    return st.lists(step, min_size=3, max_size=longest)
