@@ -59,11 +59,12 @@ def _value(text: str) -> Any:
 
 
 def _insert(tables: dict[str, Any], path: list[str], value: Any) -> None:
-    *parents, last = path
-    for key in parents:
-        tables = tables.setdefault(key, {})
-        if not isinstance(tables, dict):
-            raise ValueError(f"{key!r} is given a value and a key below it")
-    if last in tables:
+    key, *below = path
+    if below and isinstance(tables.setdefault(key, {}), dict):
+        _insert(tables[key], below, value)
+    elif below:
+        raise ValueError(f"{key!r} is given a value and a key below it")
+    elif key in tables:
         raise ValueError("given twice")
-    tables[last] = value
+    else:
+        tables[key] = value

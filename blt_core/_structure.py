@@ -285,7 +285,10 @@ def _scalar(kind: Any, accepted: tuple[type, ...]) -> Reader:
         # type(), not isinstance(): to Python True is an int, in a table it is a slip.
         if type(value) not in accepted:
             raise _mismatch(kind, value)
-        return None if value is None else kind(value)
+        try:
+            return None if value is None else kind(value)
+        except OverflowError as error:  # an integer that no float can hold
+            raise Invalid(Fault("too large for a float")) from error
 
     return read
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,14 +84,16 @@ def replace_folder(target: Path) -> Iterator[Path]:
     At every moment the old or the new content is complete on the disk: where the name itself is
     missing for an instant, :func:`current_folder` finds the old content under its spare name.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
+    fresh = target.with_name(f".{target.name}.new-{secrets.token_hex(4)}")
+    fresh.mkdir(parents=True)
     try:
         yield fresh
+        # Some writers keep their files to the user alone; the folder's mode is what was asked for.
+        mode = fresh.stat().st_mode & 0o666
         for path in fresh.iterdir():
+            path.chmod(mode)
             _flush(path)
         _flush(fresh)
-        fresh.chmod(0o777 & ~_umask())
         _swap(fresh, target)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -125,9 +127,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -78,7 +78,7 @@ class RunError(BltError):
 
 
 def near_match(name: str, candidates: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the candidate closest to ``name``, else the empty string.
+    """Suggest the candidate closest to ``name``: `` Did you mean 'x'?``, or the empty string.
 
     Letters swapped and words reordered count as near: ``blt-vd`` finds ``blt-dv``.
     """

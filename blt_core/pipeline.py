@@ -134,18 +134,14 @@ class Pipeline:
         results = [self.generation(record) for record in progress]
         return results[0] if single else results
 
-    def stream(self, prompt: Prompt, *, text: bool = False, **request: Any) -> Iterator[Any]:
-        """Yield the new bytes of one prompt as they are committed.
+    def stream(self, prompt: Prompt, **request: Any) -> Iterator[bytes]:
+        """The new bytes of one prompt as they are committed; requests as for ``generate``."""
+        steps = self.steps([prompt], **request)
+        return (step.new[0] for step in steps if step.new[0])
 
-        With ``text``, strings of whole UTF-8 characters instead (U+FFFD for what is none).
-        """
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for step in self.steps([prompt], **request):
-            new = decoder.decode(step.new[0]) if text else step.new[0]
-            if new:
-                yield new
-        if text and (rest := decoder.decode(b"", final=True)):
-            yield rest
+    def stream_text(self, prompt: Prompt, **request: Any) -> Iterator[str]:
+        """As ``stream``, in strings of whole UTF-8 characters (U+FFFD for what is none)."""
+        return _characters(self.stream(prompt, **request))
 
     def steps(self, prompts: Sequence[Prompt], **request: Any) -> Iterator[Step]:
         """Yield every sampler round of a batch, with each prompt's progress."""
@@ -208,6 +204,15 @@ class Pipeline:
 
 
 _REQUEST_KEYS = frozenset({"max_new_bytes", "temperature", "top_k", "top_p", "seed", "stop"})
+
+
+def _characters(pieces: Iterator[bytes]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for piece in pieces:
+        if text := decoder.decode(piece):
+            yield text
+    if rest := decoder.decode(b"", final=True):
+        yield rest
 
 
 def to_bytes(text: Prompt) -> bytes:

@@ -148,10 +148,11 @@ class DecodeState:
         """Cut each batch row back to ``lengths[b]`` ids (longer than it is: no change)."""
         self._drop_provisional()
         for index, (row, length) in enumerate(zip(self._rows, lengths, strict=True)):
-            if length < max(row.settled, 1):
+            # The first byte of the settled patch stays, so that its patch is that of the last id.
+            if length <= row.settled:
                 raise EngineError(
                     f"batch row {index}: cannot rewind to {length} ids; "
-                    f"the first {max(row.settled, 1)} are settled"
+                    f"the first {row.settled + 1} are settled"
                 )
             row.cut(length)
         self._rewind_caches()
@@ -196,7 +197,7 @@ class DecodeState:
     def draft_logits(self, rows: Sequence[int]) -> Tensor:
         """Decoder only; bytes whose next flag is unknown read the newest computed latent."""
         self._check_rows(rows)
-        self._refuse_fresh()
+        self._refuse_fresh(rows)
         self._drop_provisional()
         ends = [len(row.ids) if on else 0 for row, on in zip(self._rows, rows, strict=True)]
         begins = [min(row.decoded, end - on) for row, end, on in zip(self._rows, ends, rows, strict=True)]
@@ -255,7 +256,7 @@ class DecodeState:
             begins = [max(begin, 0) for begin in begins]
             self._fresh = False
         else:
-            self._refuse_fresh()
+            self._refuse_fresh(active)
             self._drop_provisional()
             # The rows before the block; an aligned block starts at a byte that is decoded already.
             ends = [first if on else 0 for first, on in zip(block.start, active, strict=True)]
@@ -345,8 +346,11 @@ class DecodeState:
         pending = any(end > begin for begin, end in zip(begins, ends, strict=True))
         clean = self._clean_rows(begins, ends, block) if pending else None
         size = max(len(ids) for ids in block.ids)
-        first = max(s for s, on in zip(block.start, active, strict=True) if on)
-        starts = [s if on else first for s, on in zip(block.start, active, strict=True)]
+        # A row that takes no part stands where its cache ends: no place beyond it exists.
+        starts = [
+            s if on else row.decoded
+            for row, s, on in zip(self._rows, block.start, active, strict=True)
+        ]
         latent = [
             max(bisect_right(self._bounds(row, block), s) - 2, 0) if on else 0
             for row, s, on in zip(self._rows, starts, active, strict=True)
@@ -456,8 +460,9 @@ class DecodeState:
             if count and len(row.ids) - count < row.settled:
                 raise EngineError(f"batch row {index}: rows before {row.settled} are settled")
 
-    def _refuse_fresh(self) -> None:
-        if self._fresh:
+    def _refuse_fresh(self, taking_part: Sequence[object]) -> None:
+        """Raise for a row that takes part but has no latent that a draft could read."""
+        if any(on and not row.latents for row, on in zip(self._rows, taking_part, strict=True)):
             raise EngineError("nothing can be drafted before a first true pass (next_logits)")
 
     def _count(self, taking_part: Sequence[object], one: Passes) -> None:

@@ -238,7 +238,8 @@ class _Resolver:
 
         params: Any = read_table(preset.params, table, entry.label, read)
         try:
-            expansion = preset.expand(params)
+            # A plugin's promise of a table is checked like a file's.
+            expansion: object = preset.expand(params)
         except (ValueError, BltError) as error:
             raise Invalid(table.place.problem(str(error))) from error
         if not isinstance(expansion, Mapping):

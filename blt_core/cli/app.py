@@ -56,17 +56,12 @@ def build_app(plugins: Plugins) -> typer.Typer:
         rich_markup_mode=None,
     )
 
-    def version(value: bool) -> None:  # noqa: FBT001 -- a typer callback
-        if value:
-            typer.echo(f"blt {__version__}")
-            raise typer.Exit
-
     @app.callback()
     def common(
         *,
         verbose: Annotated[bool, typer.Option("--verbose", help="Log to stderr.")] = False,
         show_version: Annotated[  # noqa: ARG001 -- acts through its callback
-            bool, typer.Option("--version", callback=version, is_eager=True, help="Show it.")
+            bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")
         ] = False,
     ) -> None:
         configure(verbose=verbose)
@@ -76,3 +71,9 @@ def build_app(plugins: Plugins) -> typer.Typer:
     inspecting.add_commands(app)
     plugins.hook.blt_commands(app=app)
     return app
+
+
+def _version(value: bool) -> None:  # noqa: FBT001 -- a typer callback
+    if value:
+        typer.echo(f"blt {__version__}")
+        raise typer.Exit

@@ -29,7 +29,7 @@ class RandomBytes:
         """Nothing is computed."""
         rngs = [Random(self.seed * 1000 + length) for length in ops.lengths]
         most = [min(self.count, left) for left in limit]
-        return Draft([[self._pick(r, ops) for _ in range(k)] for r, k in zip(rngs, most)])
+        return Draft([[self._pick(r, ops) for _ in range(k)] for r, k in zip(rngs, most, strict=True)])
 
     @staticmethod
     def _pick(rng: Random, ops: DecodeOps) -> int:
@@ -56,7 +56,7 @@ class Oracle:
         for row, most in enumerate(limit):
             text = ops.text(row)
             rng = Random(self.seed * 1000 + len(text))
-            known = next(t for t in self.texts.values() if t[: len(text)] == text)
+            known = next((t for t in self.texts.values() if t[: len(text)] == text), text)
             right = (known[len(text) :] + [7] * self.count)[: min(self.count, most)]
             ids.append([(t + 1) % 256 if rng.random() < self.errors else t for t in right])
         return Draft(ids)

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from blt_core.engine import Request
 from blt_core.protocols import Drafter
-from tests.conftest import CI_EXAMPLES
 from tests.engine import models
 from tests.engine.drafters import BlockSteps, Cascade, Oracle, RandomBytes
 from tests.engine.runs import ar_alone, ar_ids, self_drafter
+
+#: max_examples of the profile "ci" (tests/conftest.py).
+CI_EXAMPLES = 50
 
 INVALID_UTF8 = (b"\xff\xfe", b"\xc3(", b"a\x80", b"\xe2\x82")
 

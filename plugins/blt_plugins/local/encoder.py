@@ -36,12 +36,12 @@ class LocalEncoderParams:
     ngram_rows: int = attrs.field(default=500_002, validator=at_least(1))
     rope_theta: float = attrs.field(default=500_000.0, validator=more_than(0))
 
-    @ngram_sizes.validator
-    def _check_ngram_sizes(self, _field: object, sizes: list[int]) -> None:
+    def __attrs_post_init__(self) -> None:
+        sizes = self.ngram_sizes
         if any(size < 1 for size in sizes) or len(set(sizes)) != len(sizes):
-            raise ValueError(f"expected different sizes of at least 1, got {sizes}")
+            raise ValueError(f"ngram_sizes: expected different sizes of at least 1, got {sizes}")
         if sizes and self.window is not None and max(sizes) > self.window:
-            raise ValueError(f"n-grams of {max(sizes)} bytes do not fit the window {self.window}")
+            raise ValueError(f"window {self.window} is shorter than n-grams of {max(sizes)} bytes")
 
 
 class LocalEncoder(nn.Module):

@@ -45,16 +45,26 @@ class FolderCorpus:
 
     def documents(self, split: Split) -> Iterator[bytes]:
         """The documents of one split. Raises DataError for a file that cannot be read."""
-        files = self._valid if split == "valid" and self._valid is not None else self._train
-        for path in files:
+        own = self._valid if split == "valid" else None
+        cut = self._cut() if self._valid is None else None
+        for path in own or self._train:
             text = read_document(path)
-            if text and (self._valid is not None or self._held_out(text) == (split == "valid")):
+            if text and (cut is None or (_digest(text) < cut) == (split == "valid")):
                 yield text
 
-    def _held_out(self, text: bytes) -> bool:
-        # By content: copies of one file never lie on both sides.
-        digest = hashlib.sha256(text).digest()
-        return int.from_bytes(digest[:4], "big") / 2**32 < self._percent / 100
+    def _cut(self) -> bytes:
+        """Documents with a smaller digest are held out: of two and more at least one.
+
+        By content, so that copies of one file never lie on both sides.
+        """
+        digests = sorted(_digest(text) for path in self._train if (text := read_document(path)))
+        share = len(digests) * self._percent / 100
+        count = min(max(round(share), 1), len(digests) - 1) if share else 0
+        return digests[count] if digests else b""
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).digest()
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:

@@ -6,23 +6,19 @@ holds all that steps change. So a run that was stopped goes on bit for bit where
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
 import shutil
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blt_core.checkpoint import load_tensors, model_config, model_tensors
-from blt_core.errors import DataError, RunError
+from blt_core.errors import RunError
 from blt_core.model import Model
 from blt_core.protocols import (
     CheckpointFormat,
@@ -31,9 +27,11 @@ from blt_core.protocols import (
     ThresholdPatcher,
     TrainingBackend,
 )
-from blt_plugins.training.calibrate import Calibration, calibrate
+from blt_plugins.training.calibrate import calibrate
+from blt_plugins.training.data import load_data
 from blt_plugins.training.evaluate import HeldOut, evaluate_model, evaluate_scorer
-from blt_plugins.training.phases import MODEL, SCORER, Phase, make_phases, trainable_scorer
+from blt_plugins.training.interrupts import Interrupts
+from blt_plugins.training.phases import MODEL, SCORER, Phase, make_phases
 from blt_plugins.training.report import Metrics, Report
 from blt_plugins.training.schedule import learning_rate, parameter_groups
 from blt_plugins.training.settings import TrainSettings
@@ -43,7 +41,6 @@ from blt_plugins.training.state import (
     load_state,
     save_state,
 )
-from blt_plugins.training.windows import Batch, cut_windows, make_batch, pack, sample
 
 #: Settings that may change when a run is resumed, since no step depends on them.
 FREE = ("out", "log_every", "checkpoint_every", "validate_every")
@@ -51,9 +48,10 @@ FREE = ("out", "log_every", "checkpoint_every", "validate_every")
 
 @attrs.frozen(eq=False, kw_only=True)
 class Job:
-    """All that a run needs, built. ``tables``: of the model and its training, for the state.
+    """All that a run needs, built.
 
-    calibrates: whether the patcher's threshold is to be found. out: where everything is written.
+    tables: the model's and its training's, which a resumed run must share. calibrates: whether
+    the patcher's threshold is to be found. out: the folder where everything is written.
     """
 
     model: Model
@@ -71,7 +69,6 @@ class Job:
 class TrainResult:
     """How a run ended. ``model``: the folder of the model with the best held-out score."""
 
-    steps: int
     threshold: float | None
     held_out: HeldOut | None
     best_bits_per_byte: float | None
@@ -79,143 +76,98 @@ class TrainResult:
 
 
 class Trainer:
-    """Runs a job; ``run`` may be called once."""
+    """Runs a job; raises DataError, when it is made, where the corpus is unfit."""
 
     def __init__(self, job: Job, report: Report) -> None:
         self._job, self._report, self._settings = job, report, job.settings
         self._metrics = Metrics(job.out / "metrics.jsonl")
+        self._interrupts = Interrupts(report.note)
+        self._data = load_data(job.corpus, job.settings, job.model)
         self._best: float | None = None
         self._held_out: HeldOut | None = None
-        self._saved_step: str | None = None
-        self._stopping = False
-        documents = list(job.corpus.documents("train"))
-        context = job.settings.context_bytes or job.model.context_bytes
-        if context > job.model.context_bytes:
-            raise DataError(
-                f"train.context_bytes: {context} is more than the model serves "
-                f"(model.context_bytes = {job.model.context_bytes})"
-            )
-        if not documents:
-            raise DataError("the corpus has no document to train on")
-        windows = cut_windows(documents, context)
-        valid = list(job.corpus.documents("valid")) if job.settings.valid_bytes else []
-        if job.settings.valid_bytes and not valid:
-            raise DataError(
-                "the corpus holds no document out; give corpus.valid_path, raise "
-                "corpus.valid_percent, or set train.valid_bytes = 0"
-            )
-        self._phases = make_phases(job.model, job.objective, job.settings, documents, windows)
-        self._valid = self._sample(valid, cut_windows(valid, context), job.settings.valid_bytes)
-        self._calibration = self._sample(
-            documents, windows, job.settings.scorer.calibration_bytes
-        )
-        self._tables = comparable(job.tables, documents, valid)
+        self._saved = ""
 
     def run(self, *, fresh: bool = False) -> TrainResult:
         """Train to the end, going on from a saved state unless ``fresh``.
 
-        Raises RunError if the loss is no number any more, or if the run was interrupted; then a
-        state is saved.
+        Raises RunError if the loss is no number any more, or after an interrupt; what was saved
+        is complete. Raises OtherSettingsError if the state belongs to another configuration.
         """
-        state = self._begin(fresh=fresh)
-        with self._interrupts():
-            for phase in self._phases:
-                if state is not None and phase.name != state.phase:
-                    continue  # it was finished before the state was saved
+        job, settings = self._job, self._settings
+        state = self._restore(fresh=fresh)
+        phases = make_phases(
+            job.model, job.objective, settings, self._data.documents, self._data.windows
+        )
+        with self._interrupts:
+            for phase in phases:
+                if state is not None and state.phase != phase.name:
+                    continue  # it was over when the state was saved
+                if state is None and phase.name == MODEL:
+                    self._fix_patches()
                 self._run_phase(phase, state)
                 state = None
         return self._finish()
 
-    # -- starting and stopping -------------------------------------------------------------------
-
-    def _begin(self, *, fresh: bool) -> TrainingState | None:
+    def _restore(self, *, fresh: bool) -> TrainingState | None:
         """The state to go on from, loaded into the model; None for a new run."""
-        out = self._job.out
-        out.mkdir(parents=True, exist_ok=True)
+        folder, model = self._job.out / "state", self._job.model
+        self._job.out.mkdir(parents=True, exist_ok=True)
         if fresh:
-            shutil.rmtree(out / "state", ignore_errors=True)
-        state = load_state(out / "state")
+            shutil.rmtree(folder, ignore_errors=True)
+        state = load_state(folder)
         if state is None:
             self._metrics.rewind({})
             return None
-        check_same_settings(out, state, self._tables)
-        load_tensors(self._job.model.modules(), state.model, str(out / "state"))
-        if state.threshold is not None and isinstance(self._job.model.patcher, ThresholdPatcher):
-            self._job.model.patcher.threshold = state.threshold
+        check_same_settings(self._job.out, state, self._tables())
+        load_tensors(model.modules(), state.model, str(folder))
+        if state.threshold is not None and isinstance(model.patcher, ThresholdPatcher):
+            model.patcher.threshold = state.threshold
         torch.set_rng_state(state.generator)
-        self._best = state.best
-        self._saved_step = f"{state.phase} step {state.step}"
-        finished = {SCORER: 10**12} if state.phase == MODEL else {}
-        self._metrics.rewind({**finished, state.phase: state.step})
-        self._report.note(f"resumed at {self._saved_step}")
+        self._best, self._saved = state.best, f"{state.phase} step {state.step}"
+        self._metrics.rewind(
+            {state.phase: state.step} | ({SCORER: 10**12} if state.phase == MODEL else {})
+        )
+        self._report.note(f"resumed at {self._saved}")
         return state
 
-    @contextlib.contextmanager
-    def _interrupts(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM stop the run after the step; a second one stops it at once."""
-
-        def stop(number: int, _frame: FrameType | None) -> None:
-            if self._stopping:
-                raise KeyboardInterrupt
-            self._stopping = True
-            self._report.note(f"{signal.Signals(number).name}: stopping after this step")
-
-        try:
-            former = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: its owner handles signals
-            former = {}
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-
-    def _finish(self) -> TrainResult:
-        out, model = self._job.out, self._job.model
-        if self._best is None:
-            self._write_model("model")
-        elif self._held_out is not None and self._held_out.bits_per_byte > self._best:
-            self._write_model("model-last")
-        return TrainResult(
-            steps=self._settings.steps,
-            threshold=getattr(model.patcher, "threshold", None),
-            held_out=self._held_out,
-            best_bits_per_byte=self._best,
-            model=out / "model",
-        )
+    def _tables(self) -> dict[str, Any]:
+        """What must not change between the parts of a run."""
+        train = {k: v for k, v in attrs.asdict(self._settings).items() if k not in FREE}
+        return {**self._job.tables, "train": train, "text": self._data.digest}
 
     # -- phases ----------------------------------------------------------------------------------
 
     def _run_phase(self, phase: Phase, state: TrainingState | None) -> None:
         first = state.step if state is not None else 0
+        backend, clock = self._job.backend, Clock()
         groups = parameter_groups(phase.module, self._settings.weight_decay)
-        self._job.backend.start(
-            phase.module, groups, clip=self._settings.clip, accumulate=phase.accumulate
-        )
+        backend.start(phase.module, groups, clip=self._settings.clip, accumulate=phase.accumulate)
         if state is not None:
-            self._job.backend.restore(state.optimizer)
+            backend.restore(state.optimizer)
         self._report.phase(phase.name, first, phase.steps)
-        clock = Clock()
         for step in range(first, phase.steps):
-            with clock:
-                loss, norm, rate, size = self._step(phase, step)
-            clock.size += size
-            self._after_step(phase, step + 1, clock, {"loss": loss, "lr": rate, "grad_norm": norm})
-        self._end_phase(phase)
+            began = time.perf_counter()
+            figures, size = self._step(phase, step)
+            clock.add(size, time.perf_counter() - began)
+            self._log(phase, step + 1, {**figures, "bytes_per_second": clock.speed})
+            if self._is_due(self._settings.log_every, phase, step + 1):
+                clock = Clock()
+            self._look_after(phase, step + 1)
+        if phase.name == SCORER:
+            self._end_scorer(phase)
 
-    def _step(self, phase: Phase, step: int) -> tuple[float, float, float, int]:
-        """One optimizer step: loss (nats a byte), gradient norm, learning rate, bytes."""
-        backend, count = self._job.backend, phase.accumulate
-        device = self._job.model.device
+    def _step(self, phase: Phase, step: int) -> tuple[dict[str, float], int]:
+        """One optimizer step: its figures (loss in nats a byte) and its bytes."""
+        backend, count, device = self._job.backend, phase.accumulate, self._job.model.device
         batches = [phase.batches[step * count + i].to(device) for i in range(count)]
         size = sum(batch.scored for batch in batches)
-        rng = torch.Generator(device).manual_seed(seed_of(self._settings.seed, phase.name, step))
+        rng = torch.Generator(device).manual_seed(phase.seed_of(step))
         total = 0.0
         for batch in batches:
             loss, share = phase.loss(batch, rng), batch.scored / size
             total += float(loss.detach()) * share
             self._check_finite("loss", total, phase, step)
-            # The backend averages; batches of unequal size count by their bytes.
+            # The backend averages, yet batches of unequal size count by their bytes.
             backend.backward(loss * (share * count))
         rate = learning_rate(
             step,
@@ -226,66 +178,79 @@ class Trainer:
         )
         norm = backend.step(rate)
         self._check_finite("gradient norm", norm, phase, step)
-        return total, norm, rate, size
+        return {"loss": total, "lr": rate, "grad_norm": norm}, size
 
-    def _after_step(
-        self, phase: Phase, done: int, clock: Clock, figures: dict[str, float]
-    ) -> None:
-        figures["bytes_per_second"] = clock.speed
+    def _log(self, phase: Phase, done: int, figures: Mapping[str, float]) -> None:
         self._report.step(done, figures)
-        if done % self._settings.log_every == 0 or done == phase.steps:
+        if self._is_due(self._settings.log_every, phase, done):
             self._metrics.write(phase=phase.name, step=done, **figures)
-            clock.restart()
-        last = done == phase.steps
-        if phase.name == MODEL and (done % self._settings.validate_every == 0 or last):
+
+    def _look_after(self, phase: Phase, done: int) -> None:
+        """What happens between two steps: a score, a checkpoint, the end on request."""
+        if phase.name == MODEL and self._is_due(self._settings.validate_every, phase, done):
             self._validate(done)
-        if last:
-            return
-        if done % self._settings.checkpoint_every == 0 or self._stopping:
-            self._save(phase.name, done)
-        self._stop_if_asked(f"{phase.name} step {done}")
-
-    def _end_phase(self, phase: Phase) -> None:
-        if phase.name == SCORER:
-            self._end_scorer(phase)
-            self._job.backend.start(self._phases[-1].module, [], clip=1.0, accumulate=1)
-            self._save(MODEL, 0)
-            self._stop_if_asked("the end of the scorer's training")
-        else:
-            self._save(MODEL, phase.steps)
-
-    def _end_scorer(self, phase: Phase) -> None:
-        round_parameters(phase.module, self._dtype)
-        if self._valid:
-            held_out = evaluate_scorer(trainable_scorer(self._job.model), self._valid)
-            self._metrics.write(
-                phase=SCORER, step=phase.steps, bits_per_byte=held_out.bits_per_byte
-            )
-            self._report.note(f"scorer: {held_out.bits_per_byte:.4f} held-out bits per byte")
-
-    def _stop_if_asked(self, where: str) -> None:
-        if self._stopping:
+        at_end = done == phase.steps
+        if self._is_due(self._settings.checkpoint_every, phase, done) or self._interrupts.asked:
+            self._save(phase.name, done, self._job.backend.state())
+        if self._interrupts.asked and not (at_end and phase.name == MODEL):
             raise RunError(
-                f"interrupted at {where}; saved in {self._job.out}. "
-                "Run the same command again to go on."
+                f"interrupted at {phase.name} step {done}, which is saved in {self._job.out}; "
+                "run the same command again to go on"
             )
+
+    @staticmethod
+    def _is_due(every: int, phase: Phase, done: int) -> bool:
+        return done % every == 0 or done == phase.steps
 
     def _check_finite(self, what: str, value: float, phase: Phase, step: int) -> None:
         if math.isfinite(value):
             return
-        saved = f"the last good state is {self._job.out / 'state'} ({self._saved_step})"
+        state = self._job.out / "state"
+        saved = f"the last good state is {state} ({self._saved})" if self._saved else "none was saved"
         raise RunError(
-            f"{phase.name} step {step + 1}: the {what} is {value}; "
-            f"{saved if self._saved_step else 'no state was saved yet'}.\n"
-            "  fix: lower train.learning_rate or train.clip and start anew with --fresh"
+            f"{phase.name} step {step + 1}: the {what} is {value}; {saved}\n"
+            "  fix: lower the learning rate, and start anew with --fresh"
         )
+
+    # -- between the phases ----------------------------------------------------------------------
+
+    def _end_scorer(self, phase: Phase) -> None:
+        """Round the scorer to what is stored, so that training sees the patches of later use."""
+        round_parameters(phase.module, self._dtype)
+        if not self._data.valid:
+            return
+        held_out = evaluate_scorer(phase.module, self._data.valid)
+        self._metrics.write(
+            phase=SCORER, step=phase.steps, bits_per_byte=held_out.bits_per_byte
+        )
+        self._report.note(f"scorer: {held_out.bits_per_byte:.4f} held-out bits per byte")
+
+    def _fix_patches(self) -> None:
+        """Calibrate the patcher, and save the state in which the model's own training begins."""
+        patcher = self._job.model.patcher
+        if self._job.calibrates and isinstance(patcher, ThresholdPatcher):
+            target = self._settings.scorer.target_patch_bytes
+            found = calibrate(patcher, self._data.calibration, target)
+            patcher.threshold = found.threshold
+            self._metrics.write(
+                phase=SCORER,
+                step=self._settings.scorer.steps,
+                threshold=found.threshold,
+                mean_patch_bytes=found.mean_patch_bytes,
+            )
+            self._report.note(
+                f"threshold {found.threshold:.4f} nats: patches of "
+                f"{found.mean_patch_bytes:.2f} bytes on average"
+            )
+        self._save(MODEL, 0, {})
 
     # -- scores and files ------------------------------------------------------------------------
 
     def _validate(self, step: int) -> None:
-        if not self._valid:
+        if not self._data.valid:
             return
-        result = evaluate_model(self._job.model, self._valid)
+        result = evaluate_model(self._job.model, self._data.valid)
+        better = self._best is None or result.bits_per_byte < self._best
         self._held_out = result
         self._metrics.write(
             phase=MODEL,
@@ -293,44 +258,70 @@ class Trainer:
             bits_per_byte=result.bits_per_byte,
             mean_patch_bytes=result.mean_patch_bytes,
         )
-        better = self._best is None or result.bits_per_byte < self._best
         if better:
             self._best = result.bits_per_byte
             self._write_model("model")
         self._report.note(
             f"model step {step}: {result.bits_per_byte:.4f} held-out bits per byte, patches of "
-            f"{result.mean_patch_bytes:.2f} bytes" + (", the best so far" if better else "")
+            f"{result.mean_patch_bytes:.2f} bytes{', the best so far' if better else ''}"
+        )
+
+    def _finish(self) -> TrainResult:
+        if self._best is None:
+            self._write_model("model")
+        elif self._held_out is not None and self._held_out.bits_per_byte > self._best:
+            self._write_model("model-last")
+        return TrainResult(
+            threshold=getattr(self._job.model.patcher, "threshold", None),
+            held_out=self._held_out,
+            best_bits_per_byte=self._best,
+            model=self._job.out / "model",
         )
 
     def _write_model(self, name: str) -> None:
-        tensors = model_tensors(self._job.model, self._dtype)
-        self._job.format.write(self._job.out / name, model_config(self._job.model), tensors)
-
-    def _save(self, phase: str, step: int) -> None:
-        patcher = self._job.model.patcher
-        save_state(
-            self._job.out / "state",
-            TrainingState(
-                phase=phase,
-                step=step,
-                threshold=getattr(patcher, "threshold", None),
-                best=self._best,
-                settings=self._tables,
-                model=model_tensors(self._job.model),
-                optimizer=self._job.backend.state(),
-            ),
+        model = self._job.model
+        self._job.format.write(
+            self._job.out / name, model_config(model), model_tensors(model, self._dtype)
         )
-        self._saved_step = f"{phase} step {step}"
 
-    def _sample(
-        self, documents: Sequence[bytes], windows: Sequence[Any], size: int
-    ) -> list[Batch]:
-        """Batches of sampled windows on the model's device, for scores and calibration."""
-        chosen = sample(windows, size, self._settings.seed)
-        groups = pack(chosen, self._settings.batch_bytes)
-        return [make_batch(documents, group, self._job.model.scheme) for group in groups]
+    def _save(self, phase: str, step: int, optimizer: Mapping[str, Tensor]) -> None:
+        model = self._job.model
+        state = TrainingState(
+            phase=phase,
+            step=step,
+            threshold=getattr(model.patcher, "threshold", None),
+            best=self._best,
+            settings=self._tables(),
+            model=model_tensors(model),
+            optimizer=optimizer,
+        )
+        save_state(self._job.out / "state", state)
+        self._saved = f"{phase} step {step}"
 
     @property
     def _dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self._settings.save_dtype)
         return dtype
+
+
+class Clock:
+    """Bytes and seconds of some steps, without what happened between them."""
+
+    def __init__(self) -> None:
+        self._bytes, self._seconds = 0, 0.0
+
+    def add(self, size: int, seconds: float) -> None:
+        """Count one step."""
+        self._bytes, self._seconds = self._bytes + size, self._seconds + seconds
+
+    @property
+    def speed(self) -> float:
+        """Bytes a second."""
+        return self._bytes / max(self._seconds, 1e-9)
+
+
+@torch.no_grad()
+def round_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give every parameter a value that ``dtype`` can hold; its own dtype stays."""
+    for parameter in module.parameters():
+        parameter.copy_(parameter.to(dtype))

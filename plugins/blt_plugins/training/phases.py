@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -29,6 +30,12 @@ class Phase:
     accumulate: int
     learning_rate: float
     warmup_steps: int
+    seed: int
+
+    def seed_of(self, step: int) -> int:
+        """The seed of the random choices of one step."""
+        key = f"{self.seed}/{self.name}/{step}".encode()
+        return int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
 
 
 def make_phases(
@@ -49,8 +56,7 @@ def make_phases(
             flags = model.patcher.flags(batch.rows, None)
         return objective.loss(model, batch.rows, flags, batch.targets_br, rng)[0]
 
-    parts = model.modules()
-    parts.pop("patcher", None)
+    parts = nn.ModuleDict({k: part for k, part in model.modules().items() if k != "patcher"})
     main = Phase(
         name=MODEL,
         module=parts,
@@ -60,6 +66,7 @@ def make_phases(
         accumulate=settings.accumulate,
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
+        seed=settings.seed,
     )
     scorer = trainable_scorer(model)
     own = settings.scorer
@@ -74,6 +81,7 @@ def make_phases(
         accumulate=1,
         learning_rate=own.learning_rate,
         warmup_steps=own.warmup_steps,
+        seed=settings.seed,
     )
     return [first, main]
 

@@ -105,7 +105,7 @@ class Batches:
         *,
         scheme: IdScheme,
         batch_bytes: int,
-        seed: int,
+        seed: str,
     ) -> None:
         self._documents, self._windows, self._scheme = documents, windows, scheme
         self._batch_bytes, self._seed = batch_bytes, seed

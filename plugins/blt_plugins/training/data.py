@@ -1,0 +1,70 @@
+"""The data of a run: training windows, and fixed samples for scores and calibration."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import attrs
+
+from blt_core.errors import DataError
+from blt_core.model import Model
+from blt_core.protocols import Corpus
+from blt_plugins.training.settings import TrainSettings
+from blt_plugins.training.windows import Batch, Window, cut_windows, make_batch, pack, sample
+
+
+@attrs.frozen(eq=False)
+class Data:
+    """documents and windows to train on; batches to score (``valid``) and to calibrate on.
+
+    ``digest``: names the text, so that a resumed run is sure to read the same.
+    """
+
+    documents: Sequence[bytes]
+    windows: Sequence[Window]
+    valid: Sequence[Batch]
+    calibration: Sequence[Batch]
+    digest: str
+
+
+def load_data(corpus: Corpus, settings: TrainSettings, model: Model) -> Data:
+    """Read the whole corpus into memory. Raises DataError where it is unfit."""
+    context = settings.context_bytes or model.context_bytes
+    if context > model.context_bytes:
+        raise DataError(
+            f"train.context_bytes: {context} is more than the model serves "
+            f"(model.context_bytes = {model.context_bytes})"
+        )
+    documents = list(corpus.documents("train"))
+    if not documents:
+        raise DataError("the corpus has no document to train on; lower corpus.valid_percent")
+    valid = list(corpus.documents("valid")) if settings.valid_bytes else []
+    if settings.valid_bytes and not valid:
+        raise DataError(
+            "the corpus holds no document out; give corpus.valid_path, raise "
+            "corpus.valid_percent, or set train.valid_bytes = 0"
+        )
+
+    def batches(texts: Sequence[bytes], windows: Sequence[Window], size: int) -> list[Batch]:
+        groups = pack(sample(windows, size, settings.seed), settings.batch_bytes)
+        return [make_batch(texts, group, model.scheme) for group in groups]
+
+    windows = cut_windows(documents, context)
+    return Data(
+        documents,
+        windows,
+        batches(valid, cut_windows(valid, context), settings.valid_bytes),
+        batches(documents, windows, settings.scorer.calibration_bytes),
+        digest(documents, valid),
+    )
+
+
+def digest(*splits: Sequence[bytes]) -> str:
+    """A name for some documents and their order."""
+    total = hashlib.sha256()
+    for documents in splits:
+        for text in documents:
+            total.update(hashlib.sha256(text).digest())
+        total.update(b"|")
+    return total.hexdigest()

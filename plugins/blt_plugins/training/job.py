@@ -1,0 +1,105 @@
+"""From a configuration to a training job: defaults, options, checks, and the built parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from blt_core.component import BuildContext
+from blt_core.config import Config
+from blt_core.errors import ConfigError, PluginError
+from blt_core.model import MODEL_KINDS, Model
+from blt_core.pipeline import find_device
+from blt_core.plugins import Plugins
+from blt_core.wiring import Plan, build_node, resolve, resolve_component
+from blt_plugins.training.loop import Job
+from blt_plugins.training.settings import TrainSettings
+
+#: What a training config without a table of these kinds uses.
+DEFAULTS = {"objective": {"use": "ar"}, "training_backend": {"use": "torch"}}
+NEEDS = ("train", "model", *MODEL_KINDS, "corpus")
+
+
+def make_job(
+    config: Config, plugins: Plugins, *, out: Path | None = None, corpus: Path | None = None
+) -> Job:
+    """The job of a config; ``corpus`` replaces its folder, ``out`` its [train] out.
+
+    A patcher without a threshold is given one by calibration. Raises ConfigError with all
+    problems of the config, DataError for a corpus that is not there.
+    """
+    if corpus is not None:
+        config = with_corpus(config, corpus)
+    for kind, table in DEFAULTS.items():
+        if kind not in config.tables:
+            config = config.with_table(kind, table)
+    calibrates = _lacks_threshold(config, plugins)
+    if calibrates:
+        config = config.with_table("patcher", {**config.tables["patcher"], "threshold": 0.0})
+    plan = resolve(config, plugins, needs=NEEDS)
+    _check_run(plan)
+    settings: TrainSettings = plan.settings["train"]
+    folder = out or Path(settings.out or f"runs/{Path(plan.place.source).stem}")
+    described = plan.describe()
+    node = resolve_component("checkpoint_format", {"use": "folder"}, plugins)
+    return Job(
+        corpus=plan.build("corpus"),
+        model=new_model(plan, settings.seed),
+        objective=plan.build("objective"),
+        backend=plan.build("training_backend"),
+        format=build_node(node, BuildContext(plan.model.scheme), plugins.registry),
+        settings=settings,
+        tables={k: described[k] for k in ("model", *MODEL_KINDS, *DEFAULTS)},
+        calibrates=calibrates,
+        out=folder,
+    )
+
+
+def with_corpus(config: Config, folder: Path) -> Config:
+    """The config with another corpus folder, held-out files included."""
+    table = config.tables.get("corpus")
+    kept: Mapping[str, Any] = table if isinstance(table, Mapping) else {"use": "folder"}
+    tables = {k: v for k, v in kept.items() if k != "valid_path"}
+    return config.with_table("corpus", {**tables, "path": str(folder)})
+
+
+def new_model(plan: Plan, seed: int) -> Model:
+    """A model with random weights that depend on ``seed`` alone, on the run's device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = {kind: plan.build(kind) for kind in MODEL_KINDS}
+    model = Model(
+        **parts,
+        scheme=plan.model.scheme,
+        context_bytes=plan.model.context_bytes,
+        settings=plan.describe_model(),
+    )
+    return model.to(find_device(plan), getattr(torch, plan.run.dtype))
+
+
+def _lacks_threshold(config: Config, plugins: Plugins) -> bool:
+    """Whether the patcher takes a threshold, and the config gives none."""
+    table = config.tables.get("patcher")
+    if not isinstance(table, Mapping) or "threshold" in table:
+        return False
+    try:
+        params = plugins.registry.lookup("patcher", str(table.get("use"))).record.params
+    except PluginError:
+        return False  # resolve says what is wrong
+    return any(field.name == "threshold" for field in attrs.fields(params))
+
+
+def _check_run(plan: Plan) -> None:
+    place, problems = plan.place.child("run"), []
+    if plan.run.checkpoint is not None:
+        text = "training starts from random weights; remove this key"
+        problems.append(place.child("checkpoint").problem(text))
+    if plan.run.dtype == "bfloat16":
+        text = "training runs in float32; train.save_dtype is what models are written in"
+        problems.append(place.child("dtype").problem(text))
+    if problems:
+        raise ConfigError(problems)

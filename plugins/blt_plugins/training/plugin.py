@@ -1,0 +1,31 @@
+"""Hooks of the training plugin."""
+
+from __future__ import annotations
+
+import typer
+
+from blt_core.component import Component
+from blt_core.hookspecs import hookimpl
+from blt_plugins.training import commands
+from blt_plugins.training.backend import TORCH_BACKEND
+from blt_plugins.training.corpus import FOLDER_CORPUS
+from blt_plugins.training.objective import NEXT_BYTE
+from blt_plugins.training.settings import TrainSettings
+
+
+@hookimpl
+def blt_components() -> list[Component]:
+    """The folder corpus, the next-byte objective and the torch backend."""
+    return [FOLDER_CORPUS, NEXT_BYTE, TORCH_BACKEND]
+
+
+@hookimpl
+def blt_settings() -> dict[str, type]:
+    """The table [train]."""
+    return {"train": TrainSettings}
+
+
+@hookimpl
+def blt_commands(app: typer.Typer) -> None:
+    """``blt train`` and ``blt calibrate``."""
+    commands.add_commands(app)

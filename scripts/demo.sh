@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Set everything up and have the demo model write Python. Arguments go to `blt generate`.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+if [ ! -x "$VENV/bin/blt" ]; then install ""; fi
+if [ $# -eq 0 ]; then set -- --prompt $'def read_lines(path):\n    """'; fi
+exec "$VENV/bin/blt" generate "$@"

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from blt_core.published import SCALES
+
+ROW = {
+    "name", "settings", "identical_to_ar", "near_ties", "n_dec", "n_enc", "rounds", "drafted",
+    "accepted", "gigabytes", "relative_gigabytes", "bytes_per_second", "relative_speed",
+}  # fmt: skip
+SAMPLERS = ("ar", "blt-s draft_bytes=2", "blt-s draft_bytes=5")
+
+
+@pytest.fixture
+def report(blt, run_config):
+    def call(*extra):
+        specs = [part for spec in SAMPLERS for part in ("--sampler", spec)]
+        outcome = blt("compare", run_config(), "--prompt", "ab", "--prompt", "import os",
+                      "--max-new-bytes", 25, "--json", *specs, *extra)  # fmt: skip
+        assert outcome.code == 0, outcome.err
+        return json.loads(outcome.out)
+
+    return call
+
+
+def test_verified_samplers_are_identical_and_totals_are_sums(report):
+    rows = report()["samplers"]
+    assert [row["name"] for row in rows] == ["ar", "blt-s", "blt-s"]
+    for row in rows:
+        assert row.keys() >= ROW
+        assert row["identical_to_ar"] or row["near_ties"] == len(row["differences"])
+        for key in ("n_dec", "n_enc", "rounds", "drafted", "accepted"):
+            assert row[key] == sum(each[key] for each in row["per_prompt"])
+        for each in row["per_prompt"]:
+            assert each["n_enc"] <= 1 + each["rounds"]
+    assert rows[0]["relative_gigabytes"] == 1
+    assert rows[0]["n_dec"] == 50
+
+
+def test_cost_parameters_price_the_counted_passes(report):
+    for scale, size in SCALES.items():
+        for row in report("--cost-parameters", scale)["samplers"]:
+            passes = row["n_dec"] * size.decoder + row["n_enc"] * (size.encoder + size.global_model)
+            assert row["gigabytes"] == pytest.approx(2 * passes / 1e9)
+
+
+def test_table_names_every_sampler(blt, run_config):
+    outcome = blt("compare", run_config(), "--prompt", "ab", "--max-new-bytes", 8)
+    assert outcome.code == 0
+    for spec in ("ar", "blt-s draft_bytes=4", "blt-s draft_bytes=16"):
+        assert spec in outcome.out.decode()

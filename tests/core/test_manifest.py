@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+
+from blt_core.errors import PluginError
+from blt_core.manifest import Kind, canonical, load_manifest, manifest_files
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "registry.toml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_every_shipped_kind_has_a_protocol_that_can_be_imported(manifest) -> None:
+    for kind in manifest.kinds.values():
+        assert kind.load_protocol().__module__ == "blt_core.protocols"
+
+
+def test_nested_kinds_are_no_roots(manifest) -> None:
+    assert {"patcher", "decoder", "sampler", "cost_model"} <= set(manifest.roots)
+    assert not {"byte_scorer", "drafter", "verification", "unmasking"} & set(manifest.roots)
+
+
+def test_later_files_override_entry_by_entry_and_blocks_add_up(shipped, write) -> None:
+    user = write(
+        """schema = 1
+        blocked = ["acme-evil"]
+        [components.sampler]
+        "acme/tree" = { distribution = "acme-old" }
+        "acme/bush" = { distribution = "acme" }
+        [prefer.sampler]
+        ar = "acme"
+        """,
+        "user.toml",
+    )
+    project = write(
+        """schema = 1
+        blocked = []
+        [components.sampler]
+        "acme/tree" = { distribution = "acme", install = "pip install acme[tree]" }
+        [kinds.pet]
+        protocol = "acme.pets:Pet"
+        summary = "a pet"
+        root = true
+        """
+    )
+    manifest = load_manifest([shipped, user, project])
+    assert manifest.components["sampler", "acme/tree"].command == "pip install acme[tree]"
+    assert manifest.components["sampler", "acme/bush"].command == "pip install acme"
+    assert manifest.components["sampler", "ar"].distribution == "blt-core"
+    assert manifest.prefer["sampler", "ar"] == "acme"
+    assert manifest.blocks_distribution("Acme_Evil") == str(user)
+    assert manifest.roots[-1] == "pet"
+
+
+def test_the_users_file_comes_before_the_projects(tmp_path, monkeypatch, shipped) -> None:
+    home, project = tmp_path / "home", tmp_path / "project"
+    (home / "blt").mkdir(parents=True)
+    project.mkdir()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    monkeypatch.chdir(project)
+    assert len(manifest_files()) == 1
+    (home / "blt" / "registry.toml").touch()
+    (project / "registry.toml").touch()
+    user, own = manifest_files()[1:]
+    assert (user.parent.parent, own.resolve().parent) == (home, project)
+    monkeypatch.chdir(shipped.parent)
+    assert len(manifest_files()) == 2, "the shipped file is not the project's as well"
+
+
+def test_all_problems_of_all_files_are_reported(shipped, write, problems) -> None:
+    first = write(
+        """schema = 1
+        blockd = []
+        [kinds.pet]
+        protocol = "acme.pets"
+        [components.sampler.ar]
+        distribution = 3
+        """,
+        "first.toml",
+    )
+    second = write('schema = 1\n[prefer.samplr]\nar = "acme"\n', "second.toml")
+    third = write("schema = 2\n", "third.toml")
+    kinds = "patcher, byte_scorer"
+    found = problems(load_manifest, [shipped, first, second, third])
+    assert found[0] == (
+        f"{first}: blockd: unknown key. Did you mean 'blocked'?\n"
+        "  registry.toml takes: schema, kinds, components, prefer, blocked"
+    )
+    assert found[1].startswith(f"{first}: kinds.pet.protocol: expected an import path such as")
+    assert found[2] == f"{first}: kinds.pet.summary: missing; this table needs it: str"
+    assert found[3] == f"{first}: components.sampler.ar.distribution: expected str, got int 3"
+    assert found[4].startswith(
+        f"{second}: prefer.samplr: no kind named 'samplr'. Did you mean 'sampler'?\n  kinds: {kinds}"
+    )
+    assert found[5] == f"{third}: schema: expected one of 1, got 2"
+
+
+def test_a_protocol_that_cannot_be_imported_is_named() -> None:
+    with pytest.raises(PluginError, match=r"'no_such_package:Pet' cannot be imported"):
+        Kind("no_such_package:Pet", "a pet").load_protocol()
+    with pytest.raises(PluginError, match=r"'blt_core.protocols:Pet' cannot be imported"):
+        Kind("blt_core.protocols:Pet", "a pet").load_protocol()
+
+
+def test_distribution_names_are_compared_as_indexes_do() -> None:
+    assert canonical("Blt_Acme") == canonical("blt-acme") == canonical("BLT.-acme")

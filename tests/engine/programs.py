@@ -1,0 +1,445 @@
+"""Random programs of operations, each result held to the plain reference and each pass to the spec.
+
+The spec is written here anew, from the definition of the operations: a text, how many of its flags
+are known, and how far true rows and latents reach. Private fields of the state are never read;
+what is computed is seen by spies around the model's parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+import attrs
+import pytest
+import torch
+
+from blt_core.errors import EngineError
+from blt_core.model import Model
+from blt_core.state import DecodeState
+from blt_core.testing.reference import block_logits, patches_of, row_logits, true_flags
+from tests.engine.runs import observe_prompt
+from tests.engine.seen import saw
+
+TOLERANCE = {"rtol": 0.0, "atol": 1e-9}
+
+
+def same_logits(model: Model, got: torch.Tensor, want: torch.Tensor) -> None:
+    """Fail unless the engine's logits equal the reference's, banned ids at -inf."""
+    banned = torch.tensor(model.scheme.never_output)
+    torch.testing.assert_close(got, want.index_fill(-1, banned, float("-inf")), **TOLERANCE)
+
+
+@attrs.define
+class Log:
+    """What the spies saw since the last ``clear``: calls, and decoder rows and patches computed."""
+
+    scorer: int = 0
+    byte_states: int = 0
+    patches: list[tuple[int, ...]] = attrs.field(factory=list)
+    latents: list[tuple[tuple[int, int], ...]] = attrs.field(factory=list)
+    rows: list[tuple[tuple[int, int], ...]] = attrs.field(factory=list)
+    decoder: int = 0
+
+    def clear(self) -> None:
+        """Forget what was seen."""
+        self.scorer = self.byte_states = self.decoder = 0
+        self.patches, self.latents, self.rows = [], [], []
+
+
+@attrs.frozen
+class SpyPatcher:
+    """Counts passes over new bytes."""
+
+    inner: object
+    log: Log
+
+    def new_cache(self, batch):
+        """The patcher's own."""
+        return self.inner.new_cache(batch)
+
+    def flags(self, rows, cache):
+        """The patcher's own."""
+        self.log.scorer += cache is not None
+        return self.inner.flags(rows, cache)
+
+
+@attrs.frozen
+class SpyEncoder:
+    """Counts passes of the byte part and of the patch part."""
+
+    inner: object
+    log: Log
+
+    def new_cache(self, batch):
+        """The encoder's own."""
+        return self.inner.new_cache(batch)
+
+    def byte_states(self, rows, cache):
+        """The encoder's own."""
+        self.log.byte_states += cache is not None
+        return self.inner.byte_states(rows, cache)
+
+    def patch_embeddings(self, states, patches):
+        """The encoder's own."""
+        self.log.patches.append(patches.counts)
+        return self.inner.patch_embeddings(states, patches)
+
+
+@attrs.frozen
+class SpyGlobal:
+    """Keeps which patches of each batch row were computed: (first, end)."""
+
+    inner: object
+    log: Log
+
+    def new_cache(self, batch):
+        """The global model's own."""
+        return self.inner.new_cache(batch)
+
+    def forward(self, embeddings, cache):
+        """The global model's own."""
+        before = tuple(cache.lengths)
+        out = self.inner.forward(embeddings, cache)
+        counts = zip(before, embeddings.counts, strict=True)
+        self.log.latents.append(tuple((n, n + count) for n, count in counts))
+        return out
+
+
+@attrs.frozen
+class SpyDecoder:
+    """Keeps which clean rows of each batch row were computed: (first, end)."""
+
+    inner: object
+    log: Log
+    denoises: bool
+    reads_byte_states: bool
+
+    def new_cache(self, batch):
+        """The decoder's own."""
+        return self.inner.new_cache(batch)
+
+    def forward(self, clean, blocks, latents, cache):
+        """The decoder's own."""
+        self.log.decoder += 1
+        if clean is not None:
+            begun = zip(cache.rows.lengths, clean.lengths, strict=True)
+            self.log.rows.append(tuple((n, n + count) for n, count in begun))
+        return self.inner.forward(clean, blocks, latents, cache)
+
+
+def watched(model: Model) -> tuple[Model, Log]:
+    """``model`` with spies around its parts, and what they will see."""
+    log = Log()
+    decoder = model.decoder
+    return (
+        attrs.evolve(
+            model,
+            patcher=SpyPatcher(model.patcher, log),
+            encoder=SpyEncoder(model.encoder, log),
+            global_model=SpyGlobal(model.global_model, log),
+            decoder=SpyDecoder(decoder, log, decoder.denoises, decoder.reads_byte_states),
+        ),
+        log,
+    )
+
+
+@attrs.define
+class Follower:
+    """An attached cache: remembers the ids of the rows it was shown."""
+
+    ids: list[list[int]]
+    settled: list[int]
+
+    @property
+    def lengths(self):
+        """Rows remembered."""
+        return [len(row) for row in self.ids]
+
+    def rewind(self, lengths):
+        """Forget the rows after ``lengths``."""
+        for row, length, settled in zip(self.ids, lengths, self.settled, strict=True):
+            assert length >= settled, "rewound below what was settled"
+            del row[length:]
+
+    def settle(self, lengths):
+        """Note what will stay."""
+        for row, (ids, length) in enumerate(zip(self.ids, lengths, strict=True)):
+            assert length <= len(ids), "settled more than is remembered"
+            self.settled[row] = max(self.settled[row], length)
+
+
+@attrs.define
+class RowSpec:
+    """One batch row by the definition of the operations.
+
+    known: flags 0..known are known. true: clean rows [0, true) are computed and true. latents:
+    closed patches whose latents are computed. settled: as the engine promised.
+    """
+
+    ids: list[int]
+    known: int = 0
+    true: int = 0
+    latents: int = 0
+    settled: int = 0
+    idle: int = 0
+    decoder: int = 0
+    encoder: int = 0
+    scorer: int = 0
+
+
+class Machine:
+    """Runs a program on a state and on the spec side by side."""
+
+    def __init__(self, model: Model, prompts: Sequence[bytes], window: int | None) -> None:
+        self.model = model
+        watched_model, self.log = watched(model)
+        encoded = [model.scheme.encode(prompt) for prompt in prompts]
+        self.state = DecodeState(watched_model, encoded, [100] * len(prompts))
+        self.rows = [RowSpec([model.scheme.bos, *ids]) for ids in encoded]
+        for prompt in prompts:
+            observe_prompt(prompt, window)
+
+    # -- what the reference says -------------------------------------------------------------
+
+    def flags(self, row: RowSpec) -> list[bool]:
+        """Flags 0..n with the unknown ones cleared."""
+        flags = true_flags(self.model, row.ids)
+        return flags[: row.known + 1] + [False] * (len(row.ids) - row.known)
+
+    def agree(self, got: torch.Tensor, want: torch.Tensor) -> None:
+        """Equal but for the ids that are never output."""
+        same_logits(self.model, got, want)
+
+    def settle_check(self) -> None:
+        """After each operation: texts, known flags and counted passes are those of the spec."""
+        for b, row in enumerate(self.rows):
+            assert self.state.text(b) == row.ids
+            assert self.state.flags(b) == self.flags(row)[: row.known + 1]
+            passes = self.state.passes(b)
+            counted = (passes.decoder, passes.encoder, passes.scorer)
+            assert counted == (row.decoder, row.encoder, row.scorer)
+        follower = self.state.attach(self, self._follower)
+        for row, ids in zip(self.rows, follower.ids, strict=True):
+            assert row.ids[: len(ids)] == ids
+
+    @staticmethod
+    def _follower(batch: int) -> Follower:
+        return Follower([[] for _ in range(batch)], [0] * batch)
+
+    # -- operations --------------------------------------------------------------------------
+
+    def run(self, program: Sequence[tuple[str, int]]) -> None:
+        """All operations of a program; ``number`` decides the details of each."""
+        for name, number in program:
+            self.log.clear()
+            getattr(self, name)(Random(number))
+            self.settle_check()
+
+    def append(self, rng: Random) -> None:
+        """Zero to four bytes for each row."""
+        new = [[rng.choice((32, 0, 97, rng.randrange(256))) for _ in range(rng.randrange(5))] for _ in self.rows]
+        self.state.append(new)
+        for row, ids in zip(self.rows, new, strict=True):
+            row.ids += ids
+        self._nothing_ran()
+
+    def rewind(self, rng: Random) -> None:
+        """To any length above what is settled."""
+        lengths = []
+        for row in self.rows:
+            n = len(row.ids)
+            low = max(row.settled + 1, n - rng.choice((1, 4, 9)))
+            length = rng.randint(low, n) if rng.randrange(4) else n
+            if length < n and length <= row.known:
+                boundary = self.flags(row)[length]
+                saw("rewind to a boundary", boundary)
+                saw("rewind inside a patch", not boundary)
+            lengths.append(length)
+        self.state.rewind(lengths)
+        for row, length in zip(self.rows, lengths, strict=True):
+            del row.ids[length:]
+            row.known = min(row.known, length)
+            row.true = min(row.true, length)
+            row.latents = min(row.latents, len(patches_of(self.flags(row))))
+        self._nothing_ran()
+
+    def settle(self, rng: Random) -> None:  # noqa: ARG002 -- nothing to choose
+        """Rewinding into patches that ended is over."""
+        self.state.settle()
+        for row in self.rows:
+            row.settled = max(row.settled, self._open_start(row))
+        self._nothing_ran()
+
+    def attach(self, rng: Random) -> None:  # noqa: ARG002 -- nothing to choose
+        """Show the attached cache all of each text."""
+        follower = self.state.attach(self, self._follower)
+        for ids, row in zip(follower.ids, self.rows, strict=True):
+            ids[:] = row.ids
+
+    def next(self, rng: Random) -> None:
+        """A true pass: everything pending, each true row and closed patch once."""
+        asked = self._asked(rng)
+        got = self.state.next_logits(asked)
+        pending = False
+        for b, (row, rows) in enumerate(zip(self.rows, asked, strict=True)):
+            n = len(row.ids)
+            if not rows:
+                self._idle(b)
+                continue
+            saw("rows asked for again", n - rows < row.true)
+            saw("row idle for several passes", row.idle > 2)  # noqa: PLR2004 -- several
+            row.idle = 0
+            flags = true_flags(self.model, row.ids)
+            self.agree(got[b, :rows], row_logits(self.model, row.ids, flags)[n - rows :])
+            assert self.log.rows[0][b] == (min(row.true, n - rows), n)
+            pending |= row.known < n
+            row.scorer += row.known < n
+            row.known = row.true = n
+            row.encoder += self._closed(b, len(patches_of(flags)))
+            row.decoder += 1
+        assert (self.log.scorer, self.log.decoder) == (int(pending), 1)
+
+    def draft(self, rng: Random) -> None:
+        """The decoder alone: what is unknown reads the newest latent."""
+        asked = self._asked(rng)
+        if self._refused(lambda: self.state.draft_logits(asked), asked):
+            return
+        got = self.state.draft_logits(asked)
+        for b, (row, rows) in enumerate(zip(self.rows, asked, strict=True)):
+            n = len(row.ids)
+            if not rows:
+                self._idle(b)
+                continue
+            flags = self.flags(row)
+            self.agree(got[b, :rows], row_logits(self.model, row.ids, flags)[n - rows :])
+            first, end = self.log.rows[0][b]
+            assert end == n
+            assert first >= min(row.true, n - rows)
+            row.true = max(row.true, min(row.known, n))
+            row.decoder += 1
+        self._decoder_alone()
+
+    def block(self, rng: Random) -> None:
+        """A block, denoised up to three times with changing content."""
+        if not self.model.decoder.denoises:
+            return
+        start, closure = rng.choice((("aligned", "none"), ("frontier", "forced"), ("frontier", "none")))
+        size = rng.randint(1, 9)
+        active = self._active(rng)
+        block = self.state.open_block(size, start=start, closure=closure, active=active)
+        self._nothing_ran()
+        forced = closure == "forced"
+        if not forced and self._refused(lambda: self.state.denoise(block), active):
+            return
+        starts = [self._block_start(row, size, start) for row in self.rows]
+        fell_back = [s == len(r.ids) for s, r, on in zip(starts, self.rows, active, strict=True) if on]
+        if start == "aligned":
+            saw("aligned block", not all(fell_back))
+            saw("aligned fallback", any(fell_back))
+            saw("aligned and fallback in one batch", len(set(fell_back)) == 2)  # noqa: PLR2004
+        saw("forced block", forced)
+        saw("unclosed block", closure == "none" and start == "frontier")
+        for turn in range(rng.randint(1, 3)):
+            self.log.clear()
+            got = self.state.denoise(block)
+            for b, (row, on) in enumerate(zip(self.rows, active, strict=True)):
+                if on:
+                    self._check_block(got[b], row, block.ids[b], starts[b], forced=forced)
+                    self._after_block(b, row, starts[b], first=turn == 0, forced=forced)
+                else:
+                    assert not block.ids[b]
+                    self._idle(b)
+            assert self.log.decoder == 1
+            if turn or not forced:
+                self._decoder_alone()
+            for ids, given in zip(block.ids, block.given, strict=True):
+                for j in range(given, len(ids)):
+                    ids[j] = rng.choice((ids[j], rng.randrange(256), self.model.scheme.mask))
+
+    def _check_block(self, got, row, ids, start, *, forced) -> None:
+        given = len(row.ids) - start
+        assert ids[:given] == row.ids[start:]
+        flags = self.flags(row)
+        if forced:
+            flags = [*true_flags(self.model, row.ids)[:-1], True]
+        self.agree(got, block_logits(self.model, row.ids, flags, ids, start))
+
+    def _after_block(self, b, row, start, *, first, forced) -> None:
+        row.decoder += 1
+        n = len(row.ids)
+        if not first:
+            assert not self.log.rows or self.log.rows[0][b][0] == self.log.rows[0][b][1]
+            return
+        begun, end = self.log.rows[0][b] if self.log.rows else (start, start)
+        if not forced:
+            assert begun == end or (begun >= row.true and end == start)
+            row.true = max(row.true, min(row.known, start))
+            return
+        row.scorer += row.known < n - 1
+        row.known = max(row.known, n - 1)
+        known = self.flags(row)
+        saw("forced block where the flag is known", row.known == n)
+        closes = not known[n]
+        assert begun == end or (begun >= min(row.true, n - 1) and end == n)
+        row.true = n - 1 if closes else n
+        row.encoder += self._closed(b, len(patches_of(known)) + closes)
+        row.latents -= closes
+
+    def _block_start(self, row, size, start) -> int:
+        first, n = self._open_start(row), len(row.ids)
+        return first if start == "aligned" and first > 0 and size - (n - first) >= 2 else n  # noqa: PLR2004
+
+    def _open_start(self, row: RowSpec) -> int:
+        """First byte of the patch of the last byte, as far as flags are known."""
+        return max(i for i, flag in enumerate(self.flags(row)[:-1]) if flag)
+
+    # -- what ran ----------------------------------------------------------------------------
+
+    def _closed(self, b: int, closed: int) -> int:
+        """Whether patches up to ``closed`` needed a pass; it ran them and no others."""
+        row = self.rows[b]
+        ran = self.log.latents[0][b] if self.log.latents else (row.latents, row.latents)
+        assert ran == (row.latents, closed)
+        before, row.latents = row.latents, closed
+        return int(closed > before)
+
+    def _idle(self, b: int) -> None:
+        """Row ``b`` takes no part: nothing is computed for it."""
+        self.rows[b].idle += 1
+        for ran in (*self.log.rows, *self.log.latents):
+            assert ran[b][0] == ran[b][1]
+
+    def _decoder_alone(self) -> None:
+        assert self.log.scorer == 0
+        assert not self.log.patches
+        assert not self.log.latents
+        assert self.log.byte_states == 0 or self.model.decoder.reads_byte_states
+        assert self.log.decoder == 1
+
+    def _nothing_ran(self) -> None:
+        log = self.log
+        assert not (log.scorer or log.byte_states or log.patches or log.latents or log.decoder)
+
+    # -- choices -----------------------------------------------------------------------------
+
+    def _active(self, rng: Random) -> list[bool]:
+        active = [rng.randrange(3) > 0 for _ in self.rows]
+        return active if any(active) else [True] * len(active)
+
+    def _asked(self, rng: Random) -> list[int]:
+        """How many rows each batch row is asked for; 0 where it takes no part."""
+        asked = []
+        for row, on in zip(self.rows, self._active(rng), strict=True):
+            most = min(len(row.ids) - row.settled, 6)
+            asked.append(rng.choice((1, 1, rng.randint(1, most))) if on else 0)
+        return asked
+
+    def _refused(self, operation, active: Sequence[object]) -> bool:
+        """Whether a row that never had a pass takes part; then drafting must raise."""
+        never = any(on and not row.known for row, on in zip(self.rows, active, strict=True))
+        if never:
+            with pytest.raises(EngineError):
+                operation()
+            self._nothing_ran()
+        return never

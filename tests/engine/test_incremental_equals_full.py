@@ -1,0 +1,81 @@
+"""Invariant 2: logits after any sequence of operations equal the plain reference's on the prefix."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blt_core.state import DecodeState
+from blt_core.testing.reference import block_logits, row_logits, true_flags
+from tests.engine import models
+from tests.engine.programs import Machine, same_logits
+from tests.engine.strategies import (
+    denoising_indices,
+    examples,
+    model_indices,
+    programs,
+    prompts,
+)
+
+
+@examples(150)
+@given(model_indices, st.lists(prompts(), min_size=1, max_size=3), programs())
+def test_any_program_equals_the_reference(index, texts, program):
+    machine = Machine(models.model(index), texts, models.shape(index).decoder_window)
+    machine.run(program)
+
+
+@examples(80)
+@given(denoising_indices, st.lists(prompts(), min_size=1, max_size=3), programs(longest=20))
+def test_programs_after_a_first_pass_equal_the_reference(index, texts, program):
+    machine = Machine(models.model(index), texts, models.shape(index).decoder_window)
+    machine.next(Random(1))
+    machine.run(program)
+
+
+FORCED = ("frontier", "forced")
+
+
+@pytest.mark.parametrize("index", models.DENOISING[:9])
+def test_a_block_leaves_no_trace_when_its_text_goes_on(index):
+    """Forced blocks, then drafts, appended bytes, rewinds to and into a patch, other blocks."""
+    steps = "next block draft append block append draft block rewind block next rewind draft"
+    for number in range(12):
+        machine = Machine(models.model(index), [b"", b"trace of a block"], None)
+        machine.next(Random(0))
+        machine.run([(name, 31 * number + i) for i, name in enumerate(steps.split())])
+
+
+@pytest.mark.parametrize("index", range(models.COUNT))
+def test_long_texts_byte_by_byte_equal_the_full_forward(index):
+    """Settled every byte, so that windows drop what lies behind; one row of the batch ends early."""
+    model, rng = models.model(index), Random(index)
+    ids = [model.scheme.bos, *(rng.choice((32, 97, rng.randrange(256))) for _ in range(320))]
+    flags = true_flags(model, ids)
+    want = row_logits(model, ids, flags)
+    state = DecodeState(model, [ids[1:5], ids[1:2]], [400, 400])
+    short = 20
+    while (n := state.lengths[0]) < len(ids):
+        on = state.lengths[1] < short
+        got = state.next_logits([1, int(on)])
+        same_logits(model, got[0, 0], want[n - 1])
+        if on:
+            same_logits(model, got[1, 0], want[state.lengths[1] - 1])
+        if model.decoder.denoises and n % 13 == 0:
+            _check_blocks(state, model, ids[:n], flags[: n + 1], n)
+        state.append([ids[n : n + 1 + n % 3], ids[state.lengths[1] :][: int(on)]])
+        state.settle()
+
+
+def _check_blocks(state, model, ids, flags, number):
+    """A block at each kind of start on the long row, the short one idle."""
+    start, closure = (("aligned", "none"), FORCED, ("frontier", "none"))[number // 13 % 3]
+    block = state.open_block(12, start=start, closure=closure, active=[True, False])
+    got = state.denoise(block)[0]
+    if closure == "forced":
+        flags = [*flags[:-1], True]
+    want = block_logits(model, ids, flags, block.ids[0], block.start[0])
+    same_logits(model, got, want)

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from blt_core.compare import compare, explain
+from blt_core.types import Rows
+
+
+def test_explain_finds_the_first_difference_and_the_margin_of_the_models_own_choice(pipeline):
+    result = pipeline.generate("abc", max_new_bytes=20)
+    output = result.output
+    wrong = output[:7] + bytes([output[7] ^ 1]) + output[8:]
+    found = explain(pipeline.model, "abc", output, wrong)
+    ids = torch.tensor([[256, *b"abc", *output[:7]]])
+    rows = Rows(ids, (ids.shape[1],))
+    flags = pipeline.model.patcher.flags(rows, None)
+    logits = pipeline.model.forward(rows, flags).clean.logits[0, -1, :256]
+    top = logits.topk(2).values
+    assert found.first_difference == 7
+    assert found.logit_margin == pytest.approx(float(top[0] - top[1]), abs=1e-5)
+    assert found.flag_margin >= 0
+
+
+def test_a_lossy_sampler_is_reported_as_different_and_not_as_a_near_tie(pipeline):
+    rows = compare(pipeline, ["ar", "blt-s draft_bytes=3"], ["ab", "cd"], max_new_bytes=15)
+    assert rows[1].identical or rows[1].near_ties == len(rows[1].differences)
+    noisy = pipeline.with_sampler("ar")
+    first = pipeline.generate("ab", max_new_bytes=15).output
+    other = noisy.generate("ab", max_new_bytes=15, temperature=5.0, seed=1).output
+    assert not explain(pipeline.model, "ab", first, other).near_tie
