@@ -78,7 +78,7 @@ def gather(items: Iterable[tuple[Any, Any]], read: Callable[[Any, Any], T]) -> d
     for key, item in items:
         try:
             results[key] = read(key, item)
-        except Invalid as error:
+        except Invalid as error:  # noqa: PERF203 -- to gather the faults of all
             faults.extend(error.under(key))
     if faults:
         raise Invalid(*faults)
@@ -222,7 +222,7 @@ def show(value: object) -> str:
     return f"{type(value).__name__} {text if len(text) <= _SHOWN else text[:_SHOWN] + '…'}"
 
 
-def type_name(kind: Any) -> str:
+def type_name(kind: Any) -> str:  # noqa: PLR0911 -- one for each sort of type
     """An annotation in words: ``int``, ``list of str``, ``'a' or 'b'``."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
@@ -259,7 +259,7 @@ _SCALARS: Mapping[Any, tuple[type, ...]] = {
 
 
 @functools.cache
-def reader(kind: Any) -> Reader:
+def reader(kind: Any) -> Reader:  # noqa: PLR0911 -- one for each sort of type
     """The function that reads values of an annotation; UnsupportedType if no table can spell it."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind in _SCALARS:
@@ -329,7 +329,7 @@ def _union(kind: Any, members: Mapping[Any, Reader]) -> Reader:
         for member, each in members.items():
             try:
                 return each(value)
-            except Invalid:
+            except Invalid:  # noqa: PERF203 -- the next member may accept it
                 # ``X | None``: what is wrong with the X says more than that it is no X.
                 if named == [member] and value is not None:
                     raise

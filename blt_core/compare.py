@@ -116,7 +116,7 @@ def _row(
     speed = _speed(results)
     return Row(
         spec=spec,
-        name=spec.split()[0],
+        name=spec.split(maxsplit=1)[0],
         settings=pipeline.plan.node("sampler").describe(),
         passes=passes,
         rounds=sum(result.rounds for result in results),

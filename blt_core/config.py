@@ -16,7 +16,6 @@ from blt_core._inline import parse_inline
 from blt_core._tables import Place, Table, read_toml
 from blt_core.component import at_least, between, more_than
 from blt_core.errors import Problem
-from blt_core.model import MODEL_KINDS
 from blt_core.types import IdScheme, Sampling
 
 __all__ = [
@@ -33,6 +32,8 @@ __all__ = [
 
 #: The version of the config format that this code reads.
 SCHEMA = 1
+#: The kinds that make up a model, in the order of the data flow; checkpoints store their tables.
+MODEL_KINDS = ("patcher", "encoder", "global_model", "decoder")
 
 
 def _no_empty_stop(_: object, __: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
@@ -142,10 +143,11 @@ class Config:
         """
         given = {key: value for key, value in settings.items() if value is not None}
         options = {key: Place("--" + key.replace("_", "-")) for key in given}
-        run = self.tables.get("run", {})
-        if not isinstance(run, Table):
-            run = Table(run if isinstance(run, Mapping) else {}, self.tables.place_of("run"))
-        return self.with_table("run", run.updated(given, options))
+        run = self.tables.get("run", Table({}, self.tables.place_of("run")))
+        # What is no table is left for ``resolve`` to complain about.
+        return (
+            self.with_table("run", run.updated(given, options)) if isinstance(run, Table) else self
+        )
 
 
 def load_config(path: str | Path) -> Config:

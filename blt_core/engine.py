@@ -160,16 +160,19 @@ def end(
 
     Bytes after the first EOS or stop string are dropped; EOS itself is no byte.
     """
-    scheme, reason = state.scheme, None
+    scheme = state.scheme
+    reason: StopReason | None = None
     ids = list(ids)
     if scheme.eos in ids:
         ids, reason = ids[: ids.index(scheme.eos)], "eos"
     added = scheme.decode(ids)
     room = record.request.max_new_bytes - len(record.output)
-    if len(added) >= room and not (reason == "eos" and len(added) == room):
+    if (
+        len(added) >= room
+    ):  # also where EOS follows: nothing would have been read after the last byte
         added, reason = added[:room], "length"
     text = bytes(record.output) + added
     ends = [at + len(s) for s in record.request.stop if (at := text.find(s)) >= 0]
     if ends:
         added, reason = added[: min(ends) - len(record.output)], "stop"
-    return added, reason  # type: ignore[return-value] -- the literals above
+    return added, reason

@@ -60,7 +60,7 @@ class CheckpointError(BltError):
 
 
 class RequestError(BltError):
-    """A generation request that cannot be served: context overflow, impossible sampling, …"""
+    """A generation request that cannot be served, such as one that overflows the context."""
 
 
 class EngineError(BltError):

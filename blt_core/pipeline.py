@@ -235,9 +235,7 @@ def plan_run(config: Config, plugins: Plugins) -> tuple[Plan, Mapping[str, Tenso
     return resolve(config, plugins, needs=("model", *MODEL_KINDS)), tensors
 
 
-def read_checkpoint(
-    location: str, plugins: Plugins
-) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+def read_checkpoint(location: str, plugins: Plugins) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
     """Config tables and tensors of a checkpoint, by the format that recognises its location.
 
     Raises CheckpointError if no format does.

@@ -96,7 +96,7 @@ class Encoder(Protocol):
 
     def new_cache(self, batch: int) -> Cache: ...
     def byte_states(self, rows: Rows, cache: Cache | None) -> Tensor: ...
-    def patch_embeddings(self, states_brD: Tensor, patches: Patches) -> Tensor: ...  # noqa: N803
+    def patch_embeddings(self, states_brD: Tensor, patches: Patches) -> Tensor: ...
 
 
 @runtime_checkable
@@ -180,7 +180,7 @@ class DecodeOps(Protocol):
         ...
 
     def draft_logits(self, rows: Sequence[int]) -> Tensor:
-        """Decoder only: as ``next_logits``, but bytes with an unknown flag read the newest latent."""
+        """Decoder only: as ``next_logits``; bytes with an unknown flag read the newest latent."""
         ...
 
     def open_block(
@@ -244,7 +244,7 @@ class Verification(Protocol):
     def accept(
         self,
         draft: Draft,
-        logits_brV: Tensor,  # noqa: N803
+        logits_brV: Tensor,
         positions: Sequence[int],
         active: Sequence[bool],
         sampling: Sampling,
@@ -261,7 +261,7 @@ class Unmasking(Protocol):
     ``probs_bBV``: each row's distribution; ``masked_bB``: the rows still to fill.
     """
 
-    def select(self, probs_bBV: Tensor, masked_bB: Tensor) -> Tensor: ...  # noqa: N803
+    def select(self, probs_bBV: Tensor, masked_bB: Tensor) -> Tensor: ...
 
 
 @runtime_checkable
@@ -322,7 +322,7 @@ class Objective(Protocol):
 
 @runtime_checkable
 class TrainingBackend(Protocol):
-    """Runs optimizer steps on a module: one process, data-parallel, sharded, …
+    """Runs optimizer steps on a module: one process, data-parallel or sharded.
 
     ``start`` begins with AdamW on ``groups`` (dicts of "params" and "weight_decay"); a later start
     lets the former module go. A step is ``accumulate`` times ``backward``, whose losses are

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, cast
 
 import attrs
 import torch
@@ -79,7 +80,9 @@ class DecodeState:
     prompts: ids of each batch row without BOS. limits: bytes that each row may output.
     """
 
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
+    def __init__(
+        self, model: Model, prompts: Sequence[Sequence[int]], limits: Sequence[int]
+    ) -> None:
         batch = len(prompts)
         self._model = model
         self._rows = [RowState([model.scheme.bos, *prompt]) for prompt in prompts]
@@ -134,7 +137,7 @@ class DecodeState:
         """The cache of ``owner``, made by ``make(batch)`` on first use; it follows this state."""
         if id(owner) not in self._attached:
             self._attached[id(owner)] = (owner, make(len(self._rows)))
-        return self._attached[id(owner)][1]  # type: ignore[return-value] -- made by this ``make``
+        return cast("CacheT", self._attached[id(owner)][1])
 
     # -- changing the text: no computation -------------------------------------------------------
 
@@ -187,8 +190,12 @@ class DecodeState:
         ends = [len(row.ids) if on else 0 for row, on in zip(self._rows, rows, strict=True)]
         self._score(ends)
         self._encode_read(ends)
-        latents = self._close([row.starts if on else [] for row, on in zip(self._rows, rows, strict=True)])
-        begins = [min(row.true, end - on) for row, end, on in zip(self._rows, ends, rows, strict=True)]
+        latents = self._close(
+            [row.starts if on else [] for row, on in zip(self._rows, rows, strict=True)]
+        )
+        begins = [
+            min(row.true, end - on) for row, end, on in zip(self._rows, ends, rows, strict=True)
+        ]
         logits = self._run_rows(begins, ends, latents)
         self._fresh = False
         return self._last(logits, begins, ends, rows)
@@ -200,7 +207,9 @@ class DecodeState:
         self._refuse_fresh(rows)
         self._drop_provisional()
         ends = [len(row.ids) if on else 0 for row, on in zip(self._rows, rows, strict=True)]
-        begins = [min(row.decoded, end - on) for row, end, on in zip(self._rows, ends, rows, strict=True)]
+        begins = [
+            min(row.decoded, end - on) for row, end, on in zip(self._rows, ends, rows, strict=True)
+        ]
         self._encode_read(ends)
         logits = self._run_rows(begins, ends, None)
         return self._last(logits, begins, ends, rows)
@@ -232,7 +241,7 @@ class DecodeState:
 
     @torch.inference_mode()
     def denoise(self, block: OpenBlock) -> Tensor:
-        """One decoder pass over the block: (b, B, V). The first pass of a block runs what it needs."""
+        """One decoder pass over the block: (b, B, V); the first runs what the block needs."""
         active = [bool(ids) for ids in block.ids]
         if not any(active):
             raise EngineError("no batch row takes part in this block")
@@ -247,7 +256,12 @@ class DecodeState:
             self._drop_drafts()
             ends = [len(row.ids) if on else 0 for row, on in zip(self._rows, active, strict=True)]
             self._score([max(end - 1, 0) for end in ends])
-            latents = self._close([self._bounds(row, block) if on else [] for row, on in zip(self._rows, active, strict=True)])
+            latents = self._close(
+                [
+                    self._bounds(row, block) if on else []
+                    for row, on in zip(self._rows, active, strict=True)
+                ]
+            )
             # The row before the block reads the provisional latent, even where it was true.
             begins = [
                 min(row.decoded, end - 1) if self._closes(row, block) else min(row.decoded, end)
@@ -292,7 +306,7 @@ class DecodeState:
         self._count(counts, Passes(encoder_bytes=1))
 
     def _encode_read(self, ends: Sequence[int]) -> None:
-        """Byte states up to ``ends[b]``, for a decoder that reads them; one pass with the patches'."""
+        """Byte states up to ``ends[b]``, if the decoder reads them: one pass with the patches."""
         if self._model.decoder.reads_byte_states:
             self._encode(ends)
 
@@ -303,13 +317,18 @@ class DecodeState:
         if not any(counts):
             return None
         self._encode([at[-1] if count else 0 for at, count in zip(bounds, counts, strict=True)])
-        new = [list(at[n : n + count + 1]) for at, n, count in zip(bounds, done, counts, strict=True)]
+        new = [
+            list(at[n : n + count + 1]) for at, n, count in zip(bounds, done, counts, strict=True)
+        ]
         lo = min(at[0] for at, count in zip(new, counts, strict=True) if count)
         hi = max(at[-1] for at, count in zip(new, counts, strict=True) if count)
         width = max(counts)
-        starts = [[a - lo for a in at[:count]] + [0] * (width - count) for at, count in zip(new, counts, strict=True)]
+        starts = [
+            [a - lo for a in at[:count]] + [0] * (width - count)
+            for at, count in zip(new, counts, strict=True)
+        ]
         sizes = [
-            [b - a for a, b in zip(at, at[1:], strict=False)][:count] + [0] * (width - count)
+            [b - a for a, b in pairwise(at)][:count] + [0] * (width - count)
             for at, count in zip(new, counts, strict=True)
         ]
         patches = Patches(self._tensor(starts), self._tensor(sizes), counts)
@@ -377,8 +396,12 @@ class DecodeState:
         self, begins: Sequence[int], ends: Sequence[int], block: OpenBlock | None
     ) -> Rows:
         """Rows [begins, ends) with the latents they read, as flags are known (or forced) now."""
-        kept = [b if e > b else row.decoded for row, b, e in zip(self._rows, begins, ends, strict=True)]
-        self._decoder.rows.rewind([min(n, k) for n, k in zip(self._decoder.rows.lengths, kept, strict=True)])
+        kept = [
+            b if e > b else row.decoded for row, b, e in zip(self._rows, begins, ends, strict=True)
+        ]
+        self._decoder.rows.rewind(
+            [min(n, k) for n, k in zip(self._decoder.rows.lengths, kept, strict=True)]
+        )
         counts = [max(end - begin, 0) for begin, end in zip(begins, ends, strict=True)]
         width = max(counts)
         latent = []
@@ -399,9 +422,7 @@ class DecodeState:
         at = at.clamp(max=stored.shape[1] - 1)
         return stored.gather(1, at[..., None].expand(-1, -1, stored.shape[-1]))
 
-    def _advance(
-        self, begins: Sequence[int], ends: Sequence[int], block: OpenBlock | None
-    ) -> None:
+    def _advance(self, begins: Sequence[int], ends: Sequence[int], block: OpenBlock | None) -> None:
         """Record decoder rows [begins, ends) and how many of all cached rows are true now."""
         for row, begin, end in zip(self._rows, begins, ends, strict=True):
             if end <= begin:
@@ -483,14 +504,18 @@ class DecodeState:
     def _last(
         self, logits: Tensor, begins: Sequence[int], ends: Sequence[int], rows: Sequence[int]
     ) -> Tensor:
-        """The last ``rows[b]`` of the rows [begins, ends), moved to the front: (b, max(rows), V)."""
+        """The last ``rows[b]`` of the rows [begins, ends), at the front: (b, max(rows), V)."""
         width = max(rows)
         skip = [end - begin - on for begin, end, on in zip(begins, ends, rows, strict=True)]
         if len(set(skip)) == 1:
             return self._without_banned(logits[:, skip[0] : skip[0] + width])
-        at = self._tensor([max(s, 0) for s in skip])[:, None] + torch.arange(width, device=logits.device)
+        at = self._tensor([max(s, 0) for s in skip])[:, None] + torch.arange(
+            width, device=logits.device
+        )
         at = at.clamp(max=logits.shape[1] - 1)
-        return self._without_banned(logits.gather(1, at[..., None].expand(-1, -1, logits.shape[-1])))
+        return self._without_banned(
+            logits.gather(1, at[..., None].expand(-1, -1, logits.shape[-1]))
+        )
 
     def _without_banned(self, logits: Tensor) -> Tensor:
         """Ids that are never output get -inf."""

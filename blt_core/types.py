@@ -95,7 +95,7 @@ class Sampling:
 
     def pick(
         self,
-        logits_bV: Tensor,  # noqa: N803 -- bV names the axes
+        logits_bV: Tensor,
         positions: Sequence[int],
         active: Sequence[object],
         draws: Draws,
@@ -127,7 +127,7 @@ class Draws:
         state = _mix(state ^ (position & _MASK64))
         return (_mix(state ^ (stream & _MASK64)) >> 11) / float(1 << 53)
 
-    def choose(self, probs_V: Tensor, row: int, position: int, stream: int = 0) -> int:  # noqa: N803 -- V names the axis
+    def choose(self, probs_V: Tensor, row: int, position: int, stream: int = 0) -> int:
         """The id that inverse-CDF sampling picks from ``probs_V`` (V,), zero entries never."""
         cdf = probs_V.double().cumsum(-1)
         point = self.uniform(row, position, stream) * float(cdf[-1])
@@ -160,7 +160,7 @@ class Rows:
     ids_br: Tensor
     lengths: tuple[int, ...]
     latent_br: Tensor | None = None
-    states_brD: Tensor | None = None  # noqa: N815 -- D names the axis
+    states_brD: Tensor | None = None
 
 
 @attrs.frozen(eq=False)
@@ -172,7 +172,7 @@ class Blocks:
     latent that all rows of the block read.
     """
 
-    ids_bnB: Tensor  # noqa: N815 -- B names the axis
+    ids_bnB: Tensor
     start_bn: Tensor
     latent_bn: Tensor
 
@@ -193,7 +193,7 @@ class Patches:
 class Latents:
     """Global-model inputs or outputs of new patches: values_bmD and the patches of each row."""
 
-    values_bmD: Tensor  # noqa: N815 -- D names the axis
+    values_bmD: Tensor
     counts: tuple[int, ...]
 
 
@@ -236,7 +236,7 @@ class Draft:
     """
 
     ids: list[list[int]]
-    probs_bkV: Tensor | None = None  # noqa: N815 -- bkV names the axes
+    probs_bkV: Tensor | None = None
 
     def cut(self, limit: Sequence[int]) -> Draft:
         """This draft with at most ``limit[b]`` ids in each row."""

@@ -144,7 +144,7 @@ def resolve(config: Config, plugins: Plugins, *, needs: Iterable[str] = ()) -> P
     for key in {"schema": None, **tables}:
         try:
             found[key] = _read_top_level(key, tables, plugins)
-        except Invalid as error:
+        except Invalid as error:  # noqa: PERF203 -- to gather the problems of all
             problems += error.problems
     nodes = {key: value for key, value in found.items() if isinstance(value, Node)}
     needed = [*needs, *(["model"] if nodes.keys() & set(MODEL_KINDS) else [])]
@@ -232,9 +232,12 @@ class _Resolver:
             raise Invalid(table.place.written.problem(text))
 
         def read(field: attrs.Attribute[Any], given: Any) -> Any:
-            if NESTED in field.metadata:
-                return _table(given, table.place_of(field.name))
-            return read_value(field, given)
+            if NESTED not in field.metadata:
+                return read_value(field, given)
+            nested = _table(given, table.place_of(field.name))
+            # Only to find its problems now, at the same time as those of the preset's own keys.
+            self.node(field.metadata[NESTED], nested, nested.place, f"{path}.{field.name}")
+            return nested
 
         params: Any = read_table(preset.params, table, entry.label, read)
         try:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from blt_core.checkpoint import model_config, model_tensors
+from blt_core.component import BuildContext
 from blt_core.config import Config
 from blt_core.pipeline import build_model, plan_run, read_checkpoint
 from blt_core.plugins import load_plugins
 from blt_core.wiring import build_node, resolve_component
-from blt_core.component import BuildContext
 
 CONFIG: dict[str, Any] = {
     "schema": 1,
@@ -23,18 +23,32 @@ CONFIG: dict[str, Any] = {
         "threshold": 4.3,
         "max_patch_bytes": 6,
         "byte_scorer": {
-            "use": "transformer", "dim": 16, "layers": 1, "heads": 2, "hidden": 24, "window": 16
+            "use": "transformer",
+            "dim": 16,
+            "layers": 1,
+            "heads": 2,
+            "hidden": 24,
+            "window": 16,
         },
     },
     "encoder": {
-        "use": "local", "dim": 16, "heads": 2, "hidden": 24, "latent_dim": 24, "window": 16,
-        "ngram_sizes": [3], "ngram_rows": 31,
+        "use": "local",
+        "dim": 16,
+        "heads": 2,
+        "hidden": 24,
+        "latent_dim": 24,
+        "window": 16,
+        "ngram_sizes": [3],
+        "ngram_rows": 31,
     },
-    "global_model": {
-        "use": "transformer", "latent_dim": 24, "layers": 1, "heads": 2, "hidden": 32
-    },
+    "global_model": {"use": "transformer", "latent_dim": 24, "layers": 1, "heads": 2, "hidden": 32},
     "decoder": {
-        "use": "local", "dim": 16, "layers": 2, "heads": 2, "hidden": 24, "latent_dim": 24,
+        "use": "local",
+        "dim": 16,
+        "layers": 2,
+        "heads": 2,
+        "hidden": 24,
+        "latent_dim": 24,
         "window": 16,
     },
 }

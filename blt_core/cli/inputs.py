@@ -33,9 +33,7 @@ CheckpointOption = Annotated[
     str | None, typer.Option("--checkpoint", help="A checkpoint folder, or demo:NAME.")
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps …")]
-DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="float32, bfloat16 or float64.")
-]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float64.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 

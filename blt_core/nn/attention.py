@@ -65,7 +65,8 @@ def _attend_banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     pad = bands * window - rows
 
     def fold(x: Tensor) -> Tensor:
-        return functional.pad(x, (0, 0, 0, 0, 0, pad)).unflatten(1, (bands, window))
+        padded = functional.pad(x, (0, 0, 0, 0, 0, pad))
+        return padded.view(batch, bands, window, *x.shape[2:])
 
     def with_previous(x: Tensor) -> Tensor:
         x = fold(x)
@@ -78,8 +79,10 @@ def _attend_banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     seen = (key > query) & (key <= query + window)
     mask = seen.repeat(batch, bands, 1, 1)
     mask[:, 0, :, :window] = False
-    out = _sdpa(fold(q).flatten(0, 1), with_previous(k), with_previous(v), mask=mask.flatten(0, 1)[:, None])
-    return out.unflatten(0, (batch, bands)).flatten(1, 2)[:, :rows]
+    out = _sdpa(
+        fold(q).flatten(0, 1), with_previous(k), with_previous(v), mask=mask.flatten(0, 1)[:, None]
+    )
+    return out.reshape(batch, bands * window, *out.shape[2:])[:, :rows]
 
 
 def attend_blocks(

@@ -36,7 +36,9 @@ class Span:
     window: int | None
 
     @classmethod
-    def whole(cls, counts: Sequence[int], width: int, window: int | None, device: torch.device) -> Span:
+    def whole(
+        cls, counts: Sequence[int], width: int, window: int | None, device: torch.device
+    ) -> Span:
         """The span of whole sequences without a cache; ``width`` is the padded length r."""
         batch = len(counts)
         positions = torch.arange(width, device=device).expand(batch, width)
@@ -79,9 +81,7 @@ class RowCache:
         self._reserve(counts)
         self.lengths = [start + count for start, count in zip(starts, counts, strict=True)]
         if not any(starts):
-            return attrs.evolve(
-                Span.whole(counts, width, self._window, device), hi=max(width, 1)
-            )
+            return attrs.evolve(Span.whole(counts, width, self._window, device), hi=max(width, 1))
         return self._span(starts, tuple(counts), width, device)
 
     def _span(

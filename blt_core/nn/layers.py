@@ -26,11 +26,12 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) to (…, D)."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(functional.silu(gate) * up)
+        out: Tensor = self.down(functional.silu(gate) * up)
+        return out
 
 
 class SelfAttention(nn.Module):
-    """Causal attention with rotary positions; query, key and value are one matrix, in this order."""
+    """Causal attention with rotary positions; q, k and v are one matrix, in this order."""
 
     def __init__(self, dim: int, heads: int, kv_heads: int) -> None:
         super().__init__()
@@ -85,13 +86,14 @@ class TransformerLayer(nn.Module):
     ) -> Tensor:
         """(b, r, D) to (b, r, D)."""
         x = x + self.attention(self.attention_norm(x), angles, span, cache, lane)[0]
-        return x + self.mlp(self.mlp_norm(x))
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
 
 
 class Transformer(nn.Module):
     """A causal stack with rotary positions and an optional window; it owns no embedding or head."""
 
-    def __init__(  # noqa: PLR0913 -- the shape of a stack is these six numbers
+    def __init__(
         self,
         *,
         dim: int,

@@ -1,0 +1,1 @@
+"""What tests of plugins and of the core build on: the plain reference of the engine."""

@@ -8,6 +8,7 @@ forced block with the last one set. Axes: n ids of a text (BOS first), V ids, B 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def true_flags(model: Model, ids: Sequence[int]) -> list[bool]:
 def patches_of(flags: Sequence[bool]) -> list[tuple[int, int]]:
     """(start, size) of each patch that is closed under flags 0..n."""
     starts = [i for i, flag in enumerate(flags) if flag]
-    return [(a, b - a) for a, b in zip(starts, starts[1:], strict=False)]
+    return [(a, b - a) for a, b in pairwise(starts)]
 
 
 def latent_of_row(flags: Sequence[bool], row: int) -> int:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import attrs
 import pytest
+import structlog
 
 from blt_core.cli.app import run
 from tests.tiny import write_checkpoint
@@ -28,7 +29,8 @@ def blt(capsysbinary):
         captured = capsysbinary.readouterr()
         return Outcome(code, captured.out, captured.err.decode())
 
-    return call
+    yield call
+    structlog.reset_defaults()  # the command line logs to a stderr that is gone now
 
 
 @pytest.fixture

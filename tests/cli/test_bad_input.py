@@ -127,12 +127,15 @@ def test_unavailable_device(blt, run_config, device):
 
 
 def test_unreadable_prompt_file(blt, run_config, tmp_path):
-    refused(blt("generate", run_config(), "--prompt-file", tmp_path / "gone"), "gone", "prompt file")
+    refused(
+        blt("generate", run_config(), "--prompt-file", tmp_path / "gone"), "gone", "prompt file"
+    )
     refused(blt("generate", run_config(), "--prompt-file", tmp_path), str(tmp_path))
 
 
 def test_compare_checks_every_sampler_before_any_work(blt, run_config):
-    refused(blt("compare", run_config(), *RUN, "--sampler", "ar", "--sampler", "blt-s draft_bytes=0"),
+    refused(blt("compare", run_config(), *RUN, "--sampler", "ar",
+                "--sampler", "blt-s draft_bytes=0"),
             "draft_bytes: expected at least 1, got 0")  # fmt: skip
     refused(blt("compare", run_config(), *RUN, "--cost-parameters", "2b"), "1b, 3b")
 

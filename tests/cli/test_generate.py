@@ -71,7 +71,16 @@ def test_batch_gives_what_single_runs_give(blt, run_config):
 
 
 def test_sampling_options_and_seed_are_used(blt, run_config):
-    common = ("generate", run_config(), "--prompt", "a", "--max-new-bytes", 40, "--temperature", 1.0)
+    common = (
+        "generate",
+        run_config(),
+        "--prompt",
+        "a",
+        "--max-new-bytes",
+        40,
+        "--temperature",
+        1.0,
+    )
     first, again, other = (blt(*common, "--seed", seed).out for seed in (1, 1, 2))
     assert first == again != other
 

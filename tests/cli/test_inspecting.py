@@ -27,7 +27,9 @@ def test_check_prints_a_config_that_checks_to_itself(blt, run_config, tmp_path):
     del tables["run"]["checkpoint"]
     path = tmp_path / "again.toml"
     path.write_bytes(first)
-    whole = path.read_text().replace(f'checkpoint = "{tomli.loads(first.decode())["run"]["checkpoint"]}"', "")
+    whole = path.read_text().replace(
+        f'checkpoint = "{tomli.loads(first.decode())["run"]["checkpoint"]}"', ""
+    )
     path.write_text(whole)
     assert tomli.loads(blt("check", path).out.decode()) == tables
 

@@ -36,7 +36,7 @@ def test_ranges(validator, good, bad, message) -> None:
 
 
 def test_fields_are_marked_by_what_they_hold() -> None:
-    @attrs.frozen
+    @attrs.frozen(kw_only=True)
     class Params:
         dim: int = 1
         window: int | None = overridable(default=None)

@@ -4,6 +4,7 @@ import pytest
 
 from blt_core.errors import PluginError
 from blt_core.manifest import Kind, canonical, load_manifest, manifest_files
+from blt_core.plugins import load_plugins
 
 
 @pytest.fixture
@@ -86,7 +87,6 @@ def test_all_problems_of_all_files_are_reported(shipped, write, problems) -> Non
     )
     second = write('schema = 1\n[prefer.samplr]\nar = "acme"\n', "second.toml")
     third = write("schema = 2\n", "third.toml")
-    kinds = "patcher, byte_scorer"
     found = problems(load_manifest, [shipped, first, second, third])
     assert found[0] == (
         f"{first}: blockd: unknown key. Did you mean 'blocked'?\n"
@@ -96,7 +96,8 @@ def test_all_problems_of_all_files_are_reported(shipped, write, problems) -> Non
     assert found[2] == f"{first}: kinds.pet.summary: missing; this table needs it: str"
     assert found[3] == f"{first}: components.sampler.ar.distribution: expected str, got int 3"
     assert found[4].startswith(
-        f"{second}: prefer.samplr: no kind named 'samplr'. Did you mean 'sampler'?\n  kinds: {kinds}"
+        f"{second}: prefer.samplr: no kind named 'samplr'. Did you mean 'sampler'?\n"
+        "  kinds: patcher, byte_scorer"
     )
     assert found[5] == f"{third}: schema: expected one of 1, got 2"
 
@@ -110,3 +111,13 @@ def test_a_protocol_that_cannot_be_imported_is_named() -> None:
 
 def test_distribution_names_are_compared_as_indexes_do() -> None:
     assert canonical("Blt_Acme") == canonical("blt-acme") == canonical("BLT.-acme")
+
+
+def test_the_components_of_this_distribution_are_those_it_is_known_for(manifest) -> None:
+    supplied = {
+        (entry.record.kind, entry.record.name)
+        for entry in load_plugins(manifest).registry.entries
+        if entry.origin.distribution == "blt-core"
+    }
+    known = {key for key, known in manifest.components.items() if known.distribution == "blt-core"}
+    assert supplied == known

@@ -39,7 +39,9 @@ def test_a_misspelt_hook_breaks_its_plugin_alone(load, fakes) -> None:
         @hookimpl
         def blt_component(self): ...
 
-    plugins = load(fakes.component("sampler", "ar", fakes.FakeSampler), extra=[("x", "y", Misspelt())])
+    plugins = load(
+        fakes.component("sampler", "ar", fakes.FakeSampler), extra=[("x", "y", Misspelt())]
+    )
     (message,) = broken(plugins)
     assert message.startswith(
         "plugin 'y' (x) is broken: no hook named 'blt_component'. Did you mean 'blt_components'?"
@@ -87,8 +89,10 @@ def test_an_error_in_a_hook_takes_the_whole_plugin_and_no_other(load, fakes) -> 
 def test_a_faulty_component_is_named(load, fakes) -> None:
     plugins = load(fakes.component("samplr", "x", fakes.FakeSampler))
     assert broken(plugins) == [
-        "plugin 'fake' (blt-core) is broken: samplr 'x': no kind named 'samplr'. "
-        "Did you mean 'sampler'?"
+        (
+            "plugin 'fake' (blt-core) is broken: samplr 'x': no kind named 'samplr'. "
+            "Did you mean 'sampler'?"
+        )
     ]
 
 
@@ -108,7 +112,9 @@ def test_two_distributions_may_use_one_entry_point_name(load, fakes) -> None:
 
 def test_one_plugin_behind_two_entry_points_works_once(load, fakes) -> None:
     plugin = fakes.make_plugin(fakes.component("sampler", "ar", fakes.FakeSampler))
-    plugins = load(extra=[("a", "x", plugin), ("b", "x", plugin), ("a", "x", plugin), ("c", "x", None)])
+    plugins = load(
+        extra=[("a", "x", plugin), ("b", "x", plugin), ("a", "x", plugin), ("c", "x", None)]
+    )
     assert plugins.registry.names("sampler") == ["ar"]
     assert [str(b.cause) for b in plugins.broken] == [
         *2 * ["another entry point leads to the same plugin"],

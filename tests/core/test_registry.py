@@ -136,8 +136,10 @@ FAULTY = {
     "missing": (None, "method 'round' is missing; expected round(ops, sampling, draws)"),
     "fewer": (
         lambda self, ops, sampling: None,
-        "method 'round': parameter 'draws' is missing; "
-        "expected round(ops, sampling, draws), found round(ops, sampling)",
+        (
+            "method 'round': parameter 'draws' is missing; "
+            "expected round(ops, sampling, draws), found round(ops, sampling)"
+        ),
     ),
     "renamed": (lambda self, ops, sampling, rng: None, "parameter 'draws' is missing"),
     "swapped": (lambda self, sampling, ops, draws: None, "parameter 'ops' is not in its place"),
@@ -301,7 +303,10 @@ def test_known_names_that_the_installed_version_lacks(load, policy, complaint) -
 
 def test_blocked_names_say_who_blocks_them(load, fakes, policy, complaint, tmp_path) -> None:
     blocked = policy(
-        'blocked = ["sampler/ar", "blt-acme"]\n[components.sampler.tree]\ndistribution = "blt-acme"\n'
+        """blocked = ["sampler/ar", "blt-acme"]
+        [components.sampler.tree]
+        distribution = "blt-acme"
+        """
     )
     plugins = load(*fakes.COMPONENTS, policy=blocked)
     file = tmp_path / "registry.toml"

@@ -18,6 +18,7 @@ from blt_core.errors import EngineError
 from blt_core.model import Model
 from blt_core.state import DecodeState
 from blt_core.testing.reference import block_logits, patches_of, row_logits, true_flags
+from blt_core.types import Passes
 from tests.engine.runs import observe_prompt
 from tests.engine.seen import saw
 
@@ -32,7 +33,10 @@ def same_logits(model: Model, got: torch.Tensor, want: torch.Tensor) -> None:
 
 @attrs.define
 class Log:
-    """What the spies saw since the last ``clear``: calls, and decoder rows and patches computed."""
+    """What the spies saw since the last ``clear``: calls, and decoder rows and patches computed.
+
+    total: all passes since the beginning.
+    """
 
     scorer: int = 0
     byte_states: int = 0
@@ -40,6 +44,7 @@ class Log:
     latents: list[tuple[tuple[int, int], ...]] = attrs.field(factory=list)
     rows: list[tuple[tuple[int, int], ...]] = attrs.field(factory=list)
     decoder: int = 0
+    total: Passes = attrs.field(factory=Passes)
 
     def clear(self) -> None:
         """Forget what was seen."""
@@ -60,7 +65,8 @@ class SpyPatcher:
 
     def flags(self, rows, cache):
         """The patcher's own."""
-        self.log.scorer += cache is not None
+        self.log.scorer += 1
+        self.log.total += Passes(scorer=1)
         return self.inner.flags(rows, cache)
 
 
@@ -77,12 +83,14 @@ class SpyEncoder:
 
     def byte_states(self, rows, cache):
         """The encoder's own."""
-        self.log.byte_states += cache is not None
+        self.log.byte_states += 1
+        self.log.total += Passes(encoder_bytes=1)
         return self.inner.byte_states(rows, cache)
 
     def patch_embeddings(self, states, patches):
         """The encoder's own."""
         self.log.patches.append(patches.counts)
+        self.log.total += Passes(encoder=1)
         return self.inner.patch_embeddings(states, patches)
 
 
@@ -122,6 +130,7 @@ class SpyDecoder:
     def forward(self, clean, blocks, latents, cache):
         """The decoder's own."""
         self.log.decoder += 1
+        self.log.total += Passes(decoder=1)
         if clean is not None:
             begun = zip(cache.rows.lengths, clean.lengths, strict=True)
             self.log.rows.append(tuple((n, n + count) for n, count in begun))
@@ -219,6 +228,7 @@ class Machine:
             passes = self.state.passes(b)
             counted = (passes.decoder, passes.encoder, passes.scorer)
             assert counted == (row.decoder, row.encoder, row.scorer)
+        assert self.state.calls == self.log.total
         follower = self.state.attach(self, self._follower)
         for row, ids in zip(self.rows, follower.ids, strict=True):
             assert row.ids[: len(ids)] == ids

@@ -1,4 +1,4 @@
-"""The checkpoint format of this project: a folder with ``model.safetensors`` and ``config.toml``."""
+"""The format ``folder``: tensors in ``model.safetensors``, what rebuilds it in ``config.toml``."""
 
 from __future__ import annotations
 
@@ -37,10 +37,9 @@ class FolderFormat:
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", location):
             return False
         folder = current_folder(Path(location))
-        ours = any((folder / name).exists() for name in (TENSORS, CONFIG))
-        return (folder / CONFIG).exists() or (ours and not (folder / "config.json").exists()) or (
-            not folder.exists()
-        )
+        # A folder without either file is recognised too, so that reading it says what is missing;
+        # config.json marks the folders of another world.
+        return (folder / CONFIG).exists() or not (folder / "config.json").exists()
 
     def read(self, location: str) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
         """The config, and the tensors, each read from the disk when it is asked for.
@@ -105,7 +104,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _without_none(value: Any) -> Any:  # noqa: ANN401 -- any TOML value
+def _without_none(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):

@@ -24,7 +24,7 @@ class Bandwidth:
     pass is priced with all of P_enc.
     """
 
-    def __init__(self, params: BandwidthParams, context: BuildContext) -> None:  # noqa: ARG002
+    def __init__(self, params: BandwidthParams, context: BuildContext) -> None:
         self.bytes_per_parameter = params.bytes_per_parameter
 
     def cost(self, passes: Passes, parameters: Parameters) -> Cost:

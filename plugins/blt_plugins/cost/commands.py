@@ -32,12 +32,12 @@ def add_commands(app: typer.Typer) -> None:
         if scale not in SCALES:
             raise RequestError(f"--scale: expected one of {', '.join(SCALES)}, got {scale!r}")
         if bytes_per_parameter <= 0:
-            raise RequestError(f"--bytes-per-parameter: expected more than 0, got {bytes_per_parameter}")
+            raise RequestError(
+                f"--bytes-per-parameter: expected more than 0, got {bytes_per_parameter}"
+            )
         if (n_dec is None) != (n_enc is None):
             raise RequestError("--n-dec and --n-enc: give both, or none for the paper's table")
-        model = Bandwidth(
-            BandwidthParams(bytes_per_parameter=bytes_per_parameter), BuildContext()
-        )
+        model = Bandwidth(BandwidthParams(bytes_per_parameter=bytes_per_parameter), BuildContext())
         if n_dec is not None and n_enc is not None:
             _price(model, n_dec, n_enc, scale, as_json=as_json)
         else:

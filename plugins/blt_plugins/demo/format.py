@@ -27,7 +27,7 @@ class DemoFormatParams:
 class DemoFormat:
     """Finds a demo by name and has the format of its files read it."""
 
-    def __init__(self, params: DemoFormatParams, context: BuildContext) -> None:  # noqa: ARG002
+    def __init__(self, params: DemoFormatParams, context: BuildContext) -> None:
         self.files = params.files
 
     def recognises(self, location: str) -> bool:

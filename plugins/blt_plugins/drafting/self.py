@@ -24,11 +24,15 @@ class SelfDrafter:
     Patch boundaries are ignored (Fast BLT, BLT-S). A row stops drafting at EOS.
     """
 
-    def __init__(self, params: SelfParams, context: BuildContext) -> None:  # noqa: ARG002
+    def __init__(self, params: SelfParams, context: BuildContext) -> None:
         self.draft_bytes = params.draft_bytes
 
     def draft(
-        self, ops: DecodeOps, limit: Sequence[int], sampling: Sampling, draws: Draws  # noqa: ARG002
+        self,
+        ops: DecodeOps,
+        limit: Sequence[int],
+        sampling: Sampling,
+        draws: Draws,
     ) -> Draft:
         """A deterministic draft of at most ``draft_bytes`` ids."""
         ids: list[list[int]] = [[] for _ in limit]

@@ -32,7 +32,7 @@ class GlobalTransformerParams:
 class GlobalTransformer(nn.Module):
     """A plain stack; rotary positions are patch indices, and there is no final norm."""
 
-    def __init__(self, params: GlobalTransformerParams, context: BuildContext) -> None:  # noqa: ARG002
+    def __init__(self, params: GlobalTransformerParams, context: BuildContext) -> None:
         super().__init__()
         self.stack = Transformer(
             dim=params.latent_dim,

@@ -1,0 +1,1 @@
+"""Local encoders and decoders."""

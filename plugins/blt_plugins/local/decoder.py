@@ -27,6 +27,7 @@ from blt_core.nn import (
 from blt_core.types import Blocks, DecoderOutput, Latents, Output, Rows
 from blt_plugins.local.latents import LatentAttention, LatentMemory
 
+
 @attrs.frozen(kw_only=True)
 class LocalDecoderParams:
     """Sizes of the decoder.

@@ -82,7 +82,7 @@ class LocalEncoder(nn.Module):
             x = x + self.ngrams(rows.ids_br, span, cache)
         return self.stack.run(x, span, cache)
 
-    def patch_embeddings(self, states_brD: Tensor, patches: Patches) -> Tensor:  # noqa: N803
+    def patch_embeddings(self, states_brD: Tensor, patches: Patches) -> Tensor:
         """(b, m, latent_dim): each patch from the states of its own bytes."""
         slots = self.pooling(states_brD, patches).flatten(-2)
         return slots if self.to_latent is None else self.to_latent(slots)
@@ -102,7 +102,7 @@ class PatchAttention(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, states_brD: Tensor, patches: Patches) -> Tensor:  # noqa: N803
+    def forward(self, states_brD: Tensor, patches: Patches) -> Tensor:
         """(b, m, k, D)."""
         at_bml, inside_bml = patch_places(patches, states_brD.shape[1])
         pooled = gather_rows(states_brD, at_bml).masked_fill(~inside_bml[..., None], float("-inf"))

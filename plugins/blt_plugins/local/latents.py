@@ -14,7 +14,7 @@ from blt_core.types import Latents
 
 
 class LatentAttention(nn.Module):
-    """Queries from byte rows, keys and values from latent slots, no positions (BLT, section 3.3)."""
+    """Queries from byte rows, keys and values from latent slots (BLT, section 3.3)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -26,12 +26,12 @@ class LatentAttention(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def keys_values(self, slots_bmkD: Tensor) -> Tensor:  # noqa: N803
+    def keys_values(self, slots_bmkD: Tensor) -> Tensor:
         """(b, m, k, 2h, d): what is remembered of latents; the first h heads are keys."""
         return self.kv(self.slot_norm(slots_bmkD)).unflatten(-1, (2 * self.heads, -1))
 
     def forward(self, x: Tensor, memory: Tensor, latent_bn: Tensor) -> Tensor:
-        """Rows (b, n, i, D), all i rows of a group reading latent ``latent_bn``, to (b, n, i, D)."""
+        """(b, n, i, D) to (b, n, i, D); the i rows of a group read one latent, ``latent_bn``."""
         q = self.q(self.row_norm(x)).unflatten(-1, (self.heads, -1))
         batch = torch.arange(len(memory), device=memory.device)[:, None]
         k, v = memory[batch, latent_bn].chunk(2, dim=-2)  # (b, n, k, h, d)
@@ -47,7 +47,10 @@ class LatentMemory:
     """
 
     def __init__(
-        self, slots_bmkD: Tensor | None, latents: Latents | None, cache: RowCache | None  # noqa: N803
+        self,
+        slots_bmkD: Tensor | None,
+        latents: Latents | None,
+        cache: RowCache | None,
     ) -> None:
         self._slots, self._cache = slots_bmkD, cache
         self._span = (

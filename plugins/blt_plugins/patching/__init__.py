@@ -1,0 +1,1 @@
+"""Patchers and byte scorers."""

@@ -30,7 +30,7 @@ class EntropyPatcher(nn.Module):
     H is the entropy in nats of the scorer's prediction. A full patch ends as well.
     """
 
-    def __init__(self, params: EntropyParams, context: BuildContext) -> None:  # noqa: ARG002
+    def __init__(self, params: EntropyParams, context: BuildContext) -> None:
         super().__init__()
         self.threshold = params.threshold
         self.max_patch_bytes = params.max_patch_bytes

@@ -43,9 +43,12 @@ class SpacePatcher:
         return scan(rows, cache, self.max_patch_bytes, wants)
 
 
+_FIRST_NON_ASCII = 0x80
+
+
 def word_ids(scheme: IdScheme) -> frozenset[int]:
     """Ids of the bytes that are part of words."""
-    values = [v for v in range(256) if v >= 0x80 or chr(v).isalnum()]
+    values = [v for v in range(256) if v >= _FIRST_NON_ASCII or chr(v).isalnum()]
     return frozenset(value + scheme.byte_offset for value in values)
 
 

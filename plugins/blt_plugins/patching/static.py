@@ -20,7 +20,7 @@ class StaticParams:
 class StaticPatcher:
     """Every ``patch_bytes``-th byte after BOS opens a patch, as in MegaByte."""
 
-    def __init__(self, params: StaticParams, context: BuildContext) -> None:  # noqa: ARG002
+    def __init__(self, params: StaticParams, context: BuildContext) -> None:
         self.patch_bytes = params.patch_bytes
 
     def new_cache(self, batch: int) -> PatchHistory:
@@ -29,7 +29,9 @@ class StaticPatcher:
 
     def flags(self, rows: Rows, cache: PatchHistory | None) -> Tensor:
         """(b, r) bool: flag i + 1 for each new byte i."""
-        return scan(rows, cache, self.patch_bytes, lambda _b, _i, _token, _size, mark: (False, mark))
+        return scan(
+            rows, cache, self.patch_bytes, lambda _b, _i, _token, _size, mark: (False, mark)
+        )
 
 
 STATIC = Component(

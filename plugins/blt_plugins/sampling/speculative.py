@@ -29,7 +29,7 @@ class Speculative:
     The first round drafts nothing: it reads the prompt and yields the first byte.
     """
 
-    def __init__(self, params: SpeculativeParams, context: BuildContext) -> None:  # noqa: ARG002
+    def __init__(self, params: SpeculativeParams, context: BuildContext) -> None:
         self.drafter = params.drafter
         self.verification = params.verification
 

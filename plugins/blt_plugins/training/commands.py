@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
+import attrs
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from blt_core.cli.inputs import ConfigArgument, find_config
+from blt_core.cli.inputs import ConfigArgument, JsonOption, find_config
 from blt_core.plugins import load_plugins
+from blt_plugins.training.calibrate import Calibration
 from blt_plugins.training.job import make_job
-from blt_plugins.training.loop import Trainer
-from blt_plugins.training.report import new_report
+from blt_plugins.training.loop import Trainer, TrainResult
+from blt_plugins.training.report import ObservedReport, new_report
+from blt_plugins.training.threshold import calibrate_source, write_threshold
+
+#: Rows of the histogram, and the width of its longest bar.
+_ROWS, _BAR = 16, 40
 
 
 def train(
@@ -23,22 +33,94 @@ def train(
     ] = None,
     corpus: Annotated[Path | None, typer.Option(help="Another corpus folder.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, not from OUT/state.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Train a model: the byte scorer first, then the model over its patches.
+    """Train a model: its byte scorer, the patch threshold, then the model itself.
 
-    Run again to go on after an interruption.
+    Run it again to go on after an interruption.
     """
-    job = make_job(find_config(config), load_plugins(), out=out, corpus=corpus)
-    report = new_report(sys.stderr)
+    plugins = load_plugins()
+    job = make_job(find_config(config), plugins, out=out, corpus=corpus)
+    hook, result = plugins.hook, None
+    report = ObservedReport(new_report(sys.stderr), hook, job)
+    hook.blt_run_start(run=job)
     try:
         result = Trainer(job, report).run(fresh=fresh)
     finally:
         report.close()
+        hook.blt_run_end(run=job, result=result)
+    _show_result(result, as_json=as_json)
+
+
+def calibrate(
+    source: Annotated[str, typer.Argument(help="A checkpoint, or a config that names one.")],
+    files: Annotated[list[Path], typer.Argument(help="Text like that the model will see.")],
+    *,
+    target: Annotated[float, typer.Option(help="Mean patch length in bytes.")] = 4.0,
+    write: Annotated[
+        bool, typer.Option("--write", help="Store the threshold in the checkpoint folder.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the patch threshold for a mean patch length, and show how long patches get."""
+    plugins = load_plugins()
+    found = calibrate_source(source, files, target, plugins)
+    if write:
+        write_threshold(source, found.threshold, plugins)
+    if as_json:
+        typer.echo(json.dumps({**attrs.asdict(found), "reached": found.reached}))
+    else:
+        _show(found)
+
+
+def _show_result(result: TrainResult, *, as_json: bool) -> None:
+    if as_json:
+        record = {
+            "model": str(result.model),
+            "threshold": result.threshold,
+            "bits_per_byte": result.best_bits_per_byte,
+        }
+        typer.echo(json.dumps(record))
+        return
     if result.best_bits_per_byte is not None:
         typer.echo(f"held-out bits per byte: {result.best_bits_per_byte:.4f}")
     typer.echo(f"model: {result.model}")
 
 
+def _show(found: Calibration) -> None:
+    console = Console(width=None if Console().is_terminal else 100, highlight=False)
+    console.print(f"threshold = {found.threshold}  # nats")
+    missed = "" if found.reached else f" ({found.target_patch_bytes:g} is out of reach)"
+    console.print(
+        f"mean patch length: {found.mean_patch_bytes:.2f} bytes{missed}, "
+        f"{found.patches} patches in {found.bytes} bytes"
+    )
+    table = Table(box=None, header_style="bold")
+    for name in ("bytes", "patches", "share"):
+        table.add_column(name, justify="right")
+    table.add_column()
+    rows = histogram_rows(found.histogram)
+    highest = max(count for _, count in rows)
+    for label, count in rows:
+        table.add_row(label, str(count), f"{count / found.patches:.1%}", _bar(count / highest))
+    console.print(table)
+
+
+def histogram_rows(histogram: Mapping[int, int]) -> list[tuple[str, int]]:
+    """Lengths and counts to show; lengths above the last row's are counted together."""
+    rows = [(str(size), histogram.get(size, 0)) for size in range(1, _ROWS + 1)]
+    longer = sum(count for size, count in histogram.items() if size > _ROWS)
+    last = min(max(histogram), _ROWS)
+    return rows[:last] + ([(f"{_ROWS + 1}+", longer)] if longer else [])
+
+
+def _bar(share: float) -> str:
+    """A bar of eighths of a character."""
+    eighths = round(_BAR * 8 * share)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this plugin."""
     app.command()(train)
+    app.command()(calibrate)

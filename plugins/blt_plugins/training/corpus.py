@@ -71,11 +71,11 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
     """The files below ``folder`` that match, in an order that is the same on every machine."""
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "no such folder"
-        raise DataError(f"{folder}: {what}; corpus.path names a folder of text files")
+        raise DataError(f"{folder}: {what}; corpus.path (or --corpus) names a folder of text files")
     try:
         files = [path for path in folder.glob(pattern) if path.is_file()]
     except (ValueError, NotImplementedError) as error:
-        raise DataError(f"corpus.pattern: {pattern!r} is not a glob below a folder: {error}") from error
+        raise DataError(f"corpus.pattern: {pattern!r} is no glob below a folder: {error}") from error
     if not files:
         raise DataError(f"{folder}: no file matches {pattern!r} (corpus.pattern)")
     return sorted(files, key=lambda path: path.relative_to(folder).parts)

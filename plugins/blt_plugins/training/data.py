@@ -31,11 +31,6 @@ class Data:
 def load_data(corpus: Corpus, settings: TrainSettings, model: Model) -> Data:
     """Read the whole corpus into memory. Raises DataError where it is unfit."""
     context = settings.context_bytes or model.context_bytes
-    if context > model.context_bytes:
-        raise DataError(
-            f"train.context_bytes: {context} is more than the model serves "
-            f"(model.context_bytes = {model.context_bytes})"
-        )
     documents = list(corpus.documents("train"))
     if not documents:
         raise DataError("the corpus has no document to train on; lower corpus.valid_percent")
@@ -48,7 +43,7 @@ def load_data(corpus: Corpus, settings: TrainSettings, model: Model) -> Data:
 
     def batches(texts: Sequence[bytes], windows: Sequence[Window], size: int) -> list[Batch]:
         groups = pack(sample(windows, size, settings.seed), settings.batch_bytes)
-        return [make_batch(texts, group, model.scheme) for group in groups]
+        return [make_batch(texts, group, model.scheme).to(model.device) for group in groups]
 
     windows = cut_windows(documents, context)
     return Data(

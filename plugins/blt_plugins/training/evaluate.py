@@ -21,7 +21,11 @@ from blt_plugins.training.windows import Batch
 
 @attrs.frozen
 class HeldOut:
-    """bits_per_byte: all nats, those of EOS included, / ln 2 / bytes. mean_patch_bytes: after BOS."""
+    """A held-out score.
+
+    bits_per_byte: nats of all bytes and EOS, by ln 2 and the number of bytes. mean_patch_bytes: of
+    the patches after BOS.
+    """
 
     bits_per_byte: float
     bytes: int
@@ -42,7 +46,7 @@ def evaluate_model(model: Model, batches: Iterable[Batch]) -> HeldOut:
             raise ValueError("the decoder gave no output for clean rows")
         return output.logits
 
-    result = _evaluate(logits, (batch.to(model.device) for batch in batches))
+    result = _evaluate(logits, batches)
     return attrs.evolve(result, mean_patch_bytes=result.bytes / max(patches[0], 1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
@@ -15,13 +16,11 @@ class Interrupts:
         self._note = note
         self._former: dict[int, object] = {}
 
-    def __enter__(self) -> Interrupts:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._former[number] = signal.signal(number, self._ask)
-            except ValueError:  # not the main thread: whoever owns that handles signals
-                break
-        return self
+    def __enter__(self) -> None:
+        # Only the main thread may handle signals; whoever runs this in another one stops it.
+        if threading.current_thread() is threading.main_thread():
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            self._former = {number: signal.signal(number, self._ask) for number in numbers}
 
     def __exit__(
         self,

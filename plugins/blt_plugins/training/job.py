@@ -41,7 +41,7 @@ def make_job(
     if calibrates:
         config = config.with_table("patcher", {**config.tables["patcher"], "threshold": 0.0})
     plan = resolve(config, plugins, needs=NEEDS)
-    _check_run(plan)
+    _check(plan, calibrates=calibrates)
     settings: TrainSettings = plan.settings["train"]
     folder = out or Path(settings.out or f"runs/{Path(plan.place.source).stem}")
     described = plan.describe()
@@ -93,13 +93,25 @@ def _lacks_threshold(config: Config, plugins: Plugins) -> bool:
     return any(field.name == "threshold" for field in attrs.fields(params))
 
 
-def _check_run(plan: Plan) -> None:
-    place, problems = plan.place.child("run"), []
-    if plan.run.checkpoint is not None:
-        text = "training starts from random weights; remove this key"
-        problems.append(place.child("checkpoint").problem(text))
-    if plan.run.dtype == "bfloat16":
-        text = "training runs in float32; train.save_dtype is what models are written in"
-        problems.append(place.child("dtype").problem(text))
+def _check(plan: Plan, *, calibrates: bool) -> None:
+    """Raise ConfigError with what only training finds fault with."""
+    settings: TrainSettings = plan.settings["train"]
+    context, limit = settings.context_bytes, plan.model.context_bytes
+    target = settings.scorer.target_patch_bytes
+    longest = getattr(plan.node("patcher").params, "max_patch_bytes", None)
+    found = {
+        ("run", "checkpoint"): plan.run.checkpoint is not None
+        and "training starts from random weights; remove this key",
+        ("run", "dtype"): plan.run.dtype == "bfloat16"
+        and "training runs in float32; train.save_dtype is what models are written in",
+        ("train", "context_bytes"): context is not None
+        and context > limit
+        and f"{context} is more than the model serves (model.context_bytes = {limit})",
+        ("train", "scorer", "target_patch_bytes"): calibrates
+        and longest is not None
+        and target > longest
+        and f"{target} is more than the longest patch (patcher.max_patch_bytes = {longest})",
+    }
+    problems = [plan.place.child(*path).problem(text) for path, text in found.items() if text]
     if problems:
         raise ConfigError(problems)

@@ -31,7 +31,7 @@ from blt_plugins.training.calibrate import calibrate
 from blt_plugins.training.data import load_data
 from blt_plugins.training.evaluate import HeldOut, evaluate_model, evaluate_scorer
 from blt_plugins.training.interrupts import Interrupts
-from blt_plugins.training.phases import MODEL, SCORER, Phase, make_phases
+from blt_plugins.training.phases import MODEL, PATCHES, SCORER, Phase, make_phases
 from blt_plugins.training.report import Metrics, Report
 from blt_plugins.training.schedule import learning_rate, parameter_groups
 from blt_plugins.training.settings import TrainSettings
@@ -124,9 +124,8 @@ class Trainer:
             model.patcher.threshold = state.threshold
         torch.set_rng_state(state.generator)
         self._best, self._saved = state.best, f"{state.phase} step {state.step}"
-        self._metrics.rewind(
-            {state.phase: state.step} | ({SCORER: 10**12} if state.phase == MODEL else {})
-        )
+        whole = {SCORER: self._settings.scorer.steps, PATCHES: 0} if state.phase == MODEL else {}
+        self._metrics.rewind({**whole, state.phase: state.step})
         self._report.note(f"resumed at {self._saved}")
         return state
 
@@ -205,8 +204,9 @@ class Trainer:
     def _check_finite(self, what: str, value: float, phase: Phase, step: int) -> None:
         if math.isfinite(value):
             return
-        state = self._job.out / "state"
-        saved = f"the last good state is {state} ({self._saved})" if self._saved else "none was saved"
+        saved = "nothing was saved before"
+        if self._saved:
+            saved = f"the last good state is {self._job.out / 'state'} ({self._saved})"
         raise RunError(
             f"{phase.name} step {step + 1}: the {what} is {value}; {saved}\n"
             "  fix: lower the learning rate, and start anew with --fresh"
@@ -220,9 +220,7 @@ class Trainer:
         if not self._data.valid:
             return
         held_out = evaluate_scorer(phase.module, self._data.valid)
-        self._metrics.write(
-            phase=SCORER, step=phase.steps, bits_per_byte=held_out.bits_per_byte
-        )
+        self._metrics.write(phase=PATCHES, step=0, scorer_bits_per_byte=held_out.bits_per_byte)
         self._report.note(f"scorer: {held_out.bits_per_byte:.4f} held-out bits per byte")
 
     def _fix_patches(self) -> None:
@@ -233,8 +231,8 @@ class Trainer:
             found = calibrate(patcher, self._data.calibration, target)
             patcher.threshold = found.threshold
             self._metrics.write(
-                phase=SCORER,
-                step=self._settings.scorer.steps,
+                phase=PATCHES,
+                step=0,
                 threshold=found.threshold,
                 mean_patch_bytes=found.mean_patch_bytes,
             )

@@ -42,7 +42,7 @@ class NextByte:
         return next_byte_loss(output.logits, targets_br), {}
 
 
-def next_byte_loss(logits_brV: Tensor, targets_br: Tensor) -> Tensor:  # noqa: N803
+def next_byte_loss(logits_brV: Tensor, targets_br: Tensor) -> Tensor:
     """Mean cross-entropy (nats) of the rows whose target is not UNSCORED."""
     return functional.cross_entropy(
         logits_brV.flatten(0, 1), targets_br.flatten(), ignore_index=UNSCORED

@@ -16,6 +16,8 @@ from blt_plugins.training.settings import TrainSettings
 from blt_plugins.training.windows import Batch, Batches, Window
 
 SCORER, MODEL = "scorer", "model"
+#: Where metrics are logged that lie between the two: the scorer's score, the calibration.
+PATCHES = "patches"
 
 
 @attrs.frozen(eq=False, kw_only=True)

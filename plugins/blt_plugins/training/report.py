@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+import attrs
+import pluggy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -19,15 +21,60 @@ LINE_SECONDS = 20.0
 class Report(Protocol):
     """Receives the progress of a run. ``figures``: loss, lr, grad_norm, bytes_per_second."""
 
-    def phase(self, name: str, step: int, steps: int) -> None: ...
-    def step(self, step: int, figures: Mapping[str, float]) -> None: ...
-    def note(self, text: str) -> None: ...
-    def close(self) -> None: ...
+    def phase(self, name: str, step: int, steps: int) -> None:
+        """A phase begins, or goes on, at ``step``."""
+        ...
+
+    def step(self, step: int, figures: Mapping[str, float]) -> None:
+        """Step ``step`` (from 1) is done."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        ...
+
+    def close(self) -> None:
+        """No more will come."""
+        ...
 
 
 def new_report(stream: TextIO = sys.stderr) -> Report:
     """A bar if ``stream`` is a terminal, else lines."""
     return BarReport(stream) if stream.isatty() else LineReport(stream)
+
+
+@attrs.frozen
+class TrainStep:
+    """What observers are told of an optimizer step. ``figures`` as in :class:`Report`."""
+
+    phase: str
+    step: int
+    figures: Mapping[str, float]
+
+
+class ObservedReport:
+    """Passes everything on, and tells the plugins that observe runs of each step."""
+
+    def __init__(self, inner: Report, hook: pluggy.HookRelay, run: object) -> None:
+        self._inner, self._hook, self._run, self._phase = inner, hook, run, ""
+
+    def phase(self, name: str, step: int, steps: int) -> None:
+        """A phase begins, or goes on, at ``step``."""
+        self._phase = name
+        self._inner.phase(name, step, steps)
+
+    def step(self, step: int, figures: Mapping[str, float]) -> None:
+        """Step ``step`` (from 1) is done."""
+        self._hook.blt_run_step(run=self._run, step=TrainStep(self._phase, step, figures))
+        self._inner.step(step, figures)
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        self._inner.note(text)
+
+    def close(self) -> None:
+        """No more will come."""
+        self._inner.close()
 
 
 class LineReport:
@@ -112,7 +159,7 @@ class Metrics:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def write(self, **record: Any) -> None:  # noqa: ANN401 -- any JSON value
+    def write(self, **record: Any) -> None:
         """Append a record."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

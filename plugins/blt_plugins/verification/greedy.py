@@ -30,18 +30,18 @@ class GreedyVerification:
         """Raise RequestError unless sampling is greedy."""
         if not sampling.greedy:
             raise RequestError(
-                f"verification 'greedy' is exact at temperature 0 only, got {sampling.temperature}. "
-                "Set temperature = 0, or use the sampler 'ar'"
+                "verification 'greedy' is exact at temperature 0 only, "
+                f"got {sampling.temperature}. Set temperature = 0, or use the sampler 'ar'"
             )
 
     def accept(
         self,
         draft: Draft,
-        logits_brV: Tensor,  # noqa: N803 -- brV names the axes
-        positions: Sequence[int],  # noqa: ARG002
+        logits_brV: Tensor,
+        positions: Sequence[int],
         active: Sequence[bool],
-        sampling: Sampling,  # noqa: ARG002
-        draws: Draws,  # noqa: ARG002
+        sampling: Sampling,
+        draws: Draws,
     ) -> tuple[list[int], list[int]]:
         """(accepted ids of each row, the model's own id after them)."""
         accepted, own = [], []

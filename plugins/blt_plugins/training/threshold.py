@@ -1,0 +1,74 @@
+"""``blt calibrate``: the threshold of a trained model on given files, and how it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from blt_core.checkpoint import current_folder
+from blt_core.cli.inputs import find_config
+from blt_core.component import BuildContext
+from blt_core.config import Config
+from blt_core.errors import CheckpointError, ConfigError, DataError
+from blt_core.pipeline import build_model, plan_run
+from blt_core.plugins import Plugins
+from blt_core.protocols import CheckpointFormat, ThresholdPatcher
+from blt_core.wiring import build_node, resolve_component
+from blt_plugins.training.calibrate import Calibration, calibrate
+from blt_plugins.training.corpus import read_document
+from blt_plugins.training.windows import cut_windows, make_batch, pack
+
+#: Bytes of a batch of entropies; only memory limits it.
+BATCH_BYTES = 16384
+
+
+def calibrate_source(
+    source: str, files: Sequence[Path], target: float, plugins: Plugins
+) -> Calibration:
+    """The calibration of a checkpoint, or of the one that a config names, on some files.
+
+    Raises ConfigError, CheckpointError or DataError for what cannot be read or calibrated.
+    """
+    plan, tensors = plan_run(find_source(source), plugins)
+    if tensors is None:
+        text = "missing; only a trained scorer can be calibrated"
+        raise ConfigError([plan.place.child("run", "checkpoint").problem(text)])
+    node = plan.node("patcher")
+    documents = [read_document(path) for path in files]
+    model = build_model(plan, tensors)
+    if not isinstance(model.patcher, ThresholdPatcher):
+        raise DataError(f"{source}: the patcher {node.name!r} has no threshold to calibrate")
+    windows = [w for w in cut_windows(documents, model.context_bytes) if documents[w.document]]
+    batches = (
+        make_batch(documents, group, model.scheme).to(model.device)
+        for group in pack(windows, BATCH_BYTES)
+    )
+    return calibrate(model.patcher, batches, target)
+
+
+def find_source(source: str) -> Config:
+    """The config that ``source`` names, or one that runs the checkpoint ``source``."""
+    if source.endswith(".toml"):
+        return find_config(source)
+    if ":" in source or _is_folder(source) or len(Path(source).parts) > 1:
+        return Config.from_mapping({"schema": 1, "run": {"checkpoint": source}}, source)
+    return find_config(source)
+
+
+def write_threshold(source: str, threshold: float, plugins: Plugins) -> None:
+    """Store the threshold in a checkpoint folder. Raises CheckpointError for any other source."""
+    if not _is_folder(source):
+        raise CheckpointError(
+            f"{source}: --write stores into checkpoint folders only\n"
+            f"  fix: in your config, [patcher] threshold = {threshold}"
+        )
+    node = resolve_component("checkpoint_format", {"use": "folder"}, plugins)
+    folder: CheckpointFormat = build_node(node, BuildContext(), plugins.registry)
+    config, tensors = folder.read(source)
+    patcher = {**config["patcher"], "threshold": threshold}
+    # Read whole before the file is replaced.
+    folder.write(Path(source), {**config, "patcher": patcher}, dict(tensors))
+
+
+def _is_folder(source: str) -> bool:
+    return current_folder(Path(source)).is_dir()

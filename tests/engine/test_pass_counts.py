@@ -1,0 +1,176 @@
+"""Invariant 6: N_dec is each sampler's closed form, N_enc what true flags of the rounds demand.
+
+That no true row or closed patch is computed twice, and that drafts run the decoder alone, is
+checked at each step of the programs in test_incremental_equals_full.py and, for whole runs, here.
+"""
+
+from __future__ import annotations
+
+from unittest import mock
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blt_core import engine
+from blt_core.state import DecodeState
+from tests.engine import models
+from tests.engine.drafters import BlockSteps, Recorded
+from tests.engine.programs import watched
+from tests.engine.runs import (
+    Traced,
+    ar,
+    expected_passes,
+    observe,
+    rows_of,
+    run,
+    self_drafter,
+    speculative,
+)
+from tests.engine.strategies import (
+    batches,
+    block_drafters,
+    denoising_indices,
+    drafters,
+    examples,
+    model_indices,
+)
+
+
+def traced(index, batch, drafter):
+    """(records, rounds) of each row of a verified run."""
+    recorded = Recorded(drafter)
+    trace = Traced(speculative(recorded))
+    done = run(models.model(index), trace, batch)
+    rows = rows_of(trace, recorded, len(batch))
+    observe(index, batch, rows, done)
+    for record, rounds in zip(done, rows, strict=True):
+        assert record.rounds == len(rounds) - 1  # the first only reads the prompt
+        assert record.drafted == sum(len(turn.draft) for turn in rounds)
+        assert record.accepted == sum(turn.accepted for turn in rounds)
+    return done, rows
+
+
+@examples(40)
+@given(st.data(), model_indices)
+def test_ar_runs_the_decoder_once_a_byte_and_the_rest_once_a_closed_patch(data, index):
+    model, batch = models.model(index), data.draw(batches(index))
+    trace = Traced(ar())
+    done = run(model, trace, batch)
+    rows = rows_of(trace, None, len(batch))
+    for request, record, rounds in zip(batch, done, rows, strict=True):
+        assert record.passes.decoder == len(record.output) + (record.stop_reason == "eos")
+        want = expected_passes(model, request.prompt, rounds)
+        assert record.passes.decoder == want.decoder
+        assert record.passes.encoder == want.encoder
+        assert record.passes.scorer == want.scorer
+        bytes_read = want.decoder if model.decoder.reads_byte_states else want.encoder
+        assert record.passes.encoder_bytes == bytes_read
+
+
+@examples(60)
+@given(st.data(), model_indices, st.integers(1, 16))
+def test_self_drafts_cost_one_decoder_pass_a_byte_and_at_most_one_encoder_pass_a_round(
+    data, index, count
+):
+    model, batch = models.model(index), data.draw(batches(index))
+    done, rows = traced(index, batch, self_drafter(count))
+    for request, record, rounds in zip(batch, done, rows, strict=True):
+        want = expected_passes(model, request.prompt, rounds)
+        assert record.passes.decoder == 1 + sum(len(turn.draft) + 1 for turn in rounds[1:])
+        assert record.passes.encoder == want.encoder <= 1 + record.rounds
+        assert record.passes.scorer == want.scorer
+        if model.decoder.reads_byte_states:
+            assert record.passes.encoder_bytes == record.passes.decoder
+        else:
+            assert record.passes.encoder_bytes == want.encoder
+
+
+@examples(60)
+@given(st.data(), denoising_indices, block_drafters())
+def test_block_drafts_cost_their_steps_and_an_encoder_pass_only_if_forced(data, index, drafter):
+    model, batch = models.model(index), data.draw(batches(index))
+    done, rows = traced(index, batch, drafter)
+    for request, record, rounds in zip(batch, done, rows, strict=True):
+        want = expected_passes(model, request.prompt, rounds)
+        blocks = sum(bool(turn.draft) for turn in rounds)
+        assert record.passes.decoder == len(rounds) + drafter.steps * blocks
+        assert record.passes.encoder == want.encoder + blocks * (drafter.closure == "forced")
+        assert record.passes.scorer == want.scorer
+        if drafter.closure == "none":
+            assert record.passes.encoder <= 1 + record.rounds
+
+
+@examples(40)
+@given(st.data(), model_indices)
+def test_any_drafter_leaves_verification_at_one_pass_a_round(data, index):
+    model, batch = models.model(index), data.draw(batches(index))
+    done, rows = traced(index, batch, data.draw(drafters(index, batch)))
+    for request, record, rounds in zip(batch, done, rows, strict=True):
+        want = expected_passes(model, request.prompt, rounds)
+        assert record.passes.scorer == want.scorer == len(rounds)
+        assert record.passes.encoder >= want.encoder
+
+
+class LedgerState(DecodeState):
+    """Fails if a true pass runs a true row or closed patch that stands already."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.log = self._model.decoder.log
+        self.rows = [0] * len(self.lengths)
+        self.patches = [0] * len(self.lengths)
+
+    def next_logits(self, rows):
+        """True rows go on where they ended, but for those that are asked for again."""
+        self.log.clear()
+        lengths = self.lengths
+        out = super().next_logits(rows)
+        for b, asked in enumerate(rows):
+            first, end = self.log.rows[0][b]
+            assert first == end if not asked else first == min(self.rows[b], lengths[b] - asked)
+            self.rows[b] = lengths[b] if asked else self.rows[b]
+            if self.log.latents:
+                first, end = self.log.latents[0][b]
+                assert first == self.patches[b]
+                self.patches[b] = end
+        return out
+
+    def denoise(self, block):
+        """A forced block may run rows anew, and one provisional patch."""
+        out = super().denoise(block)
+        for b, ids in enumerate(block.ids):
+            if ids and block.provisional:
+                self.rows[b] = min(self.rows[b], self.lengths[b] - 1)
+        return out
+
+    def rewind(self, lengths):
+        """What is rewound may run again."""
+        super().rewind(lengths)
+        self.rows = [min(n, at) for n, at in zip(self.rows, lengths, strict=True)]
+        closed = [sum(self.flags(b)) - 1 for b in range(len(lengths))]
+        self.patches = [min(n, at) for n, at in zip(self.patches, closed, strict=True)]
+
+
+@examples(40)
+@given(st.data(), model_indices)
+def test_runs_compute_no_true_row_and_no_closed_patch_twice(data, index):
+    batch = data.draw(batches(index))
+    drafter = data.draw(drafters(index, batch))
+    model, log = watched(models.model(index))
+    with mock.patch.object(engine, "DecodeState", LedgerState):
+        run(model, speculative(drafter), batch)
+        run(model, ar(), batch)
+    assert log.total.decoder > 0
+
+
+@examples(15)
+@given(st.data(), denoising_indices, st.integers(2, 9))
+def test_a_round_of_an_aligned_block_costs_half_the_encoder_passes_of_a_forced_one(
+    data, index, size
+):
+    batch = data.draw(batches(index))
+    forced, _ = traced(index, batch, BlockSteps(size, 1, "frontier", "forced"))
+    aligned, _ = traced(index, batch, BlockSteps(size, 1, "aligned", "none"))
+    for two, one in zip(forced, aligned, strict=True):
+        assert two.passes.encoder <= 1 + 2 * two.rounds
+        assert one.passes.encoder <= 1 + one.rounds

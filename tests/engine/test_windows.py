@@ -1,0 +1,109 @@
+"""Windowed attention and the row cache equal plain dense attention, however rows arrive and go."""
+
+from __future__ import annotations
+
+from random import Random
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from blt_core.nn import RowCache, Span, attend
+from tests.engine.layouts import TOLERANCE
+from tests.engine.naive import attention, square_mask
+from tests.engine.strategies import examples
+
+HEADS, WIDTH = 4, 4
+CPU = torch.device("cpu")
+
+
+def random_rows(batch, rows, heads, seed):
+    """(b, r, heads, d) of random numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, rows, heads, WIDTH, dtype=torch.float64, generator=generator)
+
+
+def dense(q, k, v, window):
+    """(r, h, d): plain attention of one text; query head h reads key head h // (h / g)."""
+    mask = square_mask(len(q), [], 0, window)
+    shared = q.shape[1] // k.shape[1]
+    heads = [attention(q[:, h], k[:, h // shared], v[:, h // shared], mask) for h in range(q.shape[1])]
+    return torch.stack(heads, dim=1)
+
+
+@examples(40)
+@given(
+    st.integers(1, 60),
+    st.sampled_from([None, 1, 2, 4, 8]),
+    st.sampled_from([1, 2, 4]),
+    st.integers(1, 3),
+    st.integers(0, 999),
+)
+def test_bands_equal_dense_windows(rows, window, kv_heads, batch, seed):
+    q = random_rows(batch, rows, HEADS, seed)
+    k, v = random_rows(batch, rows, kv_heads, seed + 1), random_rows(batch, rows, kv_heads, seed + 2)
+    got = attend(q, k, v, Span.whole((rows,) * batch, rows, window, CPU))
+    for b in range(batch):
+        assert_close(got[b], dense(q[b], k[b], v[b], window), **TOLERANCE)
+
+
+@examples(12)
+@given(st.sampled_from([None, 1, 4, 8]), st.sampled_from([1, 2, 4]), st.integers(0, 999))
+def test_a_cache_that_settles_and_grows_equals_dense_windows(window, kv_heads, seed):
+    """Ragged rows in chunks, rewound and settled; settled rows behind the window are dropped."""
+    rng, batch, most = Random(seed), 3, 320
+    q = random_rows(batch, most, HEADS, seed)
+    k, v = random_rows(batch, most, kv_heads, seed + 1), random_rows(batch, most, kv_heads, seed + 2)
+    want = torch.stack([dense(q[b], k[b], v[b], window) for b in range(batch)])
+    cache, settled = RowCache(batch, window), [0] * batch
+    speed = [rng.choice((1, 3, 9)) for _ in range(batch)]
+    while max(cache.lengths) < most:
+        starts = list(cache.lengths)
+        counts = [
+            min(rng.randint(0, s), most - at) if rng.randrange(4) else 0
+            for s, at in zip(speed, starts, strict=True)
+        ]
+        if not any(counts):
+            continue
+        width = max(counts) + rng.randrange(2)
+
+        def chunk(x, starts=starts, counts=counts, width=width):
+            out = torch.full((batch, width, *x.shape[2:]), 9.0, dtype=x.dtype)
+            for b, (at, count) in enumerate(zip(starts, counts, strict=True)):
+                out[b, :count] = x[b, at : at + count]
+            return out
+
+        span = cache.extend(counts, width, CPU)
+        cache.write("k", span, chunk(k))
+        cache.write("v", span, chunk(v))
+        keys, values = chunk(k), chunk(v)
+        if not span.from_start:
+            keys, values = (cache.read(lane, span.lo, span.hi) for lane in ("k", "v"))
+        got = attend(chunk(q), keys, values, span)
+        assert got.isfinite().all()
+        for b, (at, count) in enumerate(zip(starts, counts, strict=True)):
+            assert_close(got[b, :count], want[b, at : at + count], **TOLERANCE)
+        if rng.randrange(3) == 0:
+            cache.rewind([rng.randint(max(s, n - 5), n) for s, n in zip(settled, cache.lengths, strict=True)])
+        if rng.randrange(2):
+            settled = [max(s, n - rng.randint(0, 6)) for s, n in zip(settled, cache.lengths, strict=True)]
+            cache.settle(settled)
+        check_places(cache, k, window, rng, settled)
+    if window is not None:
+        assert cache.read("k", 0, None).shape[1] < most, "a window keeps the cache bounded"
+
+
+def check_places(cache, k, window, rng, settled):
+    """The places that a block may read hold the keys of the positions that they stand for."""
+    starts = [rng.randint(s, n) for s, n in zip(settled, cache.lengths, strict=True)]
+    if not any(starts):
+        return
+    lo, hi = cache.places_before(starts)
+    stored, positions = cache.read("k", lo, hi), cache.positions(lo, hi, CPU)
+    assert stored.shape[1] == positions.shape[1]
+    for b, start in enumerate(starts):
+        first = max(start - window, 0) if window is not None else 0
+        at = {int(p): stored[b, i] for i, p in enumerate(positions[b])}
+        for position in range(first, start):
+            assert (at[position] == k[b, position]).all()
