@@ -1,8 +1,8 @@
 """Strict structuring: TOML values to attrs classes, with every fault gathered and none coerced.
 
-Why not cattrs: its hooks turn 8.7 into 8 and "false" into True, and once all of them are replaced
-nothing of it is left. Here each annotation that TOML can spell has a reader; any other is refused
-at registration. Readers raise :class:`Invalid`.
+A cattrs converter dispatches on annotations. All of its own hooks are replaced, for they turn 8.7
+into 8 and "false" into True: here each annotation that TOML can spell has a strict hook, and any
+other is refused at registration. Hooks raise :class:`Invalid`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
+import cattrs
 
 from blt_core._tables import Place, Table
 from blt_core.component import NESTED
@@ -169,20 +170,12 @@ def describe_field(field: attrs.Attribute[Any]) -> str:
 
 def plain(value: object, skip: Collection[str] = ()) -> Any:
     """The TOML values that read back as ``value``, less the fields in ``skip``."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, enum.Enum):
-        return value.value
-    if attrs.has(type(value)):
-        fields = [field for name, field in params_fields(type(value)).items() if name not in skip]
-        held = [(field, getattr(value, field.name)) for field in fields]
-        # TOML cannot spell None; an absent key says it where None is the default.
-        return {f.name: plain(v) for f, v in held if v is not None or f.default is not None}
-    return value
+    if not attrs.has(type(value)):
+        return CONVERTER.unstructure(value)
+    fields = [field for name, field in params_fields(type(value)).items() if name not in skip]
+    held = [(field, getattr(value, field.name)) for field in fields]
+    # TOML cannot spell None; an absent key says it where None is the default.
+    return {f.name: plain(v) for f, v in held if v is not None or f.default is not None}
 
 
 MISSING = object()
@@ -244,7 +237,7 @@ def _mismatch(kind: Any, value: object) -> Invalid:
     return Invalid(Fault(f"expected {type_name(kind)}, got {show(value)}"))
 
 
-def _is_subclass(kind: Any, parent: type) -> bool:
+def _is_subclass(kind: Any, parent: type | tuple[type, ...]) -> bool:
     return isinstance(kind, type) and issubclass(kind, parent)
 
 
@@ -258,9 +251,25 @@ _SCALARS: Mapping[Any, tuple[type, ...]] = {
 }
 
 
-@functools.cache
-def reader(kind: Any) -> Reader:  # noqa: PLR0911 -- one for each sort of type
+def reader(kind: Any) -> Reader:
     """The function that reads values of an annotation; UnsupportedType if no table can spell it."""
+    if _is_subclass(kind, _BUILT_IN):
+        return _reader(kind)
+    hook = CONVERTER.get_structure_hook(kind)
+    return lambda value: hook(value, kind)
+
+
+#: cattrs has hooks for these, and for what inherits from them, that come before any factory.
+_BUILT_IN = (str, bytes, int, float, Path)
+
+
+def _hook(kind: Any) -> Callable[[Any, Any], Any]:
+    """The strict cattrs hook of an annotation."""
+    read = _reader(kind)
+    return lambda value, _: read(value)
+
+
+def _reader(kind: Any) -> Reader:  # noqa: PLR0911 -- one for each sort of type
     origin, arguments = get_origin(kind), get_args(kind)
     if kind in _SCALARS:
         return _scalar(kind, _SCALARS[kind])
@@ -345,3 +354,16 @@ def _instance(kind: Any) -> Reader:
         return read_fields(kind, value, "this table", read_value)
 
     return read
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter()
+    converter.register_structure_hook_factory(lambda _: True)(_hook)
+    converter.register_unstructure_hook(Path, str)
+    converter.register_unstructure_hook(tuple, lambda items: [plain(item) for item in items])
+    converter.register_unstructure_hook_factory(attrs.has)(lambda _: plain)
+    return converter
+
+
+#: Plugins may register hooks for types of their own (``register_structure_hook``).
+CONVERTER = _make_converter()

@@ -18,11 +18,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from blt_core.config import MODEL_KINDS, SCHEMA
 from blt_core.errors import CheckpointError
-from blt_core.model import MODEL_KINDS, Model
-
-#: Version of the config that checkpoints hold.
-SCHEMA = 1
+from blt_core.model import Model
 
 
 def model_config(model: Model) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from blt_core.config import MODEL_KINDS
 from blt_core.protocols import Decoder, Encoder, GlobalModel, Patcher
 from blt_core.types import (
     Blocks,
@@ -22,9 +23,6 @@ from blt_core.types import (
     Patches,
     Rows,
 )
-
-#: The kinds that make up a model, in the order of the data flow.
-MODEL_KINDS = ("patcher", "encoder", "global_model", "decoder")
 
 
 @attrs.frozen(eq=False)

@@ -19,10 +19,10 @@ from torch import Tensor
 from blt_core._inline import parse_inline
 from blt_core.checkpoint import load_tensors
 from blt_core.component import BuildContext
-from blt_core.config import Config, RunSettings, load_config
+from blt_core.config import MODEL_KINDS, Config, RunSettings, load_config
 from blt_core.engine import Progress, Request, Step, check_requests, decode
 from blt_core.errors import CheckpointError, ConfigError, Problem, RequestError
-from blt_core.model import MODEL_KINDS, Model
+from blt_core.model import Model
 from blt_core.plugins import Plugins, load_plugins
 from blt_core.protocols import CheckpointFormat, CostModel, Sampler
 from blt_core.types import Cost, Parameters, Passes, Sampling

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blt_core.config import load_config
-from blt_core.model import MODEL_KINDS, Model
+from blt_core.config import MODEL_KINDS, load_config
+from blt_core.model import Model
 from blt_core.pipeline import plan_run
 from blt_core.plugins import load_plugins
 from blt_core.resources import resource

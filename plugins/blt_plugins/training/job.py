@@ -10,9 +10,9 @@ import attrs
 import torch
 
 from blt_core.component import BuildContext
-from blt_core.config import Config
+from blt_core.config import MODEL_KINDS, Config
 from blt_core.errors import ConfigError, PluginError
-from blt_core.model import MODEL_KINDS, Model
+from blt_core.model import Model
 from blt_core.pipeline import find_device
 from blt_core.plugins import Plugins
 from blt_core.wiring import Plan, build_node, resolve, resolve_component
