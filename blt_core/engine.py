@@ -53,8 +53,8 @@ class Request:
 class Progress:
     """What one batch row has output and caused so far.
 
-    rounds counts sampler rounds, without a first one that only reads the prompt and drafts
-    nothing. accepted: drafted bytes that were kept, without the bytes the model adds itself.
+    rounds counts sampler rounds, without one that only reads the prompt. accepted: drafted bytes
+    that were kept, without the bytes that the model adds itself.
     """
 
     request: Request
@@ -142,7 +142,7 @@ def _account(
         state.spend(row, left if record.stop_reason else len(added))
         record.output += added
         record.passes = state.passes(row)
-        record.rounds += not (first and not done.drafted[row])
+        record.rounds += not done.prefill
         record.drafted += done.drafted[row]
         record.accepted += done.accepted[row]
         if first:

@@ -83,9 +83,8 @@ def near_match(name: str, candidates: Iterable[str]) -> str:
     Letters swapped and words reordered count as near: ``blt-vd`` finds ``blt-dv``.
     """
     names = list(candidates)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if not close:
-        close = [other for other in names if sorted(other) == sorted(name)][:1]
+    swapped = [other for other in names if sorted(other) == sorted(name)]
+    close = swapped or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

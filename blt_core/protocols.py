@@ -199,8 +199,11 @@ class DecodeOps(Protocol):
         """
         ...
 
-    def denoise(self, block: OpenBlock) -> Tensor:
-        """One decoder pass: (b, size, V), each row's prediction of the byte at its own place."""
+    def denoise(self, block: OpenBlock, active: Sequence[bool] | None = None) -> Tensor:
+        """One decoder pass: (b, size, V), each row's prediction of the byte at its own place.
+
+        ``active`` defaults to the batch rows that take part in the block.
+        """
         ...
 
     def attach(self, owner: object, make: Callable[[int], CacheT]) -> CacheT:

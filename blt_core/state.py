@@ -89,6 +89,7 @@ class DecodeState:
         self._remaining = list(limits)
         self._fresh = True
         self._block: OpenBlock | None = None
+        self._begun: list[bool] = []
         self._patcher = model.patcher.new_cache(batch)
         self._encoder = model.encoder.new_cache(batch)
         self._states = RowCache(batch)  # the encoder's byte states, for patches not yet closed
@@ -240,26 +241,36 @@ class DecodeState:
         return OpenBlock(ids, tuple(starts), tuple(given), provisional=forced)
 
     @torch.inference_mode()
-    def denoise(self, block: OpenBlock) -> Tensor:
+    def denoise(self, block: OpenBlock, active: Sequence[bool] | None = None) -> Tensor:
         """One decoder pass over the block: (b, B, V); the first runs what the block needs."""
-        active = [bool(ids) for ids in block.ids]
+        on_block = [bool(ids) for ids in block.ids]
+        active = (
+            on_block if active is None else [a and b for a, b in zip(active, on_block, strict=True)]
+        )
         if not any(active):
             raise EngineError("no batch row takes part in this block")
         for row, first, count, on in zip(self._rows, block.start, block.given, active, strict=True):
             if on and len(row.ids) != first + count:
                 raise EngineError("this block was opened on a text that has changed since")
-        if block is self._block:
-            begins = ends = [row.decoded for row in self._rows]
-            return self._run_block(block, active, begins, ends, None)
+        if not block.provisional:
+            self._refuse_fresh(active)
+        if block is not self._block:
+            if block.provisional:
+                self._drop_drafts()
+            else:
+                self._drop_provisional()
+            self._block, self._begun = block, [False] * len(active)
+        # What a block needs is run for each row once, in the first pass that the row takes part in.
+        new = [on and not begun for on, begun in zip(active, self._begun, strict=True)]
+        self._begun = [on or begun for on, begun in zip(active, self._begun, strict=True)]
         latents = None
         if block.provisional:
-            self._drop_drafts()
-            ends = [len(row.ids) if on else 0 for row, on in zip(self._rows, active, strict=True)]
+            ends = [len(row.ids) if on else 0 for row, on in zip(self._rows, new, strict=True)]
             self._score([max(end - 1, 0) for end in ends])
             latents = self._close(
                 [
                     self._bounds(row, block) if on else []
-                    for row, on in zip(self._rows, active, strict=True)
+                    for row, on in zip(self._rows, new, strict=True)
                 ]
             )
             # The row before the block reads the provisional latent, even where it was true.
@@ -270,12 +281,9 @@ class DecodeState:
             begins = [max(begin, 0) for begin in begins]
             self._fresh = False
         else:
-            self._refuse_fresh(active)
-            self._drop_provisional()
             # The rows before the block; an aligned block starts at a byte that is decoded already.
-            ends = [first if on else 0 for first, on in zip(block.start, active, strict=True)]
+            ends = [first if on else 0 for first, on in zip(block.start, new, strict=True)]
             begins = [min(row.decoded, end) for row, end in zip(self._rows, ends, strict=True)]
-        self._block = block
         return self._run_block(block, active, begins, ends, latents)
 
     # -- the components --------------------------------------------------------------------------

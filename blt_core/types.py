@@ -93,20 +93,28 @@ class Sampling:
             probs = probs / probs.sum(-1, keepdim=True)
         return probs
 
+    def belief(self, logits: Tensor) -> Tensor:
+        """How likely each id is (..., V): what is drawn from, or, if greedy, the plain softmax."""
+        return logits.double().softmax(-1) if self.greedy else self.probabilities(logits)
+
     def pick(
         self,
         logits_bV: Tensor,
         positions: Sequence[int],
         active: Sequence[object],
         draws: Draws,
+        stream: int = 0,
     ) -> list[int]:
-        """An id for each batch row, for the byte at ``positions[b]``; -1 where not ``active``."""
+        """An id for each batch row, for the byte at ``positions[b]``; -1 where not ``active``.
+
+        ``stream`` separates draws for one position that must be independent.
+        """
         if self.greedy:
             best = logits_bV.argmax(-1).tolist()
             return [token if on else -1 for token, on in zip(best, active, strict=True)]
         probs = self.probabilities(logits_bV).cpu()
         return [
-            draws.choose(probs[row], row, positions[row]) if on else -1
+            draws.choose(probs[row], row, positions[row], stream) if on else -1
             for row, on in enumerate(active)
         ]
 
@@ -248,12 +256,14 @@ class Draft:
 class Round:
     """What one sampler round committed, per batch row: ids, drafted and accepted counts.
 
-    ``accepted`` excludes the byte that the model adds itself (bonus or correction).
+    ``accepted`` excludes the byte that the model adds itself (bonus or correction). ``prefill``:
+    the round read the prompt and no more; it is not counted among the rounds.
     """
 
     ids: list[list[int]]
     drafted: list[int]
     accepted: list[int]
+    prefill: bool = False
 
 
 @attrs.frozen

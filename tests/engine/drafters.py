@@ -29,11 +29,13 @@ class RandomBytes:
         """Nothing is computed."""
         rngs = [Random(self.seed * 1000 + length) for length in ops.lengths]
         most = [min(self.count, left) for left in limit]
-        return Draft([[self._pick(r, ops) for _ in range(k)] for r, k in zip(rngs, most, strict=True)])
+        return Draft(
+            [[self._pick(r, ops) for _ in range(k)] for r, k in zip(rngs, most, strict=True)]
+        )
 
     @staticmethod
     def _pick(rng: Random, ops: DecodeOps) -> int:
-        return ops.scheme.eos if rng.random() < 0.1 else rng.randrange(256)  # noqa: PLR2004
+        return ops.scheme.eos if rng.random() < 0.1 else rng.randrange(256)
 
 
 @attrs.frozen
@@ -92,7 +94,7 @@ class BlockSteps:
 
 @attrs.frozen
 class Cascade:
-    """Fills a block, keeps what the decoder alone agrees with, and adds its own byte; ``rounds``."""
+    """``rounds`` times: fills a block, keeps what the decoder alone confirms, adds its byte."""
 
     blocks: BlockSteps
     rounds: int

@@ -20,7 +20,10 @@ TOLERANCE = {"rtol": 0.0, "atol": 1e-9}
 def random_ids(model: Model, length: int, seed: int) -> list[int]:
     """BOS and ``length - 1`` random bytes, spaces and letters more often than others."""
     rng = Random(seed)
-    return [model.scheme.bos, *(rng.choice((32, 97, rng.randrange(256))) for _ in range(length - 1))]
+    return [
+        model.scheme.bos,
+        *(rng.choice((32, 97, rng.randrange(256))) for _ in range(length - 1)),
+    ]
 
 
 def aligned_starts(flags: Sequence[bool], length: int) -> list[int]:
@@ -42,7 +45,7 @@ def forward(
     blocks: Sequence[Sequence[int]] = (),
     starts: Sequence[int] = (),
 ) -> DecoderOutput:
-    """Model.forward of one text under flags 0..n, with blocks that read what the row before reads."""
+    """One text under flags 0..n, with blocks that read the latent of the row before them."""
     given = None
     if blocks:
         reads = [latent_of_row(flags, start - 1) for start in starts]

@@ -74,8 +74,8 @@ def shape(index: int) -> Shape:
         encoder_slots=1 + rng.randrange(3),
         kv_heads=rng.choice((None, 1)),
         ngrams=index % 2 == 0,
-        projection=rng.random() < 0.5,  # noqa: PLR2004 -- a fair coin
-        reads_byte_states=index % 4 == 3,  # noqa: PLR2004 -- every fourth model
+        projection=rng.random() < 0.5,
+        reads_byte_states=index % 4 == 3,
         latent_scale=(1.0, 0.1, 0.02)[index // 2 % 3],
         eos_scale=2.0 if index % 7 in (1, 4) else 1.0,
     )

@@ -15,9 +15,7 @@ from torch import Tensor
 from blt_plugins.local.decoder import DecoderLayer, LocalDecoder
 
 
-def square_mask(
-    clean: int, starts: Sequence[int], size: int, window: int | None
-) -> Tensor:
+def square_mask(clean: int, starts: Sequence[int], size: int, window: int | None) -> Tensor:
     """(t, t) bool of [clean; blocks], entry by entry: may row q see row s?"""
     reach = window if window is not None else clean + size
     kinds = [(-1, i) for i in range(clean)]
@@ -34,19 +32,21 @@ def square_mask(
     return torch.tensor([[sees(q, s) for s in kinds] for q in kinds])
 
 
-def decode(  # noqa: PLR0913 -- everything is given plainly
+def decode(
     decoder: LocalDecoder,
-    inputs_tD: Tensor,  # noqa: N803 -- tD names the axes
+    inputs_tD: Tensor,
     positions: Sequence[int],
     reads: Sequence[int],
-    latents_mD: Tensor,  # noqa: N803
+    latents_mD: Tensor,
     mask_tt: Tensor,
 ) -> Tensor:
     """(t, V): logits of all rows of the concatenated sequence."""
     x = inputs_tD
     slots = (latents_mD @ decoder.from_latent.weight.T).unflatten(-1, (decoder.slots, -1))
     for layer in decoder.layers:
-        x = x + torch.stack([_read(layer, row, slots[at]) for row, at in zip(x, reads, strict=True)])
+        x = x + torch.stack(
+            [_read(layer, row, slots[at]) for row, at in zip(x, reads, strict=True)]
+        )
         x = x + _attention(layer, x, positions, mask_tt, decoder.rope_theta)
         x = x + _mlp(layer, x)
     return _rms(x, decoder.norm.weight) @ decoder.head.weight.T
@@ -62,7 +62,7 @@ def _rms(x: Tensor, weight: Tensor) -> Tensor:
     return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight
 
 
-def _read(layer: DecoderLayer, row_D: Tensor, slots_kD: Tensor) -> Tensor:  # noqa: N803
+def _read(layer: DecoderLayer, row_D: Tensor, slots_kD: Tensor) -> Tensor:
     """One row's cross-attention to the slots of one latent."""
     part = layer.latent_attention
     width = len(row_D) // part.heads

@@ -248,7 +248,10 @@ class Machine:
 
     def append(self, rng: Random) -> None:
         """Zero to four bytes for each row."""
-        new = [[rng.choice((32, 0, 97, rng.randrange(256))) for _ in range(rng.randrange(5))] for _ in self.rows]
+        new = [
+            [rng.choice((32, 0, 97, rng.randrange(256))) for _ in range(rng.randrange(5))]
+            for _ in self.rows
+        ]
         self.state.append(new)
         for row, ids in zip(self.rows, new, strict=True):
             row.ids += ids
@@ -274,14 +277,14 @@ class Machine:
             row.latents = min(row.latents, len(patches_of(self.flags(row))))
         self._nothing_ran()
 
-    def settle(self, rng: Random) -> None:  # noqa: ARG002 -- nothing to choose
+    def settle(self, rng: Random) -> None:
         """Rewinding into patches that ended is over."""
         self.state.settle()
         for row in self.rows:
             row.settled = max(row.settled, self._open_start(row))
         self._nothing_ran()
 
-    def attach(self, rng: Random) -> None:  # noqa: ARG002 -- nothing to choose
+    def attach(self, rng: Random) -> None:
         """Show the attached cache all of each text."""
         follower = self.state.attach(self, self._follower)
         for ids, row in zip(follower.ids, self.rows, strict=True):
@@ -298,7 +301,7 @@ class Machine:
                 self._idle(b)
                 continue
             saw("rows asked for again", n - rows < row.true)
-            saw("row idle for several passes", row.idle > 2)  # noqa: PLR2004 -- several
+            saw("row idle for several passes", row.idle > 2)
             row.idle = 0
             flags = true_flags(self.model, row.ids)
             self.agree(got[b, :rows], row_logits(self.model, row.ids, flags)[n - rows :])
@@ -334,7 +337,9 @@ class Machine:
         """A block, denoised up to three times with changing content."""
         if not self.model.decoder.denoises:
             return
-        start, closure = rng.choice((("aligned", "none"), ("frontier", "forced"), ("frontier", "none")))
+        start, closure = rng.choice(
+            (("aligned", "none"), ("frontier", "forced"), ("frontier", "none"))
+        )
         size = rng.randint(1, 9)
         active = self._active(rng)
         block = self.state.open_block(size, start=start, closure=closure, active=active)
@@ -343,29 +348,40 @@ class Machine:
         if not forced and self._refused(lambda: self.state.denoise(block), active):
             return
         starts = [self._block_start(row, size, start) for row in self.rows]
-        fell_back = [s == len(r.ids) for s, r, on in zip(starts, self.rows, active, strict=True) if on]
+        fell_back = [
+            s == len(r.ids) for s, r, on in zip(starts, self.rows, active, strict=True) if on
+        ]
         if start == "aligned":
             saw("aligned block", not all(fell_back))
             saw("aligned fallback", any(fell_back))
-            saw("aligned and fallback in one batch", len(set(fell_back)) == 2)  # noqa: PLR2004
+            saw("aligned and fallback in one batch", len(set(fell_back)) == 2)
         saw("forced block", forced)
         saw("unclosed block", closure == "none" and start == "frontier")
-        for turn in range(rng.randint(1, 3)):
+        begun = [False] * len(active)
+        for _ in range(rng.randint(1, 3)):
             self.log.clear()
-            got = self.state.denoise(block)
-            for b, (row, on) in enumerate(zip(self.rows, active, strict=True)):
-                if on:
+            on = active if rng.randrange(2) else self._some(active, rng)
+            got = self.state.denoise(block, None if on == active else on)
+            first = [o and not b for o, b in zip(on, begun, strict=True)]
+            begun = [o or b for o, b in zip(on, begun, strict=True)]
+            for b, row in enumerate(self.rows):
+                if on[b]:
                     self._check_block(got[b], row, block.ids[b], starts[b], forced=forced)
-                    self._after_block(b, row, starts[b], first=turn == 0, forced=forced)
+                    self._after_block(b, row, starts[b], first=first[b], forced=forced)
                 else:
-                    assert not block.ids[b]
                     self._idle(b)
             assert self.log.decoder == 1
-            if turn or not forced:
+            if not any(first) or not forced:
                 self._decoder_alone()
             for ids, given in zip(block.ids, block.given, strict=True):
                 for j in range(given, len(ids)):
                     ids[j] = rng.choice((ids[j], rng.randrange(256), self.model.scheme.mask))
+
+    @staticmethod
+    def _some(active: Sequence[bool], rng: Random) -> list[bool]:
+        """At least one of the active rows."""
+        some = [on and rng.randrange(2) > 0 for on in active]
+        return some if any(some) else list(active)
 
     def _check_block(self, got, row, ids, start, *, forced) -> None:
         given = len(row.ids) - start
@@ -398,7 +414,7 @@ class Machine:
 
     def _block_start(self, row, size, start) -> int:
         first, n = self._open_start(row), len(row.ids)
-        return first if start == "aligned" and first > 0 and size - (n - first) >= 2 else n  # noqa: PLR2004
+        return first if start == "aligned" and first > 0 and size - (n - first) >= 2 else n
 
     def _open_start(self, row: RowSpec) -> int:
         """First byte of the patch of the last byte, as far as flags are known."""
@@ -429,7 +445,7 @@ class Machine:
 
     def _nothing_ran(self) -> None:
         log = self.log
-        assert not (log.scorer or log.byte_states or log.patches or log.latents or log.decoder)
+        assert not any((log.scorer, log.byte_states, log.patches, log.latents, log.decoder))
 
     # -- choices -----------------------------------------------------------------------------
 

@@ -31,7 +31,9 @@ def ar() -> Autoregressive:
 def speculative(drafter: Drafter) -> Speculative:
     """A verified sampler around ``drafter``."""
     verification = GreedyVerification(GreedyParams(), models.CONTEXT)
-    return Speculative(SpeculativeParams(drafter=drafter, verification=verification), models.CONTEXT)
+    return Speculative(
+        SpeculativeParams(drafter=drafter, verification=verification), models.CONTEXT
+    )
 
 
 def self_drafter(count: int) -> SelfDrafter:

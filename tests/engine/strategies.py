@@ -85,8 +85,12 @@ def drafters(draw: st.DrawFn, index: int, batch: list[Request]) -> Drafter:
         return RandomBytes(draw(st.integers(0, 99)), count)
     if kind == "oracle":
         scheme = models.model(index).scheme
-        texts = {(scheme.bos, *scheme.encode(r.prompt), i): ar_ids(index, r) for i, r in enumerate(batch)}
-        return Oracle(texts, count, draw(st.sampled_from([0.0, 0.1, 0.3])), draw(st.integers(0, 99)))
+        texts = {
+            (scheme.bos, *scheme.encode(r.prompt), i): ar_ids(index, r) for i, r in enumerate(batch)
+        }
+        return Oracle(
+            texts, count, draw(st.sampled_from([0.0, 0.1, 0.3])), draw(st.integers(0, 99))
+        )
     blocks = draw(block_drafters())
     return blocks if kind == "block" else Cascade(blocks, draw(st.integers(1, 3)))
 

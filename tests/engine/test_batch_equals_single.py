@@ -1,4 +1,4 @@
-"""Invariant 5: a request in a batch gives what it gives alone: bytes, passes, rounds, acceptance."""
+"""Invariant 5: a request in a batch gives the bytes, passes and rounds that it gives alone."""
 
 from __future__ import annotations
 

@@ -66,7 +66,9 @@ def test_forced_blocks_equal_the_layout_with_the_last_flag_set(index, length, si
     content = noise(model, ids, length, size, rng)
     # The text of training goes on behind the start; a block does not see it.
     longer = [*ids, *(rng.randrange(256) for _ in range(5))]
-    trained = forward(model, longer, [*flags, *[False] * 5], [content], [length]).blocks.logits[0, 0]
+    trained = forward(model, longer, [*flags, *[False] * 5], [content], [length]).blocks.logits[
+        0, 0
+    ]
     state = DecodeState(model, [ids[1:]], [100])
     if rng.randrange(2):
         state.next_logits([1])
@@ -77,7 +79,9 @@ def test_forced_blocks_equal_the_layout_with_the_last_flag_set(index, length, si
 
 @examples(40)
 @given(denoising_indices, lengths, sizes, st.integers(0, 6), seeds)
-def test_unclosed_blocks_equal_the_layout_with_blocks_at_such_starts(index, length, size, new, seed):
+def test_unclosed_blocks_equal_the_layout_with_blocks_at_such_starts(
+    index, length, size, new, seed
+):
     model, rng = models.model(index), Random(seed)
     ids = random_ids(model, length + new, seed)
     flags = flags_of(model, ids[:length]) + [False] * new  # what came after the pass is unknown
@@ -105,10 +109,15 @@ def test_the_decoder_equals_a_dense_formulation_of_the_layout(index, length, siz
     reads = [latent_of_row(flags, i) for i in range(length)]
     assert latent_br[0].tolist() == reads
     latents = torch.randn(
-        1, patches.counts[0], decoder.from_latent.in_features, dtype=torch.float64,
+        1,
+        patches.counts[0],
+        decoder.from_latent.in_features,
+        dtype=torch.float64,
         generator=torch.Generator().manual_seed(seed),
     )
-    states = torch.randn(1, length, models.DIM, dtype=torch.float64) if decoder.embed is None else None
+    states = (
+        torch.randn(1, length, models.DIM, dtype=torch.float64) if decoder.embed is None else None
+    )
     given_blocks = None
     if blocks:
         block_reads = [latent_of_row(flags, start - 1) for start in starts]

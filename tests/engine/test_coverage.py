@@ -1,4 +1,4 @@
-"""The properties are worth something only if behaviour varied: all demanded situations were seen."""
+"""The properties are worth something only if behaviour varied: demanded situations were seen."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from tests.engine.programs import watched
 from tests.engine.runs import GREEDY, Traced, ar, ar_alone, ar_ids, run, self_drafter, speculative
 from tests.engine.strategies import batches, denoising_indices, drafters, examples, model_indices
 
-# -- where a text ends -----------------------------------------------------------------------------
+# -- where a text ends ------------------------------
 
 
 @examples(60)
@@ -55,7 +55,10 @@ def ended(index):
     """A request that AR ends by EOS on model ``index``, or None."""
     for seed in range(40):
         request = Request(bytes([seed, 65 + seed]), 40)
-        if ar_alone(index, request).stop_reason == "eos" and len(ar_alone(index, request).output) > 1:
+        if (
+            ar_alone(index, request).stop_reason == "eos"
+            and len(ar_alone(index, request).output) > 1
+        ):
             return request
     return None
 
@@ -99,7 +102,7 @@ def test_end_rules_drop_what_follows_the_first_of_eos_stop_and_length():
     assert ending(b"a", [98, 99]) == (b"bc", None)
 
 
-# -- what is refused before any work ----------------------------------------------------------------
+# -- what is refused before any work ------------------------------
 
 
 def refused(model, sampler, requests, sampling=GREEDY, match=""):
@@ -131,19 +134,27 @@ def test_greedy_verification_refuses_temperature_before_any_work():
 def test_a_request_that_just_fits_the_context_is_served():
     model = attrs.evolve(models.model(3), context_bytes=24)
     for sampler in (ar(), speculative(self_drafter(16))):
-        assert len(run(model, sampler, [Request(bytes(20), 4)])[0].output) <= 4  # noqa: PLR2004
+        assert len(run(model, sampler, [Request(bytes(20), 4)])[0].output) <= 4
 
 
 @pytest.mark.parametrize(
-    "setting", [{"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": float("inf")},
-                {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": float("nan")}],
+    "setting",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": float("nan")},
+    ],
 )
 def test_impossible_sampling_is_refused(setting):
     with pytest.raises(RequestError):
         Sampling(**setting)
 
 
-# -- ids that are never output ----------------------------------------------------------------------
+# -- ids that are never output ------------------------------
 
 
 @pytest.mark.parametrize("index", models.DENOISING[:5])
@@ -165,7 +176,7 @@ def test_mask_and_bos_are_never_output_however_probable(index, special):
                 assert all(model.scheme.is_byte(t) or t == model.scheme.eos for t in ids)
 
 
-# -- operations against their contract ---------------------------------------------------------------
+# -- operations against their contract ------------------------------
 
 
 def fresh(index=0, prompts=(b"abcdef", b"xy")):
@@ -282,11 +293,11 @@ def test_a_sampler_that_commits_nothing_is_caught():
         list(decode(models.model(0), Idle(), [Request(b"", 3)], GREEDY))
 
 
-# -- how ids are drawn -------------------------------------------------------------------------------
+# -- how ids are drawn ------------------------------
 
-weights = st.lists(
-    st.integers(-40, 40).map(lambda n: n / 8), min_size=2, max_size=12
-).flatmap(lambda values: st.permutations([float("-inf"), *values]))
+weights = st.lists(st.integers(-40, 40).map(lambda n: n / 8), min_size=2, max_size=12).flatmap(
+    lambda values: st.permutations([float("-inf"), *values])
+)
 
 
 @examples(100)
@@ -307,7 +318,7 @@ def test_probabilities_are_temperature_then_top_k_then_top_p(logits, temperature
     if top_p is not None:
         head, total = set(), 0.0
         for i in sorted(kept, key=lambda i: (-probs[i], i)):
-            if abs(total - top_p) < 1e-9:  # noqa: PLR2004 -- rounding decides: either is right
+            if abs(total - top_p) < 1e-9:
                 return
             if total >= top_p:
                 break
@@ -356,9 +367,11 @@ def test_a_block_shows_committed_bytes_then_masks(index, size):
     state.next_logits([1, 1])
     for start in ("aligned", "frontier"):
         block = state.open_block(size, start=start)
-        for b, (ids, at, given_) in enumerate(zip(block.ids, block.start, block.given, strict=True)):
+        for b, (ids, at, given_) in enumerate(
+            zip(block.ids, block.start, block.given, strict=True)
+        ):
             assert at + given_ == state.lengths[b]
             assert ids[:given_] == state.text(b)[at:]
             assert set(ids[given_:]) == {state.scheme.mask}
             assert len(ids) == size
-            assert size - given_ >= 2  # noqa: PLR2004 -- else the block starts at the frontier
+            assert size - given_ >= 2

@@ -1,4 +1,4 @@
-"""Invariant 2: logits after any sequence of operations equal the plain reference's on the prefix."""
+"""Invariant 2: logits after any operations equal the plain reference on the prefix."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_block_leaves_no_trace_when_its_text_goes_on(index):
 
 @pytest.mark.parametrize("index", range(models.COUNT))
 def test_long_texts_byte_by_byte_equal_the_full_forward(index):
-    """Settled every byte, so that windows drop what lies behind; one row of the batch ends early."""
+    """Settled every byte, so that windows drop what lies behind; one row ends early."""
     model, rng = models.model(index), Random(index)
     ids = [model.scheme.bos, *(rng.choice((32, 97, rng.randrange(256))) for _ in range(320))]
     flags = true_flags(model, ids)

@@ -28,7 +28,9 @@ def dense(q, k, v, window):
     """(r, h, d): plain attention of one text; query head h reads key head h // (h / g)."""
     mask = square_mask(len(q), [], 0, window)
     shared = q.shape[1] // k.shape[1]
-    heads = [attention(q[:, h], k[:, h // shared], v[:, h // shared], mask) for h in range(q.shape[1])]
+    heads = [
+        attention(q[:, h], k[:, h // shared], v[:, h // shared], mask) for h in range(q.shape[1])
+    ]
     return torch.stack(heads, dim=1)
 
 
@@ -42,7 +44,10 @@ def dense(q, k, v, window):
 )
 def test_bands_equal_dense_windows(rows, window, kv_heads, batch, seed):
     q = random_rows(batch, rows, HEADS, seed)
-    k, v = random_rows(batch, rows, kv_heads, seed + 1), random_rows(batch, rows, kv_heads, seed + 2)
+    k, v = (
+        random_rows(batch, rows, kv_heads, seed + 1),
+        random_rows(batch, rows, kv_heads, seed + 2),
+    )
     got = attend(q, k, v, Span.whole((rows,) * batch, rows, window, CPU))
     for b in range(batch):
         assert_close(got[b], dense(q[b], k[b], v[b], window), **TOLERANCE)
@@ -54,7 +59,10 @@ def test_a_cache_that_settles_and_grows_equals_dense_windows(window, kv_heads, s
     """Ragged rows in chunks, rewound and settled; settled rows behind the window are dropped."""
     rng, batch, most = Random(seed), 3, 320
     q = random_rows(batch, most, HEADS, seed)
-    k, v = random_rows(batch, most, kv_heads, seed + 1), random_rows(batch, most, kv_heads, seed + 2)
+    k, v = (
+        random_rows(batch, most, kv_heads, seed + 1),
+        random_rows(batch, most, kv_heads, seed + 2),
+    )
     want = torch.stack([dense(q[b], k[b], v[b], window) for b in range(batch)])
     cache, settled = RowCache(batch, window), [0] * batch
     speed = [rng.choice((1, 3, 9)) for _ in range(batch)]
@@ -85,9 +93,13 @@ def test_a_cache_that_settles_and_grows_equals_dense_windows(window, kv_heads, s
         for b, (at, count) in enumerate(zip(starts, counts, strict=True)):
             assert_close(got[b, :count], want[b, at : at + count], **TOLERANCE)
         if rng.randrange(3) == 0:
-            cache.rewind([rng.randint(max(s, n - 5), n) for s, n in zip(settled, cache.lengths, strict=True)])
+            cache.rewind(
+                [rng.randint(max(s, n - 5), n) for s, n in zip(settled, cache.lengths, strict=True)]
+            )
         if rng.randrange(2):
-            settled = [max(s, n - rng.randint(0, 6)) for s, n in zip(settled, cache.lengths, strict=True)]
+            settled = [
+                max(s, n - rng.randint(0, 6)) for s, n in zip(settled, cache.lengths, strict=True)
+            ]
             cache.settle(settled)
         check_places(cache, k, window, rng, settled)
     if window is not None:

@@ -25,12 +25,12 @@ class Autoregressive:
 
     def round(self, ops: DecodeOps, sampling: Sampling, draws: Draws) -> Round:
         """One byte to every unfinished row."""
-        rows = [int(left > 0) for left in ops.remaining]
+        fresh, rows = ops.fresh, [int(left > 0) for left in ops.remaining]
         logits = ops.next_logits(rows)[:, 0]
         picked = sampling.pick(logits, ops.lengths, rows, draws)
         ids = [[token] if on else [] for token, on in zip(picked, rows, strict=True)]
         ops.append(ids)
-        return Round(ids, drafted=[0] * len(rows), accepted=[0] * len(rows))
+        return Round(ids, [0] * len(rows), [0] * len(rows), prefill=fresh)
 
 
 AUTOREGRESSIVE = Component(

@@ -6,11 +6,9 @@ drafter proposes. Axes: b batch rows, r rows of a pass, V ids.
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 
-from blt_core.component import BuildContext, Component, Preset, at_least, nested
+from blt_core.component import BuildContext, Component, nested
 from blt_core.protocols import DecodeOps, Drafter, Verification
 from blt_core.types import Draft, Draws, Round, Sampling
 
@@ -39,9 +37,9 @@ class Speculative:
 
     def round(self, ops: DecodeOps, sampling: Sampling, draws: Draws) -> Round:
         """Accepted drafts and one byte of the model's own, to every unfinished row."""
-        begin, active = ops.lengths, [left > 0 for left in ops.remaining]
+        fresh, begin, active = ops.fresh, ops.lengths, [left > 0 for left in ops.remaining]
         # One byte of what remains is the model's own, so a draft leaves room for it.
-        limit = [0 if ops.fresh else max(left - 1, 0) for left in ops.remaining]
+        limit = [0 if fresh else max(left - 1, 0) for left in ops.remaining]
         draft = Draft([[] for _ in active])
         if any(limit):
             draft = self.drafter.draft(ops, limit, sampling, draws).cut(limit)
@@ -56,7 +54,7 @@ class Speculative:
             [*ids[:kept], token] if on else []
             for ids, kept, token, on in zip(draft.ids, accepted, own, active, strict=True)
         ]
-        return Round(committed, [len(ids) for ids in draft.ids], accepted)
+        return Round(committed, [len(ids) for ids in draft.ids], accepted, prefill=fresh)
 
 
 SPECULATIVE = Component(
@@ -65,30 +63,4 @@ SPECULATIVE = Component(
     factory=Speculative,
     params=SpeculativeParams,
     summary="a drafter proposes, the full model verifies in one pass",
-)
-
-
-@attrs.frozen(kw_only=True)
-class BltSParams:
-    """draft_bytes: bytes that the decoder drafts a round (k). verification: which of them stand."""
-
-    draft_bytes: int = attrs.field(default=8, validator=at_least(1))
-    verification: Verification = nested("verification", default="greedy")
-
-
-def expand_blt_s(params: BltSParams) -> dict[str, Any]:
-    """BLT-S is verified sampling with the decoder itself as the drafter."""
-    return {
-        "use": "speculative",
-        "drafter": {"use": "self", "draft_bytes": params.draft_bytes},
-        "verification": params.verification,
-    }
-
-
-BLT_S = Preset(
-    kind="sampler",
-    name="blt-s",
-    params=BltSParams,
-    expand=expand_blt_s,
-    summary="BLT-S: the local decoder drafts past the patch boundary, the model verifies",
 )

@@ -1,0 +1,50 @@
+"""Filling a block of masked bytes: what block-diffusion samplers and drafters share.
+
+Axes: b batch rows, B bytes of a block, V ids.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from blt_core.errors import PluginError
+from blt_core.protocols import DecodeOps, Unmasking
+from blt_core.types import Draws, OpenBlock, Sampling
+
+#: The stream of random draws that fills blocks; it differs from that of a model's own bytes.
+STREAM = 1
+
+
+def fill(
+    ops: DecodeOps, block: OpenBlock, unmasking: Unmasking, sampling: Sampling, draws: Draws
+) -> int:
+    """Fill all masks of ``block``, in place; returns the number of decoder passes.
+
+    Each pass predicts all masked bytes; ``unmasking`` says which of them to fill, ``sampling``
+    chooses the ids (Fast BLT, arXiv 2605.08044, BLT-D). A batch row takes part until it is full.
+    Raises PluginError if the unmasking fills nothing.
+    """
+    passes = 0
+    while any(masked := [ops.scheme.mask in ids for ids in block.ids]):
+        logits_bBV = ops.denoise(block, masked)
+        masked_bB = _masked(block, ops.scheme.mask, logits_bBV)
+        chosen = unmasking.select(sampling.belief(logits_bBV), masked_bB) & masked_bB
+        if not bool(chosen.any(-1).eq(masked_bB.any(-1)).all()):
+            raise PluginError(f"{type(unmasking).__name__} fills no byte of a block that has masks")
+        for place in range(logits_bBV.shape[1]):
+            here = chosen[:, place].tolist()
+            at = [start + place for start in block.start]
+            picked = sampling.pick(logits_bBV[:, place], at, here, draws, stream=STREAM)
+            for ids, token, on in zip(block.ids, picked, here, strict=True):
+                if on:
+                    ids[place] = token
+        passes += 1
+    return passes
+
+
+def _masked(block: OpenBlock, mask: int | None, like: Tensor) -> Tensor:
+    """(b, B) bool: the places still to fill; none in a batch row that takes no part."""
+    size = like.shape[1]
+    places = [[token == mask for token in ids] or [False] * size for ids in block.ids]
+    return torch.tensor(places, device=like.device)

@@ -1,0 +1,80 @@
+"""The cascade drafter: what BLT-S drafts, in fewer decoder passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from blt_core.component import BuildContext, Component, at_least, nested
+from blt_core.protocols import DecodeOps, Drafter
+from blt_core.types import Draft, Draws, Sampling
+
+
+@attrs.frozen(kw_only=True)
+class CascadeParams:
+    """draft_bytes: bytes drafted a round (k). drafter: proposes them to the decoder."""
+
+    draft_bytes: int = attrs.field(default=16, validator=at_least(1))
+    drafter: Drafter = nested("drafter", default="diffusion")
+
+
+class CascadeDrafter:
+    """An inner drafter proposes; the decoder alone, latents frozen, verifies many bytes in a pass.
+
+    The rejected part is drafted anew until k bytes are there, so the draft is byte for byte that of
+    the drafter ``self``, whatever the inner one proposes. A row stops drafting at EOS.
+    """
+
+    def __init__(self, params: CascadeParams, context: BuildContext) -> None:
+        self.draft_bytes = params.draft_bytes
+        self.drafter = params.drafter
+
+    def draft(
+        self, ops: DecodeOps, limit: Sequence[int], sampling: Sampling, draws: Draws
+    ) -> Draft:
+        """A deterministic draft of at most ``draft_bytes`` ids."""
+        ids: list[list[int]] = [[] for _ in limit]
+        most = [min(self.draft_bytes, each) for each in limit]
+        while any(left := self._left(ids, most, ops.scheme.eos)):
+            begin = ops.lengths
+            # The decoder adds a byte of its own to each proposal.
+            room = [max(n - 1, 0) for n in left]
+            proposed = Draft([[] for _ in limit])
+            if any(room):
+                proposed = self.drafter.draft(ops, room, sampling, draws).cut(room)
+                ops.rewind(begin)
+            ops.append(proposed.ids)
+            rows = [len(p) + 1 if n else 0 for p, n in zip(proposed.ids, left, strict=True)]
+            chosen = ops.draft_logits(rows).argmax(-1).tolist()
+            kept = [_stands(p, c, n) for p, c, n in zip(proposed.ids, chosen, left, strict=True)]
+            ops.rewind(begin)
+            ops.append(kept)
+            for done, new in zip(ids, kept, strict=True):
+                done.extend(new)
+        return Draft(ids)
+
+    @staticmethod
+    def _left(ids: Sequence[Sequence[int]], most: Sequence[int], eos: int) -> list[int]:
+        """Bytes still to draft in each row; 0 once it has drafted EOS."""
+        return [
+            0 if row and row[-1] == eos else n - len(row) for row, n in zip(ids, most, strict=True)
+        ]
+
+
+def _stands(proposed: Sequence[int], chosen: Sequence[int], left: int) -> list[int]:
+    """The proposed ids that equal the decoder's choices, and its own choice after them."""
+    if not left:
+        return []
+    pairs = enumerate(zip(proposed, chosen, strict=False))
+    same = next((i for i, (a, b) in pairs if a != b), len(proposed))
+    return [*proposed[:same], chosen[same]]
+
+
+CASCADE = Component(
+    kind="drafter",
+    name="cascade",
+    factory=CascadeDrafter,
+    params=CascadeParams,
+    summary="an inner drafter, verified by the decoder alone and refilled",
+)

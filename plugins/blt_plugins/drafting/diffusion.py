@@ -1,0 +1,60 @@
+"""The drafter of BLT-DV: a block of masked bytes, filled by the decoder in a few passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import attrs
+
+from blt_core.component import BuildContext, Component, at_least, nested
+from blt_core.denoising import fill
+from blt_core.protocols import DecodeOps, Unmasking
+from blt_core.types import Draft, Draws, Sampling
+
+
+@attrs.frozen(kw_only=True)
+class DiffusionParams:
+    """block_bytes: bytes of a block (B). unmasking: which of them a pass fills.
+
+    start: "aligned" begins the block at the open patch, as in training, with the committed bytes
+    given; "frontier" at the next byte. closure of a frontier block: "forced" closes the open patch
+    (as the paper does, one more encoder + global pass), "none" reads the newest latent.
+    """
+
+    block_bytes: int = attrs.field(default=8, validator=at_least(1))
+    unmasking: Unmasking = nested("unmasking", default="all")
+    start: Literal["aligned", "frontier"] = "aligned"
+    closure: Literal["forced", "none"] = "forced"
+
+
+class DiffusionDrafter:
+    """Open a block, fill it, propose its new bytes (Fast BLT, BLT-DV)."""
+
+    def __init__(self, params: DiffusionParams, context: BuildContext) -> None:
+        self.block_bytes, self.unmasking = params.block_bytes, params.unmasking
+        self.start, self.closure = params.start, params.closure
+
+    def draft(
+        self, ops: DecodeOps, limit: Sequence[int], sampling: Sampling, draws: Draws
+    ) -> Draft:
+        """The bytes of a block that are not committed yet; a point mass on each."""
+        block = ops.open_block(
+            self.block_bytes,
+            start=self.start,
+            closure=self.closure,
+            active=[most > 0 for most in limit],
+        )
+        fill(ops, block, self.unmasking, Sampling(), draws)
+        ids = [row[given:] for row, given in zip(block.ids, block.given, strict=True)]
+        return Draft(ids).cut(limit)
+
+
+DIFFUSION = Component(
+    kind="drafter",
+    name="diffusion",
+    factory=DiffusionDrafter,
+    params=DiffusionParams,
+    summary="a block of masked bytes, filled in a few passes (BLT-DV)",
+    requires=frozenset({"decoder.denoises"}),
+)

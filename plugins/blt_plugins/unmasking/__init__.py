@@ -1,0 +1,1 @@
+"""Unmasking rules: which masked bytes of a block to fill next."""

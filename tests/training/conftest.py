@@ -1,0 +1,106 @@
+"""A corpus of short texts and a config so small that a step takes milliseconds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blt_core.config import Config
+from blt_core.plugins import load_plugins
+from blt_plugins.training.job import make_job
+from blt_plugins.training.loop import Job
+
+TINY: Mapping[str, Any] = {
+    "schema": 1,
+    "corpus": {"use": "folder", "pattern": "**/*.py", "valid_percent": 20},
+    "train": {
+        "steps": 12,
+        "batch_bytes": 256,
+        "learning_rate": 5e-3,
+        "warmup_steps": 2,
+        "validate_every": 6,
+        "valid_bytes": 300,
+        "checkpoint_every": 5,
+        "scorer": {"steps": 8, "batch_bytes": 256, "calibration_bytes": 500, "warmup_steps": 2},
+    },
+    "model": {"context_bytes": 64},
+    "patcher": {
+        "use": "entropy",
+        "max_patch_bytes": 8,
+        "byte_scorer": {
+            "use": "transformer", "dim": 16, "layers": 1, "heads": 2, "hidden": 32, "window": 16,
+        },
+    },
+    "encoder": {
+        "use": "local", "dim": 16, "heads": 2, "hidden": 32, "latent_dim": 24,
+        "ngram_sizes": [3], "ngram_rows": 50, "window": 16,
+    },
+    "global_model": {"use": "transformer", "latent_dim": 24, "layers": 1, "heads": 2, "hidden": 32},
+    "decoder": {
+        "use": "local", "dim": 16, "heads": 2, "hidden": 32, "layers": 1, "latent_dim": 24,
+        "window": 16,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """A folder of twelve different, repetitive files of 90 to 200 bytes."""
+    folder = tmp_path / "texts"
+    for index in range(12):
+        file = folder / f"part{index % 3}" / f"file{index}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = (f"def name{index}_{line}(x):\n    return x + {line}\n" for line in range(3))
+        file.write_text("".join(lines)[: 90 + 10 * index])
+    return folder
+
+
+@pytest.fixture
+def tables(texts: Path) -> dict[str, Any]:
+    """The tables of the tiny config; change them at will."""
+    tables = copy.deepcopy(dict(TINY))
+    tables["corpus"]["path"] = str(texts)
+    return tables
+
+
+@pytest.fixture
+def new_job(tables: dict[str, Any], tmp_path: Path) -> Callable[..., Job]:
+    """Makes a job of the tiny config that writes to ``tmp_path / out``; keys go into [train]."""
+
+    def make(out: str = "out", **train: Any) -> Job:
+        changed = {**tables, "train": {**tables["train"], **train}}
+        config = Config.from_mapping(changed, "tiny.toml")
+        return make_job(config, load_plugins(), out=tmp_path / out)
+
+    return make
+
+
+class Silent:
+    """A report that keeps the losses, and calls ``at_step`` after each step of a phase."""
+
+    def __init__(self, at_step: Callable[[str, int], None] = lambda _phase, _step: None) -> None:
+        self.losses: dict[tuple[str, int], float] = {}
+        self.notes: list[str] = []
+        self._at_step, self._phase = at_step, ""
+
+    def phase(self, name: str, step: int, steps: int) -> None:
+        self._phase = name
+
+    def step(self, step: int, figures: Mapping[str, float]) -> None:
+        self.losses[self._phase, step] = figures["loss"]
+        self._at_step(self._phase, step)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def silent() -> type[Silent]:
+    """The class of a report that prints nothing."""
+    return Silent
