@@ -221,6 +221,7 @@ class DecodeState:
         *,
         start: Literal["aligned", "frontier"],
         closure: Literal["forced", "none"] = "none",
+        scored: bool = False,
         active: Sequence[bool] | None = None,
     ) -> OpenBlock:
         """A block of ``size`` bytes per batch row; ``closure`` is for a frontier start only."""
@@ -238,7 +239,9 @@ class DecodeState:
             given.append(n - first)
             ids.append(row.ids[first:] + [self.scheme.mask] * (size - n + first) if on else [])
         forced = start == "frontier" and closure == "forced"
-        return OpenBlock(ids, tuple(starts), tuple(given), provisional=forced)
+        return OpenBlock(
+            ids, tuple(starts), tuple(given), provisional=forced, scored=forced and scored
+        )
 
     @torch.inference_mode()
     def denoise(self, block: OpenBlock, active: Sequence[bool] | None = None) -> Tensor:
@@ -252,7 +255,7 @@ class DecodeState:
         for row, first, count, on in zip(self._rows, block.start, block.given, active, strict=True):
             if on and len(row.ids) != first + count:
                 raise EngineError("this block was opened on a text that has changed since")
-        if not block.provisional:
+        if not block.scored:
             self._refuse_fresh(active)
         if block is not self._block:
             if block.provisional:
@@ -266,7 +269,8 @@ class DecodeState:
         latents = None
         if block.provisional:
             ends = [len(row.ids) if on else 0 for row, on in zip(self._rows, new, strict=True)]
-            self._score([max(end - 1, 0) for end in ends])
+            if block.scored:
+                self._score([max(end - 1, 0) for end in ends])
             latents = self._close(
                 [
                     self._bounds(row, block) if on else []
@@ -437,7 +441,7 @@ class DecodeState:
                 continue
             row.decoded = end
             # A forced closure makes row n - 1 read a provisional latent: that row is not true.
-            known = len(row.ids) - 1 if self._closes(row, block) else row.scored
+            known = min(row.scored, len(row.ids) - 1) if self._closes(row, block) else row.scored
             row.true = min(end, known) if begin <= row.true else row.true
 
     # -- dropping what was only provisional ------------------------------------------------------

@@ -173,16 +173,18 @@ class Rows:
 
 @attrs.frozen(eq=False)
 class Blocks:
-    """Corrupted blocks: row j of a block predicts the byte at its own position start + j.
+    """Blocks: B rows each that see the clean rows before their start, and their own block.
 
-    ids_bnB: int64, with [MASK] at the bytes to fill. start_bn: int64, position of the first byte;
-    block rows see clean rows before it only, and all of their own block. latent_bn: int64, the
-    latent that all rows of the block read.
+    ids_bnB: int64, with [MASK] at the bytes to fill. start_bn: int64, position of the first byte.
+    latent_bn: int64, the latent that all rows of the block read. causal_bn: bool, blocks whose rows
+    see their own block up to themselves only (None: no block is). Row j of a causal block predicts
+    the byte after its own, of any other block the byte at its own position.
     """
 
     ids_bnB: Tensor
     start_bn: Tensor
     latent_bn: Tensor
+    causal_bn: Tensor | None = None
 
 
 @attrs.frozen(eq=False)
@@ -227,13 +229,15 @@ class OpenBlock:
 
     ids: for each batch row its B ids, committed bytes first, then [MASK] (a drafter fills them
     in; an inactive row has none). start: position of its first byte. given: how many of its bytes
-    are committed already. provisional: whether the open patch was closed by force.
+    are committed already. provisional: whether the open patch is closed by force. scored: whether
+    the flags of the text are brought up to date first.
     """
 
     ids: list[list[int]]
     start: tuple[int, ...]
     given: tuple[int, ...]
     provisional: bool
+    scored: bool = False
 
 
 @attrs.frozen(eq=False)

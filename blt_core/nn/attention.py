@@ -85,10 +85,18 @@ def _attend_banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return out.reshape(batch, bands * window, *out.shape[2:])[:, :rows]
 
 
-def attend_blocks(
-    q: Tensor, own_k: Tensor, own_v: Tensor, clean_k: Tensor, clean_v: Tensor, seen_bnt: Tensor
+def attend_blocks(  # noqa: PLR0913 -- two groups of keys and values, a mask for each
+    q: Tensor,
+    own_k: Tensor,
+    own_v: Tensor,
+    clean_k: Tensor,
+    clean_v: Tensor,
+    seen_bnBt: Tensor,
+    own_bnBB: Tensor | None,
 ) -> Tensor:
-    """Block rows (b, n, B, h, d) over the clean keys they see and all of their own block.
+    """Block rows (b, n, B, h, d) over the clean keys they see and their own block.
+
+    seen_bnBt (B may be 1): which clean keys. own_bnBB: which rows of the block (None: all).
 
     One softmax over both groups of scores, (n·B) × (t + B) of them, so no square mask over clean
     rows and blocks is ever built (Fast BLT, gives the mask this equals).
@@ -96,8 +104,10 @@ def attend_blocks(
     groups = q.shape[3] // own_k.shape[3]
     q = q.unflatten(3, (own_k.shape[3], groups)) * q.shape[-1] ** -0.5  # (b, n, B, g, heads/g, d)
     clean = torch.einsum("bnigcd,btgd->bngcit", q, clean_k)
-    clean = clean.masked_fill(~seen_bnt[:, :, None, None, None, :], float("-inf"))
+    clean = clean.masked_fill(~seen_bnBt[:, :, None, None], float("-inf"))
     own = torch.einsum("bnigcd,bnjgd->bngcij", q, own_k)
+    if own_bnBB is not None:
+        own = own.masked_fill(~own_bnBB[:, :, None, None], float("-inf"))
     weights = torch.cat((clean, own), dim=-1).softmax(-1)
     clean, own = weights.split((clean.shape[-1], own.shape[-1]), dim=-1)
     out = torch.einsum("bngcit,btgd->bnigcd", clean, clean_v)

@@ -342,12 +342,18 @@ class Machine:
         )
         size = rng.randint(1, 9)
         active = self._active(rng)
-        block = self.state.open_block(size, start=start, closure=closure, active=active)
-        self._nothing_ran()
         forced = closure == "forced"
-        if not forced and self._refused(lambda: self.state.denoise(block), active):
+        scored = forced and rng.randrange(2) > 0
+        block = self.state.open_block(
+            size, start=start, closure=closure, scored=scored, active=active
+        )
+        self._nothing_ran()
+        if not scored and self._refused(lambda: self.state.denoise(block), active):
             return
         starts = [self._block_start(row, size, start) for row in self.rows]
+        assert [s for s, on in zip(starts, active, strict=True) if on] == [
+            s for s, on in zip(block.start, active, strict=True) if on
+        ]
         fell_back = [
             s == len(r.ids) for s, r, on in zip(starts, self.rows, active, strict=True) if on
         ]
@@ -356,6 +362,7 @@ class Machine:
             saw("aligned fallback", any(fell_back))
             saw("aligned and fallback in one batch", len(set(fell_back)) == 2)
         saw("forced block", forced)
+        saw("forced block, scored first", scored)
         saw("unclosed block", closure == "none" and start == "frontier")
         begun = [False] * len(active)
         for _ in range(rng.randint(1, 3)):
@@ -366,8 +373,8 @@ class Machine:
             begun = [o or b for o, b in zip(on, begun, strict=True)]
             for b, row in enumerate(self.rows):
                 if on[b]:
-                    self._check_block(got[b], row, block.ids[b], starts[b], forced=forced)
-                    self._after_block(b, row, starts[b], first=first[b], forced=forced)
+                    self._check_block(got[b], row, block, b)
+                    self._after_block(b, row, block, first=first[b])
                 else:
                     self._idle(b)
             assert self.log.decoder == 1
@@ -383,32 +390,35 @@ class Machine:
         some = [on and rng.randrange(2) > 0 for on in active]
         return some if any(some) else list(active)
 
-    def _check_block(self, got, row, ids, start, *, forced) -> None:
+    def _check_block(self, got, row, block, b) -> None:
+        ids, start = block.ids[b], block.start[b]
         given = len(row.ids) - start
         assert ids[:given] == row.ids[start:]
-        flags = self.flags(row)
-        if forced:
-            flags = [*true_flags(self.model, row.ids)[:-1], True]
+        flags = true_flags(self.model, row.ids) if block.scored else self.flags(row)
+        if block.provisional:
+            flags = [*flags[:-1], True]
         self.agree(got, block_logits(self.model, row.ids, flags, ids, start))
 
-    def _after_block(self, b, row, start, *, first, forced) -> None:
+    def _after_block(self, b, row, block, *, first) -> None:
+        start = block.start[b]
         row.decoder += 1
         n = len(row.ids)
         if not first:
             assert not self.log.rows or self.log.rows[0][b][0] == self.log.rows[0][b][1]
             return
         begun, end = self.log.rows[0][b] if self.log.rows else (start, start)
-        if not forced:
+        if not block.provisional:
             assert begun == end or (begun >= row.true and end == start)
             row.true = max(row.true, min(row.known, start))
             return
-        row.scorer += row.known < n - 1
-        row.known = max(row.known, n - 1)
+        if block.scored:
+            row.scorer += row.known < n - 1
+            row.known = max(row.known, n - 1)
         known = self.flags(row)
         saw("forced block where the flag is known", row.known == n)
         closes = not known[n]
         assert begun == end or (begun >= min(row.true, n - 1) and end == n)
-        row.true = n - 1 if closes else n
+        row.true = min(row.known, n - 1) if closes else n
         row.encoder += self._closed(b, len(patches_of(known)) + closes)
         row.latents -= closes
 

@@ -19,6 +19,7 @@ DEMANDED = (
     "aligned and fallback in one batch",
     "forced block",
     "forced block where the flag is known",
+    "forced block, scored first",
     "unclosed block",
     "EOS inside a draft",
     "EOS accepted",

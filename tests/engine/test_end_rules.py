@@ -211,7 +211,9 @@ def test_drafting_on_a_row_that_never_had_a_pass_raises():
 
 def test_drafting_after_a_forced_block_on_an_empty_prompt_raises():
     state = fresh(prompts=(b"",))
-    state.denoise(state.open_block(3, start="frontier", closure="forced"))
+    with pytest.raises(EngineError, match="first true pass"):
+        state.denoise(state.open_block(3, start="frontier", closure="forced"))
+    state.denoise(state.open_block(3, start="frontier", closure="forced", scored=True))
     state.append([[1, 2, 3]])
     with pytest.raises(EngineError, match="first true pass"):
         state.draft_logits([1])

@@ -85,7 +85,7 @@ def test_self_drafts_cost_one_decoder_pass_a_byte_and_at_most_one_encoder_pass_a
             assert record.passes.encoder_bytes == want.encoder
 
 
-@examples(60)
+@examples(40)
 @given(st.data(), denoising_indices, block_drafters())
 def test_block_drafts_cost_their_steps_and_an_encoder_pass_only_if_forced(data, index, drafter):
     model, batch = models.model(index), data.draw(batches(index))

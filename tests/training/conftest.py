@@ -25,7 +25,10 @@ TINY: Mapping[str, Any] = {
         "validate_every": 6,
         "valid_bytes": 300,
         "checkpoint_every": 5,
-        "scorer": {"steps": 8, "batch_bytes": 256, "calibration_bytes": 500, "warmup_steps": 2},
+        "scorer": {
+            "steps": 8, "batch_bytes": 256, "calibration_bytes": 500, "warmup_steps": 2,
+            "learning_rate": 1e-2,
+        },
     },
     "model": {"context_bytes": 64},
     "patcher": {
@@ -71,8 +74,9 @@ def tables(texts: Path) -> dict[str, Any]:
 def new_job(tables: dict[str, Any], tmp_path: Path) -> Callable[..., Job]:
     """Makes a job of the tiny config that writes to ``tmp_path / out``; keys go into [train]."""
 
-    def make(out: str = "out", **train: Any) -> Job:
-        changed = {**tables, "train": {**tables["train"], **train}}
+    def make(out: str = "out", *, scorer: Mapping[str, Any] | None = None, **train: Any) -> Job:
+        scorer = {**tables["train"]["scorer"], **(scorer or {})}
+        changed = {**tables, "train": {**tables["train"], **train, "scorer": scorer}}
         config = Config.from_mapping(changed, "tiny.toml")
         return make_job(config, load_plugins(), out=tmp_path / out)
 

@@ -74,8 +74,8 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = safe_open(str(path), framework="pt")  # type: ignore[no-untyped-call]
-            self._names = tuple(self._file.keys())
+            self._file = _open(path)
+            self._names: tuple[str, ...] = tuple(self._file.keys())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{path}: truncated or no safetensors file ({error}); "
@@ -93,6 +93,10 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _open(path: Path) -> Any:
+    return safe_open(str(path), framework="pt")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

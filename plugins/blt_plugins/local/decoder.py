@@ -78,14 +78,16 @@ class RowPlan:
 
 @attrs.frozen(eq=False)
 class BlockPlan:
-    """Angles of block rows, latent of each block (b, n), and the clean rows it sees (b, n, t).
+    """Angles of block rows, latent of each block (b, n), and what its rows see.
 
-    lo, hi: the places of the clean rows' keys that ``seen_bnt`` speaks of.
+    seen_bnBt: which clean rows, at the places [lo, hi) of their keys. own_bnBB: which rows of the
+    block itself (None: all).
     """
 
     angles: tuple[Tensor, Tensor]
     latent_bn: Tensor
-    seen_bnt: Tensor
+    seen_bnBt: Tensor
+    own_bnBB: Tensor | None
     lo: int
     hi: int
 
@@ -162,17 +164,39 @@ class LocalDecoder(nn.Module):
         else:
             lo, hi = 0, clean.shape[1]
             keys_bt = torch.arange(hi, device=device)[None]
-        behind = start_bn[..., None] - keys_bt[:, None]  # (b, n, t)
-        seen = behind > 0 if self.window is None else (behind > 0) & (behind <= self.window)
-        positions = start_bn[..., None] + torch.arange(blocks.ids_bnB.shape[2], device=device)
+        size = blocks.ids_bnB.shape[2]
+        positions = start_bn[..., None] + torch.arange(size, device=device)
         angles = rotary_angles(positions, self.head_dim, self.rope_theta)
-        return self.embed(blocks.ids_bnB), BlockPlan(angles, blocks.latent_bn, seen, lo, hi)
+        seen, own = block_masks(start_bn, blocks.causal_bn, size, keys_bt, self.window)
+        return self.embed(blocks.ids_bnB), BlockPlan(angles, blocks.latent_bn, seen, own, lo, hi)
 
     def _output(self, x: Tensor | None) -> Output | None:
         if x is None:
             return None
         hidden = self.norm(x)
         return Output(self.head(hidden), hidden)
+
+
+def block_masks(
+    start_bn: Tensor, causal_bn: Tensor | None, size: int, keys_bt: Tensor, window: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """What rows of blocks of ``size`` bytes see: clean rows (b, n, B or 1, t), own (b, n, B, B).
+
+    All rows of a masked block see the window before its start; a row of a causal block sees what a
+    clean row at its position would, less the clean rows from the block's start on.
+    """
+    behind = (start_bn[..., None] - keys_bt[:, None])[:, :, None]  # (b, n, 1, t)
+    before = behind > 0
+    if causal_bn is None:
+        return (before if window is None else before & (behind <= window)), None
+    row = torch.arange(size, device=start_bn.device)
+    ahead = row[:, None] - row  # of a row over another of its block
+    own = (ahead >= 0) if window is None else (ahead >= 0) & (ahead < window)
+    own = own | ~causal_bn[:, :, None, None]
+    if window is None:
+        return before, own
+    reach = window - torch.where(causal_bn[..., None], row + 1, 0)  # (b, n, B)
+    return before & (behind <= reach[..., None]), own
 
 
 class DecoderLayer(nn.Module):
@@ -203,7 +227,7 @@ class DecoderLayer(nn.Module):
         """Block rows (b, n, B, D) over the clean keys and values (b, t, h, d)."""
         y = y + self.latent_attention(y, latent_kv, plan.latent_bn)
         q, k, v = self.attention.project(self.attention_norm(y), plan.angles)
-        attended = attend_blocks(q, k, v, keys, values, plan.seen_bnt)
+        attended = attend_blocks(q, k, v, keys, values, plan.seen_bnBt, plan.own_bnBB)
         y = y + self.attention.out(attended.flatten(-2))
         return y + self.mlp(self.mlp_norm(y))
 

@@ -33,7 +33,7 @@ class BlockDiffusion:
 
     def round(self, ops: DecodeOps, sampling: Sampling, draws: Draws) -> Round:
         """A whole block to every unfinished row; what exceeds its limit is not output."""
-        block = ops.open_block(self.block_bytes, start="frontier", closure="forced")
+        block = ops.open_block(self.block_bytes, start="frontier", closure="forced", scored=True)
         fill(ops, block, self.unmasking, sampling, draws)
         ops.append(block.ids)
         return Round([list(ids) for ids in block.ids], [0] * len(block.ids), [0] * len(block.ids))

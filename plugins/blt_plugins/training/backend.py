@@ -23,7 +23,7 @@ class TorchBackendParams:
 class TorchBackend:
     """AdamW on the parameters of one module."""
 
-    def __init__(self, params: TorchBackendParams, context: BuildContext) -> None:  # noqa: ARG002
+    def __init__(self, params: TorchBackendParams, context: BuildContext) -> None:
         self._optimizer: torch.optim.AdamW | None = None
         self._parameters: dict[str, nn.Parameter] = {}
         self._clip, self._accumulate = 1.0, 1

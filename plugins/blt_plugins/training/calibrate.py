@@ -56,12 +56,11 @@ def calibrate(patcher: ThresholdPatcher, batches: Iterable[Batch], target: float
 
 
 def measure(patcher: ThresholdPatcher, batches: Iterable[Batch]) -> list[Tensor]:
-    """The entropies of each window with at least one byte, as float64 vectors."""
+    """The entropies of the bytes of each window that has any, as float64 vectors."""
     found = []
     for batch in batches:
         values = patcher.entropies(batch.rows).double().cpu()
-        # The last row's prediction lies beyond the window.
-        found += [row[: n - 1] for row, n in zip(values, batch.rows.lengths, strict=True) if n > 1]
+        found += [row[:size] for row, size in zip(values, batch.sizes, strict=True) if size]
     return found
 
 
@@ -80,10 +79,8 @@ def find_threshold(entropies: Sequence[Tensor], limit: int | None, target: float
             low = middle
         else:
             high = middle
-    nearest = min(
-        (low, high), key=lambda i: abs(_mean(entropies, limit, steps[i]) - target)
-    )
-    return round(steps[nearest], 6)
+    near = min((low, high), key=lambda i: abs(_mean(entropies, limit, steps[i]) - target))
+    return float(round(steps[near], 6))
 
 
 def summarise(

@@ -35,7 +35,7 @@ class FolderCorpus:
     Raises DataError, when it is made, if a folder is missing or holds no matching file.
     """
 
-    def __init__(self, params: FolderCorpusParams, context: BuildContext) -> None:  # noqa: ARG002
+    def __init__(self, params: FolderCorpusParams, context: BuildContext) -> None:
         path, self._percent = Path(params.path), params.valid_percent
         train, valid = path, Path(params.valid_path) if params.valid_path is not None else None
         if valid is None and (path / "train").is_dir() and (path / "valid").is_dir():
@@ -75,7 +75,8 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
     try:
         files = [path for path in folder.glob(pattern) if path.is_file()]
     except (ValueError, NotImplementedError) as error:
-        raise DataError(f"corpus.pattern: {pattern!r} is no glob below a folder: {error}") from error
+        text = f"corpus.pattern: {pattern!r} is no glob below a folder: {error}"
+        raise DataError(text) from error
     if not files:
         raise DataError(f"{folder}: no file matches {pattern!r} (corpus.pattern)")
     return sorted(files, key=lambda path: path.relative_to(folder).parts)

@@ -39,8 +39,8 @@ def evaluate_model(model: Model, batches: Iterable[Batch]) -> HeldOut:
 
     def logits(batch: Batch) -> Tensor:
         flags = model.patcher.flags(batch.rows, None)
-        # Place i is flag i + 1: the last one is of a byte beyond the window.
-        patches[0] += sum(int(flags[b, : n - 1].sum()) for b, n in enumerate(batch.rows.lengths))
+        # Place i is flag i + 1, which is that of target i.
+        patches[0] += sum(int(flags[b, :size].sum()) for b, size in enumerate(batch.sizes))
         output = model.forward(batch.rows, flags).clean
         if output is None:
             raise ValueError("the decoder gave no output for clean rows")
@@ -64,7 +64,7 @@ def _evaluate(logits: Callable[[Batch], Tensor], batches: Iterable[Batch]) -> He
             logits(batch).float().flatten(0, 1), targets, ignore_index=UNSCORED, reduction="none"
         )
         nats += float(losses.double().sum())
-        size += batch.scored - batch.ends
+        size += sum(batch.sizes)
     if size == 0:
         raise DataError("no held-out text to score: the documents are empty")
     return HeldOut(nats / math.log(2) / size, size)

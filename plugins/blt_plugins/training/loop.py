@@ -31,7 +31,14 @@ from blt_plugins.training.calibrate import calibrate
 from blt_plugins.training.data import load_data
 from blt_plugins.training.evaluate import HeldOut, evaluate_model, evaluate_scorer
 from blt_plugins.training.interrupts import Interrupts
-from blt_plugins.training.phases import MODEL, PATCHES, SCORER, Phase, make_phases
+from blt_plugins.training.phases import (
+    MODEL,
+    PATCHES,
+    SCORER,
+    Phase,
+    make_phases,
+    trainable_scorer,
+)
 from blt_plugins.training.report import Metrics, Report
 from blt_plugins.training.schedule import learning_rate, parameter_groups
 from blt_plugins.training.settings import TrainSettings
@@ -161,11 +168,12 @@ class Trainer:
         batches = [phase.batches[step * count + i].to(device) for i in range(count)]
         size = sum(batch.scored for batch in batches)
         rng = torch.Generator(device).manual_seed(phase.seed_of(step))
-        total = 0.0
+        means: dict[str, float] = {}
         for batch in batches:
-            loss, share = phase.loss(batch, rng), batch.scored / size
-            total += float(loss.detach()) * share
-            self._check_finite("loss", total, phase, step)
+            (loss, figures), share = phase.loss(batch, rng), batch.scored / size
+            for name, value in {"loss": float(loss.detach()), **figures}.items():
+                means[name] = means.get(name, 0.0) + share * value
+            self._check_finite("loss", means["loss"], phase, step)
             # The backend averages, yet batches of unequal size count by their bytes.
             backend.backward(loss * (share * count))
         rate = learning_rate(
@@ -177,7 +185,7 @@ class Trainer:
         )
         norm = backend.step(rate)
         self._check_finite("gradient norm", norm, phase, step)
-        return {"loss": total, "lr": rate, "grad_norm": norm}, size
+        return {**means, "lr": rate, "grad_norm": norm}, size
 
     def _log(self, phase: Phase, done: int, figures: Mapping[str, float]) -> None:
         self._report.step(done, figures)
@@ -217,9 +225,10 @@ class Trainer:
     def _end_scorer(self, phase: Phase) -> None:
         """Round the scorer to what is stored, so that training sees the patches of later use."""
         round_parameters(phase.module, self._dtype)
-        if not self._data.valid:
+        scorer = trainable_scorer(self._job.model)
+        if scorer is None or not self._data.valid:
             return
-        held_out = evaluate_scorer(phase.module, self._data.valid)
+        held_out = evaluate_scorer(scorer.part, self._data.valid)
         self._metrics.write(phase=PATCHES, step=0, scorer_bits_per_byte=held_out.bits_per_byte)
         self._report.note(f"scorer: {held_out.bits_per_byte:.4f} held-out bits per byte")
 

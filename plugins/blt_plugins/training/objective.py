@@ -33,7 +33,7 @@ class NextByte:
         rows: Rows,
         flags_br: Tensor,
         targets_br: Tensor,
-        rng: torch.Generator,  # noqa: ARG002 -- of objectives that draw masks
+        rng: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
         """(loss in nats a byte, figures to log)."""
         output = model.forward(rows, flags_br).clean

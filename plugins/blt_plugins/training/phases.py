@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from blt_core.model import Model
-from blt_core.protocols import Objective, ThresholdPatcher
+from blt_core.protocols import ByteScorer, Objective, ThresholdPatcher
 from blt_plugins.training.objective import next_byte_loss
 from blt_plugins.training.settings import TrainSettings
 from blt_plugins.training.windows import Batch, Batches, Window
@@ -22,12 +22,15 @@ PATCHES = "patches"
 
 @attrs.frozen(eq=False, kw_only=True)
 class Phase:
-    """What one phase trains, on what, and how fast; ``loss`` is in nats a byte."""
+    """What one phase trains, on what, and how fast.
+
+    loss: nats a byte, and figures to log.
+    """
 
     name: str
     module: nn.Module
     batches: Batches
-    loss: Callable[[Batch, torch.Generator], Tensor]
+    loss: Callable[[Batch, torch.Generator], tuple[Tensor, dict[str, float]]]
     steps: int
     accumulate: int
     learning_rate: float
@@ -53,10 +56,10 @@ def make_phases(
         seed = f"{settings.seed}/{name}"
         return Batches(documents, windows, scheme=model.scheme, batch_bytes=size, seed=seed)
 
-    def model_loss(batch: Batch, rng: torch.Generator) -> Tensor:
+    def model_loss(batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         with torch.no_grad():
             flags = model.patcher.flags(batch.rows, None)
-        return objective.loss(model, batch.rows, flags, batch.targets_br, rng)[0]
+        return objective.loss(model, batch.rows, flags, batch.targets_br, rng)
 
     parts = nn.ModuleDict({k: part for k, part in model.modules().items() if k != "patcher"})
     main = Phase(
@@ -70,15 +73,17 @@ def make_phases(
         warmup_steps=settings.warmup_steps,
         seed=settings.seed,
     )
-    scorer = trainable_scorer(model)
-    own = settings.scorer
+    scorer, own = trainable_scorer(model), settings.scorer
     if scorer is None or own.steps == 0:
         return [main]
     first = Phase(
         name=SCORER,
-        module=scorer,
+        module=scorer.module,
         batches=batches(SCORER, own.batch_bytes),
-        loss=lambda batch, _rng: next_byte_loss(scorer.logits(batch.rows, None), batch.targets_br),
+        loss=lambda batch, _: (
+            next_byte_loss(scorer.part.logits(batch.rows, None), batch.targets_br),
+            {},
+        ),
         steps=own.steps,
         accumulate=1,
         learning_rate=own.learning_rate,
@@ -88,8 +93,18 @@ def make_phases(
     return [first, main]
 
 
-def trainable_scorer(model: Model) -> nn.Module | None:
+@attrs.frozen(eq=False)
+class TrainableScorer:
+    """One byte scorer, as what it does and as what holds its parameters."""
+
+    part: ByteScorer
+    module: nn.Module
+
+
+def trainable_scorer(model: Model) -> TrainableScorer | None:
     """The byte scorer of a patcher that has one with parameters."""
-    scorer = getattr(model.patcher, "byte_scorer", None)
-    trainable = isinstance(model.patcher, ThresholdPatcher) and isinstance(scorer, nn.Module)
-    return scorer if trainable else None
+    if not isinstance(model.patcher, ThresholdPatcher):
+        return None
+    part: ByteScorer = model.patcher.byte_scorer
+    module: object = part
+    return TrainableScorer(part, module) if isinstance(module, nn.Module) else None

@@ -8,6 +8,7 @@ from blt_core.component import Component
 from blt_core.hookspecs import hookimpl
 from blt_plugins.training import commands
 from blt_plugins.training.backend import TORCH_BACKEND
+from blt_plugins.training.block_diffusion import BLOCK_DIFFUSION_OBJECTIVE
 from blt_plugins.training.corpus import FOLDER_CORPUS
 from blt_plugins.training.objective import NEXT_BYTE
 from blt_plugins.training.settings import TrainSettings
@@ -15,8 +16,8 @@ from blt_plugins.training.settings import TrainSettings
 
 @hookimpl
 def blt_components() -> list[Component]:
-    """The folder corpus, the next-byte objective and the torch backend."""
-    return [FOLDER_CORPUS, NEXT_BYTE, TORCH_BACKEND]
+    """The folder corpus, the objectives and the torch backend."""
+    return [FOLDER_CORPUS, NEXT_BYTE, BLOCK_DIFFUSION_OBJECTIVE, TORCH_BACKEND]
 
 
 @hookimpl

@@ -21,9 +21,7 @@ def learning_rate(
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two optimizer groups: matrices of linear layers, which decay, and all the rest."""
-    matrices = {
-        id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)
-    }
+    matrices = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}
     decay = [p for p in module.parameters() if id(p) in matrices]
     plain = [p for p in module.parameters() if id(p) not in matrices]
     groups = [

@@ -34,11 +34,14 @@ class Window:
 
 @attrs.frozen(eq=False)
 class Batch:
-    """Rows, and what each predicts (b, r; UNSCORED on padding). ``ends``: targets that are EOS."""
+    """Rows, and what each predicts (b, r; UNSCORED on padding).
+
+    sizes: targets of each row that are bytes; there is one more, EOS, where a document ends.
+    """
 
     rows: Rows
     targets_br: Tensor
-    ends: int
+    sizes: tuple[int, ...]
 
     @property
     def scored(self) -> int:
@@ -60,9 +63,7 @@ def cut_windows(documents: Sequence[bytes], context_bytes: int) -> list[Window]:
     ]
 
 
-def make_batch(
-    documents: Sequence[bytes], windows: Sequence[Window], scheme: IdScheme
-) -> Batch:
+def make_batch(documents: Sequence[bytes], windows: Sequence[Window], scheme: IdScheme) -> Batch:
     """The tensors of some windows; padding repeats BOS and is not scored."""
     width = max(window.length for window in windows)
     ids = torch.full((len(windows), width), scheme.bos)
@@ -77,7 +78,8 @@ def make_batch(
         if len(data) < window.length:
             targets[row, window.length - 1] = scheme.eos
     lengths = tuple(window.length for window in windows)
-    return Batch(Rows(ids, lengths), targets, int((targets == scheme.eos).sum()))
+    sizes = tuple(min(w.length, len(documents[w.document]) - w.start) for w in windows)
+    return Batch(Rows(ids, lengths), targets, sizes)
 
 
 def pack(windows: Sequence[Window], batch_bytes: int) -> Iterator[list[Window]]:

@@ -1,0 +1,264 @@
+"""Block diffusion: BLT-DV and cascade give AR's bytes, BLT-D what its definition says."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import attrs
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blt_core.engine import Request
+from blt_core.protocols import Unmasking
+from blt_core.testing.reference import block_logits, true_flags
+from blt_core.types import Sampling
+from blt_plugins.drafting.cascade import CascadeDrafter, CascadeParams
+from blt_plugins.drafting.diffusion import DiffusionDrafter, DiffusionParams
+from blt_plugins.sampling.diffusion import BlockDiffusion, BlockDiffusionParams
+from blt_plugins.unmasking.rules import (
+    AllParams,
+    Confidence,
+    ConfidenceParams,
+    EntropyBound,
+    EntropyBoundParams,
+    FillAll,
+)
+from tests.engine import models
+from tests.engine.drafters import Recorded
+from tests.engine.runs import Traced, ar_alone, rows_of, run, self_drafter, speculative
+from tests.engine.strategies import batches, denoising_indices, examples
+
+C = models.CONTEXT
+STARTS = [("aligned", "none"), ("aligned", "forced"), ("frontier", "forced"), ("frontier", "none")]
+
+
+def rules() -> st.SearchStrategy[Unmasking]:
+    return st.one_of(
+        st.just(FillAll(AllParams(), C)),
+        st.sampled_from([0.0, 0.05, 0.3, 0.7, 1.0]).map(
+            lambda alpha: Confidence(ConfidenceParams(alpha=alpha), C)
+        ),
+        st.sampled_from([0.0, 0.5, 1.5, 6.0, 99.0]).map(
+            lambda gamma: EntropyBound(EntropyBoundParams(gamma=gamma), C)
+        ),
+    )
+
+
+@st.composite
+def diffusion_drafters(draw) -> DiffusionDrafter:
+    start, closure = draw(st.sampled_from(STARTS))
+    params = DiffusionParams(
+        block_bytes=draw(st.integers(1, 16)), unmasking=draw(rules()), start=start, closure=closure
+    )
+    return DiffusionDrafter(params, C)
+
+
+def cascade(count: int, inner: DiffusionDrafter) -> CascadeDrafter:
+    return CascadeDrafter(CascadeParams(draft_bytes=count, drafter=inner), C)
+
+
+@attrs.define
+class Counted:
+    """A drafter that notes the decoder passes of each of its drafts (of batch row 0)."""
+
+    inner: object
+    passes: list = attrs.field(factory=list)
+
+    def draft(self, ops, limit, sampling, draws):
+        before = ops.passes(0)
+        drafted = self.inner.draft(ops, limit, sampling, draws)
+        self.passes.append((before, ops.passes(0)))
+        return drafted
+
+
+@examples(150)
+@given(st.data(), denoising_indices, diffusion_drafters())
+def test_blt_dv_equals_ar(data, index, drafter):
+    batch = data.draw(batches(index))
+    done = run(models.model(index), speculative(drafter), batch)
+    for request, got in zip(batch, done, strict=True):
+        want = ar_alone(index, request)
+        assert (bytes(got.output), got.stop_reason) == (bytes(want.output), want.stop_reason)
+
+
+@examples(100)
+@given(st.data(), denoising_indices, diffusion_drafters(), st.integers(1, 16))
+def test_cascade_drafts_byte_for_byte_what_self_drafts(data, index, inner, count):
+    batch = data.draw(batches(index))
+    records = []
+    for drafter in (cascade(count, inner), self_drafter(count)):
+        recorded = Recorded(drafter)
+        trace = Traced(speculative(recorded))
+        done = run(models.model(index), trace, batch)
+        outputs = [(bytes(row.output), row.stop_reason) for row in done]
+        records.append((rows_of(trace, recorded, len(batch)), outputs))
+    assert records[0] == records[1]
+
+
+@examples(60)
+@given(st.data(), denoising_indices, diffusion_drafters())
+def test_passes_of_blt_dv_and_cascade_have_their_closed_forms(data, index, drafter):
+    [request] = data.draw(batches(index, rows=1))
+    counted = Counted(drafter)
+    [done] = run(models.model(index), speculative(counted), [request])
+    drafts = [after.decoder - before.decoder for before, after in counted.passes]
+    # One pass reads the prompt, then each round drafts (if it has room to) and verifies.
+    assert done.passes.decoder == 1 + sum(drafts) + done.rounds
+    closures = [after.encoder - before.encoder for before, after in counted.passes]
+    forced = drafter.start == "frontier" and drafter.closure == "forced"
+    assert set(closures) <= ({0, 1} if forced else {0})
+    assert done.passes.encoder <= 1 + done.rounds + sum(closures)
+    assert all(after.scorer == before.scorer for before, after in counted.passes)
+    if isinstance(drafter.unmasking, FillAll):
+        assert set(drafts) <= {1}
+
+
+@examples(30)
+@given(st.data(), denoising_indices, diffusion_drafters(), st.integers(1, 16))
+def test_cascade_runs_no_scorer_and_closes_patches_only_where_its_inner_drafter_does(
+    data, index, inner, count
+):
+    [request] = data.draw(batches(index, rows=1))
+    counted = Counted(cascade(count, inner))
+    [done] = run(models.model(index), speculative(counted), [request])
+    forced = inner.start == "frontier" and inner.closure == "forced"
+    if not forced:
+        assert done.passes.encoder <= 1 + done.rounds
+        assert all(after.scorer == before.scorer for before, after in counted.passes)
+
+
+# -- BLT-D ---------------------------------------------------------------------------------------
+
+
+def blt_d(size: int, unmasking: Unmasking) -> BlockDiffusion:
+    return BlockDiffusion(BlockDiffusionParams(block_bytes=size, unmasking=unmasking), C)
+
+
+def defined_blt_d(model, request, size, unmasking) -> tuple[bytes, int, int]:
+    """(output, blocks, decoder passes) by the definition, over the plain reference."""
+    scheme = model.scheme
+    ids = [scheme.bos, *scheme.encode(request.prompt)]
+    output, blocks, passes = b"", 0, 0
+    while len(output) < request.max_new_bytes:
+        flags = [*true_flags(model, ids)[:-1], True]
+        block = [scheme.mask] * size
+        blocks += 1
+        while scheme.mask in block:
+            passes += 1
+            logits = block_logits(model, ids, flags, block, len(ids)).clone()
+            logits[:, list(scheme.never_output)] = float("-inf")
+            masked = torch.tensor([[token == scheme.mask for token in block]])
+            fill = unmasking.select(logits.softmax(-1)[None], masked)[0].tolist()
+            best = logits.argmax(-1).tolist()
+            block = [b if f else old for old, b, f in zip(block, best, fill, strict=True)]
+        ids += block
+        if scheme.eos in block:
+            output += scheme.decode(block[: block.index(scheme.eos)])
+            break
+        output += scheme.decode(block)
+    return output[: request.max_new_bytes], blocks, passes
+
+
+@examples(80)
+@given(st.data(), denoising_indices, st.integers(1, 16), rules())
+def test_blt_d_does_what_its_definition_says(data, index, size, unmasking):
+    [request] = data.draw(batches(index, rows=1, stops=False))
+    model = models.model(index)
+    [done] = run(model, blt_d(size, unmasking), [request])
+    output, blocks, passes = defined_blt_d(model, request, size, unmasking)
+    assert bytes(done.output) == output
+    assert (done.rounds, done.passes.encoder, done.passes.decoder) == (blocks, blocks, passes)
+
+
+@examples(60)
+@given(st.data(), denoising_indices, st.integers(1, 9), rules(), st.sampled_from([0.0, 0.7, 1.3]))
+def test_blt_d_in_a_batch_gives_what_each_request_gives_alone(
+    data, index, size, unmasking, temperature
+):
+    batch = data.draw(batches(index))
+    sampling = Sampling(temperature, top_p=0.9 if temperature else None)
+    together = run(models.model(index), blt_d(size, unmasking), batch, sampling)
+    for request, got in zip(batch, together, strict=True):
+        [alone] = run(models.model(index), blt_d(size, unmasking), [request], sampling)
+        assert bytes(got.output) == bytes(alone.output)
+        assert (got.passes, got.rounds, got.stop_reason) == (
+            alone.passes,
+            alone.rounds,
+            alone.stop_reason,
+        )
+
+
+@examples(40)
+@given(st.data(), denoising_indices, diffusion_drafters(), st.integers(0, 16))
+def test_blt_dv_and_cascade_in_a_batch_give_what_each_request_gives_alone(
+    data, index, inner, count
+):
+    batch = data.draw(batches(index))
+    drafter = cascade(count, inner) if count else inner
+    for request, got in zip(
+        batch, run(models.model(index), speculative(drafter), batch), strict=True
+    ):
+        [alone] = run(models.model(index), speculative(drafter), [request])
+        assert (bytes(got.output), got.passes, got.rounds, got.drafted, got.accepted) == (
+            bytes(alone.output),
+            alone.passes,
+            alone.rounds,
+            alone.drafted,
+            alone.accepted,
+        )
+
+
+# -- unmasking -----------------------------------------------------------------------------------
+
+masks = st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=3)
+
+
+def beliefs(rows: int, seed: int) -> torch.Tensor:
+    spread = torch.tensor([0.1, 1.0, 3.0, 10.0, 0.5])[:, None]
+    noise = torch.randn(rows, 5, 7, generator=torch.Generator().manual_seed(seed))
+    return (noise * spread).double().softmax(-1)
+
+
+@given(masks, st.integers(0, 99), rules())
+def test_every_rule_fills_masked_bytes_only_and_at_least_one(rows, seed, rule):
+    masked = torch.tensor(rows)
+    chosen = rule.select(beliefs(len(rows), seed), masked)
+    assert chosen.shape == masked.shape
+    assert not bool((chosen & ~masked).any())
+    assert torch.equal(chosen.any(-1), masked.any(-1))
+
+
+@given(st.lists(st.booleans(), min_size=5, max_size=5), st.integers(0, 99), st.floats(0, 8))
+def test_entropy_bound_fills_the_largest_set_of_least_entropy_within_gamma(row, seed, gamma):
+    probs = beliefs(1, seed)
+    entropy = [-(p * p.log()).sum().item() for p in probs[0]]
+    masked = [i for i, on in enumerate(row) if on]
+    rule = EntropyBound(EntropyBoundParams(gamma=gamma), C)
+    chosen = [i for i, on in enumerate(rule.select(probs, torch.tensor([row]))[0].tolist()) if on]
+    fits = [
+        subset
+        for size in range(1, len(masked) + 1)
+        for subset in combinations(masked, size)
+        if sum(entropy[i] for i in subset) - max(entropy[i] for i in subset) <= gamma
+    ]
+    if not masked:
+        assert chosen == []
+        return
+    assert len(chosen) == max(map(len, fits))
+    assert sum(entropy[i] for i in chosen) == pytest.approx(
+        sum(sorted(entropy[i] for i in masked)[: len(chosen)])
+    )
+
+
+@given(st.lists(st.booleans(), min_size=5, max_size=5), st.integers(0, 99), st.floats(0, 1))
+def test_confidence_fills_what_exceeds_alpha_else_the_best(row, seed, alpha):
+    probs = beliefs(1, seed)
+    top = probs[0].amax(-1).tolist()
+    masked = [i for i, on in enumerate(row) if on]
+    chosen = Confidence(ConfidenceParams(alpha=alpha), C).select(probs, torch.tensor([row]))[0]
+    expected = {i for i in masked if top[i] > alpha} or (
+        {max(masked, key=top.__getitem__)} if masked else set()
+    )
+    assert {i for i, on in enumerate(chosen.tolist()) if on} == expected

@@ -1,0 +1,181 @@
+"""``blt train`` and ``blt calibrate`` as they are typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import attrs
+import pytest
+import structlog
+import tomli
+import tomli_w
+from safetensors.torch import load_file
+
+from blt_core.cli.app import run
+from blt_core.config import load_config
+from blt_core.errors import ConfigError
+from blt_core.plugins import load_plugins
+from blt_core.resources import resource
+from blt_core.wiring import resolve
+from blt_plugins.training.commands import histogram_rows
+from blt_plugins.training.job import NEEDS, make_job
+
+
+@attrs.frozen
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def blt(capsys):
+    def call(*arguments: object) -> Outcome:
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    yield call
+    structlog.reset_defaults()  # the command line logs to a stderr that is gone now
+
+
+@pytest.fixture
+def config(tables, tmp_path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(tomli_w.dumps(tables))
+    return path
+
+
+@pytest.fixture
+def trained(blt, config, tmp_path) -> Path:
+    outcome = blt("train", config, "--out", tmp_path / "out", "--json")
+    assert outcome.code == 0, outcome.err
+    return Path(json.loads(outcome.out)["model"])
+
+
+def test_train_writes_a_model_and_says_where(blt, config, tmp_path):
+    outcome = blt("train", config, "--out", tmp_path / "out")
+    assert outcome.code == 0
+    score, model = outcome.out.splitlines()
+    assert score.startswith("held-out bits per byte: ")
+    assert model == f"model: {tmp_path / 'out' / 'model'}"
+    assert "scorer 8/8" in outcome.err
+    assert "model 12/12" in outcome.err
+    again = blt("train", config, "--out", tmp_path / "out")
+    assert again.code == 0
+    assert "resumed at model step 12" in again.err
+
+
+def test_another_corpus_can_be_given(blt, config, tables, tmp_path, texts):
+    tables["corpus"]["path"] = "nowhere"
+    config.write_text(tomli_w.dumps(tables))
+    outcome = blt("train", config, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "nowhere: no such folder; corpus.path (or --corpus) names a folder" in outcome.err
+    assert blt("train", config, "--out", tmp_path / "out", "--corpus", texts).code == 0
+
+
+def test_out_comes_from_the_config_or_its_name(tables, tmp_path, config):
+    job = make_job(load_config(config), load_plugins())
+    assert job.out == Path("runs/tiny")
+    tables["train"]["out"] = "elsewhere"
+    config.write_text(tomli_w.dumps(tables))
+    assert make_job(load_config(config), load_plugins()).out == Path("elsewhere")
+
+
+def test_another_configuration_is_bad_input(blt, config, trained, tables, tmp_path):
+    tables["train"]["steps"] = 13
+    config.write_text(tomli_w.dumps(tables))
+    outcome = blt("train", config, "--out", trained.parent)
+    assert outcome.code == 2
+    assert "train.steps: 12 there, 13 now" in outcome.err
+    assert blt("train", config, "--out", trained.parent, "--fresh").code == 0
+
+
+@pytest.mark.parametrize("name", ["quickstart-train", "train-python"])
+def test_the_shipped_training_configs_check(name):
+    config = load_config(resource("configs") / f"{name}.toml")
+    table = {**config.tables["patcher"], "threshold": 1.0}
+    resolve(config.with_table("patcher", table), load_plugins(), needs=NEEDS)
+    with pytest.raises(ConfigError, match="no/corpus: no such folder") as caught:
+        make_job(config, load_plugins(), corpus=Path("no/corpus"))
+    assert len(caught.value.problems) == 1  # all else is in order
+
+
+def test_calibrate_shows_the_threshold_and_a_histogram(blt, trained, texts):
+    files = sorted(texts.glob("*/*.py"))
+    outcome = blt("calibrate", trained, *files, "--target", 3)
+    assert outcome.code == 0
+    threshold, mean, *rows = outcome.out.splitlines()
+    assert threshold.startswith("threshold = ")
+    assert mean.startswith("mean patch length: ")
+    assert "█" in outcome.out
+    assert [int(row.split()[0]) for row in rows[1:]] == list(range(1, 9))
+    record = json.loads(blt("calibrate", trained, *files, "--target", 3, "--json").out)
+    assert record["mean_patch_bytes"] == pytest.approx(3, rel=0.05)
+    assert f"threshold = {record['threshold']}" in threshold
+    size = sum(file.stat().st_size for file in files)
+    assert sum(int(n) * count for n, count in record["histogram"].items()) == size
+    assert record["bytes"] == size
+
+
+def test_calibrate_stores_the_threshold_and_nothing_else(blt, trained, texts):
+    before = tomli.loads((trained / "config.toml").read_text())
+    tensors = (trained / "model.safetensors").read_bytes()
+    outcome = blt("calibrate", trained, *texts.glob("*/*.py"), "--target", 2, "--json", "--write")
+    found = json.loads(outcome.out)["threshold"]
+    after = tomli.loads((trained / "config.toml").read_text())
+    assert found != before["patcher"]["threshold"]
+    before["patcher"]["threshold"] = found
+    assert after == before
+    assert (trained / "model.safetensors").read_bytes() == tensors
+    assert load_file(trained / "model.safetensors")
+
+
+def test_calibrate_reads_a_config_that_names_a_checkpoint(blt, trained, texts, tmp_path):
+    path, files = tmp_path / "run.toml", sorted(texts.glob("*/*.py"))
+    path.write_text(tomli_w.dumps({"schema": 1, "run": {"checkpoint": str(trained)}}))
+    direct = blt("calibrate", trained, *files, "--json").out
+    assert blt("calibrate", path, *files, "--json").out == direct
+    refused = blt("calibrate", path, *files, "--write")
+    assert refused.code == 2
+    assert "fix: in your config, [patcher] threshold = " in refused.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{model}", "no.py"], "no.py: cannot be read"),
+        (["{model}", "{file}", "--target", "9"], "9.0 bytes cannot be reached"),
+        (["no/model", "{file}"], "no/model: no such checkpoint folder"),
+        (["nothing", "{file}"], "nothing: "),
+        (["{config}", "{file}"], "run.checkpoint: missing; only a trained scorer"),
+    ],
+)
+def test_calibrate_names_what_is_wrong(blt, trained, texts, config, tables, arguments, message):
+    # Without [train] a config of a model, which could be run if it had weights.
+    kept = {k: v for k, v in tables.items() if k not in ("train", "corpus")}
+    kept["patcher"] = {**kept["patcher"], "threshold": 1.0}
+    config.write_text(tomli_w.dumps(kept))
+    names = {"model": trained, "config": config, "file": next(texts.glob("*/*.py"))}
+    outcome = blt("calibrate", *(argument.format(**names) for argument in arguments))
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.out == ""
+
+
+def test_a_patcher_without_a_threshold_cannot_be_calibrated(blt, config, tables, tmp_path, texts):
+    tables["patcher"] = {"use": "static"}
+    config.write_text(tomli_w.dumps(tables))
+    blt("train", config, "--out", tmp_path / "static")
+    outcome = blt("calibrate", tmp_path / "static" / "model", *texts.glob("*/*.py"))
+    assert outcome.code == 2
+    assert "the patcher 'static' has no threshold to calibrate" in outcome.err
+
+
+def test_long_patches_share_the_last_row():
+    assert histogram_rows({1: 5, 3: 2}) == [("1", 5), ("2", 0), ("3", 2)]
+    rows = histogram_rows({2: 5, 17: 2, 90: 3})
+    assert len(rows) == 17
+    assert rows[-1] == ("17+", 5)

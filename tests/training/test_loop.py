@@ -1,0 +1,303 @@
+"""Training runs: they learn, stop and go on exactly, and fail with a useful message."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from blt_core.checkpoint import load_tensors
+from blt_core.config import Config
+from blt_core.errors import ConfigError, DataError, RunError
+from blt_core.pipeline import Pipeline
+from blt_core.plugins import load_plugins
+from blt_plugins.training.data import load_data
+from blt_plugins.training.job import make_job
+from blt_plugins.training.loop import Trainer
+from blt_plugins.training.phases import make_phases
+from blt_plugins.training.schedule import parameter_groups
+from blt_plugins.training.state import OtherSettingsError
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    """The records of a run, without the speed, which no two runs share."""
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k != "bytes_per_second"} for x in lines]
+
+
+def tensors_of(job) -> dict[str, torch.Tensor]:
+    return {name: t.clone() for name, t in job.model.modules().state_dict().items()}
+
+
+def assert_same_run(one, other) -> None:
+    """Two runs logged the same and ended in the same weights, bit for bit."""
+    assert metrics(one.out) == metrics(other.out)
+    ours, theirs = tensors_of(one), tensors_of(other)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# -- learning ------------------------------------------------------------------------------------
+
+
+def test_a_tiny_model_learns_and_its_checkpoint_is_the_model(new_job, silent, tmp_path):
+    job = new_job(steps=60, validate_every=20, scorer={"steps": 40})
+    report = silent()
+    result = Trainer(job, report).run()
+    scores = [r["bits_per_byte"] for r in metrics(job.out) if "bits_per_byte" in r]
+    assert len(scores) == 3
+    assert scores[-1] < scores[0] < 8
+    assert result.best_bits_per_byte == min(scores)
+    assert report.losses["scorer", 40] < report.losses["scorer", 1] - 1
+    assert report.losses["model", 60] < report.losses["model", 1] - 1.5
+    pipeline = Pipeline.from_config({"schema": 1, "run": {"checkpoint": str(job.out / "model")}})
+    stored = pipeline.model
+    assert stored.patcher.threshold == job.model.patcher.threshold == result.threshold > 0
+    assert stored.context_bytes == 64
+    load_tensors(stored.modules(), tensors_of(job), "test")  # the same names and shapes
+    assert len(pipeline.generate("def ", max_new_bytes=8).output) <= 8
+
+
+def test_the_threshold_is_calibrated_unless_it_is_given(new_job, silent, tables):
+    job = new_job(steps=1)
+    Trainer(job, silent()).run()
+    (found,) = [r for r in metrics(job.out) if "threshold" in r]
+    assert found["mean_patch_bytes"] == pytest.approx(4.0, rel=0.1)
+    assert job.model.patcher.threshold == found["threshold"]
+    tables["patcher"]["threshold"] = 1.25
+    job = new_job("given", steps=1)
+    Trainer(job, silent()).run()
+    assert job.model.patcher.threshold == 1.25
+    assert not [r for r in metrics(job.out) if "threshold" in r]
+
+
+def test_a_patcher_without_a_scorer_needs_no_first_phase(new_job, silent, tables):
+    tables["patcher"] = {"use": "static", "patch_bytes": 4}
+    job, report = new_job(), silent()
+    Trainer(job, report).run()
+    assert {phase for phase, _ in report.losses} == {"model"}
+
+
+def test_the_scorer_stays_as_it_is_while_the_model_is_trained(new_job, silent, tmp_path):
+    seen = []
+
+    def look(phase, step):
+        scorer = job.model.patcher.byte_scorer.head.weight
+        if phase == "model":
+            seen.append(scorer.detach().clone())
+
+    job = new_job(save_dtype="bfloat16")
+    Trainer(job, silent(look)).run()
+    assert all(torch.equal(seen[0], each) for each in seen)
+    # What is stored is what the patches of training came from.
+    assert torch.equal(seen[0], seen[0].bfloat16().float())
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_accumulated_passes_make_the_step_of_one_pass_over_all_of_them(new_job, silent, accumulate):
+    job = new_job(accumulate=accumulate)
+    job.model.patcher.threshold = 5.55
+    data = load_data(job.corpus, job.settings, job.model)
+    phase = make_phases(job.model, job.objective, job.settings, data.documents, data.windows)[-1]
+    phase.module.double()
+    job.model.patcher.double()
+    batches = [phase.batches[i] for i in range(accumulate)]
+    assert len({batch.scored for batch in batches}) > 1, "unequal sizes are the point"
+    phase.module.zero_grad()
+    scored = sum(batch.scored for batch in batches)
+    for batch in batches:
+        (phase.loss(batch, torch.Generator())[0] * batch.scored / scored).backward()
+    expected = torch.cat([p.grad.flatten() for p in phase.module.parameters()]).norm()
+    phase.module.zero_grad()
+    job.backend.start(
+        phase.module, parameter_groups(phase.module, 0), clip=1.0, accumulate=accumulate
+    )
+    figures, size = Trainer(job, silent())._step(phase, 0)
+    assert size == scored
+    assert figures["grad_norm"] == pytest.approx(float(expected), rel=1e-9)
+
+
+@attrs.define
+class Scaled:
+    """An objective whose loss is multiplied by ``factor`` from call ``since`` on."""
+
+    inner: Any
+    factor: float
+    since: int
+    calls: int = 0
+
+    def loss(self, *arguments):
+        self.calls += 1
+        loss, _ = self.inner.loss(*arguments)
+        return (loss * self.factor if self.calls >= self.since else loss), {"calls": self.calls}
+
+
+def test_the_best_model_is_kept_and_a_worse_last_one_written_beside_it(new_job, silent):
+    job = new_job(steps=12, validate_every=4)
+    job = attrs.evolve(job, objective=Scaled(job.objective, -1.0, since=9))
+    result = Trainer(job, silent()).run()
+    scores = [r["bits_per_byte"] for r in metrics(job.out) if "bits_per_byte" in r]
+    assert min(scores) < scores[2], "the last score follows steps up the hill"
+    assert result.best_bits_per_byte == min(scores)
+    assert result.held_out.bits_per_byte == scores[2]
+    assert [r["calls"] for r in metrics(job.out) if "calls" in r] == list(range(1, 13))
+    config = {"schema": 1, "run": {"checkpoint": str(job.out / "model-last")}}
+    last = tensors_of(Pipeline.from_config(config))
+    assert all(torch.equal(last[name], tensor) for name, tensor in tensors_of(job).items())
+
+
+def test_without_held_out_text_the_last_model_is_written(new_job, silent, tables):
+    tables["corpus"]["valid_percent"] = 0
+    with pytest.raises(DataError, match=r"holds no document out; .* train.valid_bytes = 0"):
+        Trainer(new_job(), silent())
+    job = new_job(valid_bytes=0)
+    assert Trainer(job, silent()).run().best_bits_per_byte is None
+    assert (job.out / "model" / "config.toml").exists()
+
+
+# -- stopping and going on -----------------------------------------------------------------------
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from blt_core.config import Config
+from blt_core.plugins import load_plugins
+from blt_plugins.training.job import make_job
+from blt_plugins.training.loop import Trainer
+
+class Report:
+    def phase(self, name, step, steps): self.name = name
+    def step(self, step, figures):
+        if [self.name, step] == json.loads(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    def note(self, text): ...
+    def close(self): ...
+
+config = Config.from_mapping(json.loads(sys.argv[1]), "tiny.toml")
+Trainer(make_job(config, load_plugins(), out=Path(sys.argv[2])), Report()).run()
+"""
+
+
+@pytest.mark.parametrize("where", [("scorer", 7), ("model", 2), ("model", 8)])
+def test_a_killed_run_goes_on_bit_for_bit(new_job, silent, tables, tmp_path, where):
+    whole = new_job("whole")
+    Trainer(whole, silent()).run()
+    out = tmp_path / "killed"
+    arguments = [json.dumps(tables), str(out), json.dumps(where)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
+    assert done.returncode == -signal.SIGKILL
+    again, report = new_job("killed"), silent()
+    Trainer(again, report).run()
+    assert report.notes[0].startswith("resumed at ")
+    assert where in report.losses  # steps after the last state are taken again
+    assert len(report.losses) < 8 + 12
+    assert_same_run(whole, again)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", [("scorer", 8), ("model", 7)])
+def test_an_interrupt_saves_and_says_how_to_go_on(new_job, silent, where, number):
+    whole = new_job("whole")
+    Trainer(whole, silent()).run()
+
+    def interrupt(phase, step):
+        if (phase, step) == where:
+            os.kill(os.getpid(), number)
+
+    handler = signal.getsignal(number)
+    stopped = silent(interrupt)
+    with pytest.raises(RunError, match=r"interrupted at \w+ step \d+, .*run the same command") as e:
+        Trainer(new_job("stopped"), stopped).run()
+    assert e.value.exit_code == 1
+    assert signal.getsignal(number) is handler
+    assert list(stopped.losses)[-1] == where
+    again, report = new_job("stopped"), silent()
+    Trainer(again, report).run()
+    assert not report.losses.keys() & stopped.losses.keys()  # no step is taken twice
+    assert_same_run(whole, again)
+
+
+def test_a_finished_run_has_nothing_left_to_do(new_job, silent):
+    first = Trainer(new_job(), silent()).run()
+    report = silent()
+    again = Trainer(new_job(), report).run()
+    assert report.losses == {}
+    assert again.threshold == first.threshold
+    assert again.best_bits_per_byte == first.best_bits_per_byte
+
+
+def test_another_configuration_is_refused_and_fresh_starts_anew(new_job, silent, tables, texts):
+    Trainer(new_job(), silent()).run()
+    with pytest.raises(OtherSettingsError, match=r"train\.learning_rate: 0\.005 there, 0\.002 now"):
+        Trainer(new_job(learning_rate=2e-3), silent()).run()
+    Trainer(new_job(checkpoint_every=3, log_every=2), silent()).run()  # no step depends on these
+    (texts / "part0" / "new.py").write_text("x = 1\n")
+    with pytest.raises(OtherSettingsError, match=r"text: "):
+        Trainer(new_job(), silent()).run()
+    job, report = new_job(learning_rate=2e-3), silent()
+    Trainer(job, report).run(fresh=True)
+    assert len(report.losses) == 8 + 12
+    assert [r["step"] for r in metrics(job.out) if "loss" in r] == [*range(1, 9), *range(1, 13)]
+
+
+# -- failing -------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_state(new_job, silent):
+    job = new_job()
+    job = attrs.evolve(job, objective=Scaled(job.objective, float("nan"), since=7))
+    with pytest.raises(RunError) as caught:
+        Trainer(job, silent()).run()
+    text = str(caught.value)
+    assert text.startswith("model step 7: the loss is nan; the last good state is ")
+    assert "state (model step 5)" in text
+    assert caught.value.exit_code == 1
+    report = silent()
+    Trainer(new_job(), report).run()  # the state before it is good
+    assert next(iter(report.losses)) == ("model", 6)
+
+
+def test_every_fault_of_a_config_is_told_with_its_place(tables):
+    tables["train"] |= {"stepz": 3, "clip": 0, "scorer": {"steps": -1}}
+    del tables["train"]["steps"]
+    with pytest.raises(ConfigError) as caught:
+        make_job(Config.from_mapping(tables, "tiny.toml"), load_plugins())
+    text = str(caught.value)
+    for place in ("steps: missing", "stepz: unknown key", "clip: ", "scorer.steps: "):
+        assert f"tiny.toml: train.{place}" in text
+
+
+@pytest.mark.parametrize(
+    ("table", "keys", "message"),
+    [
+        ("train", {"context_bytes": 65}, "train.context_bytes: 65 is more than the model serves"),
+        ("run", {"checkpoint": "x"}, "run.checkpoint: training starts from random weights"),
+        ("run", {"dtype": "bfloat16"}, "run.dtype: training runs in float32"),
+        (
+            "train",
+            {"scorer": {"target_patch_bytes": 9.0}},
+            "train.scorer.target_patch_bytes: 9.0 is more than the longest patch",
+        ),
+    ],
+)
+def test_what_only_training_minds_is_told_before_any_work(tables, table, keys, message):
+    tables[table] = {**tables.get(table, {}), **keys}
+    with pytest.raises(ConfigError, match=re.escape(f"tiny.toml: {message}")):
+        make_job(Config.from_mapping(tables, "tiny.toml"), load_plugins())
+
+
+@pytest.mark.parametrize("table", ["corpus", "model", "train", "decoder"])
+def test_a_missing_table_is_named(tables, table):
+    del tables[table]
+    with pytest.raises(ConfigError, match=rf"tiny\.toml: {table}: missing"):
+        make_job(Config.from_mapping(tables, "tiny.toml"), load_plugins())

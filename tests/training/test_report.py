@@ -1,0 +1,90 @@
+"""Reports: lines where there is no terminal, a bar where there is one, metrics that rewind."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import ClassVar
+
+import pluggy
+
+from blt_core import hookspecs
+from blt_plugins.training.report import (
+    BarReport,
+    LineReport,
+    Metrics,
+    ObservedReport,
+    TrainStep,
+    new_report,
+)
+
+FIGURES = {"loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "bytes_per_second": 2200.0}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run(report) -> None:
+    report.phase("model", 0, 30)
+    for step in range(1, 31):
+        report.step(step, FIGURES)
+    report.note("[bold]done[/]")
+    report.close()
+
+
+def test_lines_are_few_and_show_the_last_step():
+    stream = io.StringIO()
+    run(LineReport(stream, seconds=3600))
+    first, last, note = stream.getvalue().splitlines()
+    assert "model 1/30  loss 2.5000  lr 1.00e-03  norm 0.50  2.20 kB/s" in first
+    assert "model 30/30" in last
+    assert last.endswith("left 0:00:00")
+    assert note.endswith("[bold]done[/]")
+    stream = io.StringIO()
+    run(LineReport(stream, seconds=0))
+    assert len(stream.getvalue().splitlines()) == 31
+
+
+def test_a_bar_is_for_terminals_only():
+    assert isinstance(new_report(io.StringIO()), LineReport)
+    stream = Terminal()
+    report = new_report(stream)
+    assert isinstance(report, BarReport)
+    run(report)
+    assert "30/30" in stream.getvalue()
+    assert "[bold]done[/]" in stream.getvalue()
+
+
+def test_observers_are_told_of_each_step():
+    class Observer:
+        steps: ClassVar[list] = []
+
+        @hookspecs.hookimpl
+        def blt_run_step(self, run, step):
+            self.steps.append((run, step))
+
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(Observer())
+    run(ObservedReport(LineReport(io.StringIO()), manager.hook, "the run"))
+    assert len(Observer.steps) == 30
+    assert Observer.steps[4] == ("the run", TrainStep("model", 5, FIGURES))
+
+
+def test_metrics_forget_what_will_be_logged_again(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics.rewind({})  # nothing there yet
+    for phase, steps in (("scorer", 3), ("model", 4)):
+        for step in range(1, steps + 1):
+            metrics.write(phase=phase, step=step, loss=0.5)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "model", "st')  # killed while it wrote
+    metrics.rewind({"scorer": 3, "model": 2})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [(r["phase"], r["step"]) for r in map(json.loads, lines)] == [
+        ("scorer", 1), ("scorer", 2), ("scorer", 3), ("model", 1), ("model", 2),
+    ]  # fmt: skip
+    metrics.rewind({})
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
