@@ -53,8 +53,9 @@ class Request:
 class Progress:
     """What one batch row has output and caused so far.
 
-    rounds counts sampler rounds, without one that only reads the prompt. accepted: drafted bytes
-    that were kept, without the bytes that the model adds itself.
+    rounds counts sampler rounds, without one that only reads the prompt. accepted: drafted ids
+    that verification let stand (also such that an EOS or stop string then cuts off), without the
+    model's own.
     """
 
     request: Request

@@ -195,9 +195,9 @@ class DecodeOps(Protocol):
         """A block of ``size`` bytes whose committed bytes are given and the rest [MASK].
 
         aligned: from the first byte of the open patch on; frontier (closure none) where fewer than
-        two new bytes would fit. frontier: from the next byte on. ``closure`` is of a frontier start:
-        forced counts the open patch as closed. Bytes with an unknown flag count as part of the open
-        patch, unless ``scored`` has a forced block's first pass run the scorer over them: for
+        two new bytes would fit. frontier: from the next byte on; ``closure`` is of such a start,
+        and forced counts the open patch as closed. Bytes with an unknown flag count as part of the
+        open patch, unless ``scored`` has a forced block's first pass run the scorer over them: for
         samplers that verify nothing. ``active`` defaults to the unfinished rows. Computes nothing.
         """
         ...

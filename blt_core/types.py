@@ -80,7 +80,8 @@ class Sampling:
         """
         if self.greedy:
             return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).double()
-        scaled = logits.double() / self.temperature
+        # Less the maximum first: a tiny temperature must not overflow.
+        scaled = (logits.double() - logits.double().amax(-1, keepdim=True)) / self.temperature
         if self.top_k is not None and self.top_k < scaled.shape[-1]:
             kth = scaled.topk(self.top_k, dim=-1).values[..., -1:]
             scaled = scaled.masked_fill(scaled < kth, float("-inf"))
@@ -230,7 +231,8 @@ class OpenBlock:
     ids: for each batch row its B ids, committed bytes first, then [MASK] (a drafter fills them
     in; an inactive row has none). start: position of its first byte. given: how many of its bytes
     are committed already. provisional: whether the open patch is closed by force. scored: whether
-    the flags of the text are brought up to date first.
+    the flags of the text are brought up to date first. edits: of the state when it was opened; a
+    block is good for that text only.
     """
 
     ids: list[list[int]]
@@ -238,6 +240,7 @@ class OpenBlock:
     given: tuple[int, ...]
     provisional: bool
     scored: bool = False
+    edits: int = 0
 
 
 @attrs.frozen(eq=False)

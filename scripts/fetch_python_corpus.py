@@ -205,7 +205,7 @@ def python_with_pip() -> str:
 
 def run_quietly(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run a command with its output captured."""
-    return subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  fixed arguments
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def download(pin: Pin, python: str, folder: Path) -> Path:
@@ -244,7 +244,8 @@ def read_wheel(wheel: Path, pin: Pin) -> dict[str, bytes]:
     found = digest(files)
     if found != pin.sha256:
         raise CorpusError(
-            f"{pin.name}=={pin.version}: sha256 of the extracted text: expected {pin.sha256}, found {found}; "
+            f"{pin.name}=={pin.version}: sha256 of the extracted text: "
+            f"expected {pin.sha256}, found {found}; "
             "fix: run 'pip cache purge' and check which index pip uses"
         )
     return files
@@ -274,7 +275,7 @@ def wanted_path(path: str) -> bool:
 
 
 def clean_text(data: bytes) -> str | None:
-    """Return the text with line feeds alone as line ends, or None where it is not usable Python text."""
+    """Return the text with line feeds as line ends, or None where it is not usable Python."""
     try:
         text = data.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError:
@@ -402,7 +403,7 @@ def gather(downloads: Path) -> list[SourceFile]:
 
 
 def describe(parts: Mapping[str, Sequence[SourceFile]]) -> dict[str, object]:
-    """Return the manifest: every figure is of the files written, and nothing depends on the clock."""
+    """Return the manifest: every figure is of the files written, none depends on the clock."""
     origin = {
         STDLIB: (f"{platform.python_implementation()} {platform.python_version()}", STDLIB_LICENCE)
     }
@@ -480,7 +481,8 @@ def is_complete(output: Path) -> bool:
         )
     if not same:
         raise UsageError(
-            f"{output} exists and is not this corpus, complete; fix: remove it or name another folder"
+            f"{output} exists and is not this corpus, complete; "
+            "fix: remove it or name another folder"
         )
     return True
 

@@ -85,7 +85,7 @@ def _attend_banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return out.reshape(batch, bands * window, *out.shape[2:])[:, :rows]
 
 
-def attend_blocks(  # noqa: PLR0913 -- two groups of keys and values, a mask for each
+def attend_blocks(
     q: Tensor,
     own_k: Tensor,
     own_v: Tensor,

@@ -18,7 +18,7 @@ LAYERS = [
     {"registry", "plugins", "manifest"},
     {"config", "_merge", "wiring"},
     {"model", "checkpoint"},
-    {"state", "engine", "denoising"},
+    {"rows", "passes", "state", "engine", "denoising"},
     {"pipeline", "compare"},
     {"cli"},
 ]

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blt_core.engine import Request
 from blt_core.protocols import Unmasking
 from blt_core.testing.reference import block_logits, true_flags
 from blt_core.types import Sampling
@@ -73,7 +72,7 @@ class Counted:
         return drafted
 
 
-@examples(150)
+@examples(100)
 @given(st.data(), denoising_indices, diffusion_drafters())
 def test_blt_dv_equals_ar(data, index, drafter):
     batch = data.draw(batches(index))
@@ -83,7 +82,7 @@ def test_blt_dv_equals_ar(data, index, drafter):
         assert (bytes(got.output), got.stop_reason) == (bytes(want.output), want.stop_reason)
 
 
-@examples(100)
+@examples(60)
 @given(st.data(), denoising_indices, diffusion_drafters(), st.integers(1, 16))
 def test_cascade_drafts_byte_for_byte_what_self_drafts(data, index, inner, count):
     batch = data.draw(batches(index))

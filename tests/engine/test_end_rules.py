@@ -260,7 +260,10 @@ def test_a_stale_block_raises():
         with pytest.raises(EngineError, match="changed since"):
             state.denoise(block)
         state.rewind([n - int(b == 1) for b, n in enumerate(state.lengths)])
-        state.denoise(block)
+        state.append([[], [66]])  # as long as it was, yet another text
+        with pytest.raises(EngineError, match="changed since"):
+            state.denoise(block)
+        state.denoise(state.open_block(8, start=start, closure=closure))
 
 
 def test_passes_without_rows_or_with_too_many_raise():

@@ -43,7 +43,11 @@ def traced(index, batch, drafter):
     done = run(models.model(index), trace, batch)
     rows = rows_of(trace, recorded, len(batch))
     observe(index, batch, rows, done)
-    for record, rounds in zip(done, rows, strict=True):
+    for request, record, rounds in zip(batch, done, rows, strict=True):
+        left = request.max_new_bytes
+        for turn in rounds:  # one byte of what remains is the model's own
+            assert len(turn.draft) <= left - 1
+            left -= turn.accepted + 1
         assert record.rounds == len(rounds) - 1  # the first only reads the prompt
         assert record.drafted == sum(len(turn.draft) for turn in rounds)
         assert record.accepted == sum(turn.accepted for turn in rounds)

@@ -1,0 +1,58 @@
+"""Bookkeeping of one batch row of a decode state."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import attrs
+
+from blt_core.types import Passes
+
+
+@attrs.define
+class RowState:
+    """One text of n ids, and how far each part of the model has come on it.
+
+    starts: positions whose flag is known and set, so byte j opens a patch iff j is among them.
+    scored: ids that the scorer has read; flags 0..scored are known. encoded: byte rows that the
+    encoder has run. decoded: decoder rows in the cache, of which the first ``true`` are true and
+    the rest stale or provisional. A row is true if its flag was known and all rows before it were
+    true. settled: no rewind goes below the patch that starts here.
+    """
+
+    ids: list[int]
+    starts: list[int] = attrs.field(factory=lambda: [0])
+    scored: int = 0
+    encoded: int = 0
+    decoded: int = 0
+    true: int = 0
+    settled: int = 0
+    passes: Passes = attrs.field(factory=Passes)
+
+    @property
+    def latents(self) -> int:
+        """How many patches are closed given the known flags; all their latents are computed."""
+        return len(self.starts) - 1
+
+    @property
+    def open_start(self) -> int:
+        """The first byte of the patch of the last id, as far as flags are known."""
+        return self.starts[bisect_right(self.starts, len(self.ids) - 1) - 1]
+
+    def cut(self, length: int) -> None:
+        """Keep ``length`` ids, flags 0..length, and what was computed from these."""
+        del self.ids[length:]
+        del self.starts[bisect_right(self.starts, length) :]
+        self.scored = min(self.scored, length)
+        self.encoded = min(self.encoded, length)
+        self.decoded = min(self.decoded, length)
+        self.true = min(self.true, length)
+
+
+def latent_before(bounds: list[int], position: int) -> int:
+    """The newest latent that is closed before byte ``position``, given where patches start.
+
+    Row i reads ``latent_before(bounds, i + 1)``; a block reads that of its start, as the clean row
+    before it does. 0 where there is none, for rows that take no part.
+    """
+    return max(bisect_right(bounds, position) - 2, 0)
