@@ -43,10 +43,10 @@ class Difference:
 
 @attrs.frozen
 class Row:
-    """One sampler's totals over the prompts. ``relative_*`` are ratios to the first sampler.
+    """One sampler's totals over the prompts. ``relative_*`` are ratios to the first sampler's.
 
-    identical: all outputs equal the first sampler's. differences: of the prompts where they do
-    not. per_prompt: each prompt's own figures.
+    agreement: share of the first sampler's bytes that stand at the same places here. differences:
+    one for each prompt whose output differs. results: of each prompt.
     """
 
     spec: str
@@ -60,6 +60,7 @@ class Row:
     relative_gigabytes: float
     bytes_per_second: float
     relative_speed: float
+    agreement: float
     differences: tuple[Difference, ...]
     results: tuple[Generation, ...]
 
@@ -126,6 +127,7 @@ def _row(
         relative_gigabytes=cost.gigabytes / reference.gigabytes if reference else 1.0,
         bytes_per_second=speed,
         relative_speed=speed / reference.bytes_per_second if reference else 1.0,
+        agreement=_agreement(results, reference.results if reference else results),
         differences=_differences(pipeline.model, results, reference.results) if reference else (),
         results=tuple(results),
     )
@@ -135,6 +137,12 @@ def _speed(results: Sequence[Generation]) -> float:
     seconds = sum(result.seconds for result in results)
     later = sum(result.bytes_per_second * result.seconds for result in results)
     return later / seconds if seconds > 0 else 0.0
+
+
+def _agreement(results: Sequence[Generation], expected: Sequence[Generation]) -> float:
+    pairs = [(r.output, e.output) for r, e in zip(results, expected, strict=True)]
+    same = sum(a == b for got, want in pairs for a, b in zip(got, want, strict=False))
+    return same / max(sum(len(want) for _, want in pairs), 1)
 
 
 def _differences(

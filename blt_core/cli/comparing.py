@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from blt_core.cli import inputs
+from blt_core.cli import inputs, plotting
 from blt_core.cli.generating import as_record
 from blt_core.compare import Row, compare
 from blt_core.errors import RequestError, near_match
@@ -43,10 +43,14 @@ def add_command(app: typer.Typer) -> None:
         checkpoint: inputs.CheckpointOption = None,
         device: inputs.DeviceOption = None,
         dtype: inputs.DtypeOption = None,
+        plot: Annotated[
+            str | None, typer.Option(help="Draw agreement against cost: a .png or .svg file.")
+        ] = None,
         as_json: inputs.JsonOption = False,
     ) -> None:
         """Compare samplers: passes, acceptance, cost, speed, and agreement with the first."""
         parameters = _scale(cost_parameters)
+        pictures = plotting.plot_paths(plot) if plot is not None else []
         settings = inputs.find_config(config).with_run(
             max_new_bytes=max_new_bytes, checkpoint=checkpoint, device=device, dtype=dtype
         )
@@ -61,6 +65,8 @@ def add_command(app: typer.Typer) -> None:
                 bar.advance(task, 0 if (spec, index) == (samplers[0], 0) else 1)
 
             rows = compare(pipeline, samplers, prompts, parameters=parameters, progress=advance)
+        if pictures:
+            plotting.plot(rows, pictures)
         if as_json:
             priced = parameters or pipeline.parameters
             typer.echo(json.dumps(as_report(rows, len(prompts), priced, pipeline)))
@@ -111,6 +117,7 @@ def _record(row: Row) -> dict[str, Any]:
         "settings": row.settings,
         "identical_to_ar": row.identical,
         "near_ties": row.near_ties,
+        "agreement": row.agreement,
         "differences": [attrs.asdict(difference) for difference in row.differences],
         "n_dec": row.passes.decoder,
         "n_enc": row.passes.encoder,

@@ -51,3 +51,15 @@ def test_table_names_every_sampler(blt, run_config):
     assert outcome.code == 0
     for spec in ("ar", "blt-s draft_bytes=4", "blt-s draft_bytes=16"):
         assert spec in outcome.out.decode()
+
+
+def test_plot_writes_png_and_svg(blt, run_config, tmp_path):
+    common = ("compare", run_config(), "--prompt", "ab", "--max-new-bytes", 6, "--sampler", "ar")
+    assert blt(*common, "--plot", tmp_path / "picture").code == 0
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "picture.svg").read_bytes()
+    assert sorted(p.name for p in tmp_path.glob("*picture*")) == ["picture.png", "picture.svg"]
+    for bad, text in (("a.pdf", ".pdf"), ("none/a.png", "does not exist")):
+        outcome = blt(*common, "--plot", tmp_path / bad)
+        assert outcome.code == 2
+        assert text in outcome.err

@@ -1,0 +1,59 @@
+"""The picture of a comparison: agreement with the reference against cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from blt_core.compare import Row
+from blt_core.errors import DataError
+
+FORMATS = (".png", ".svg")
+
+
+def plot_paths(target: str) -> list[Path]:
+    """The files that ``--plot TARGET`` writes: TARGET, or with both endings if it has neither.
+
+    Raises DataError for another ending, a missing folder, or where matplotlib is not installed.
+    """
+    path = Path(target)
+    if path.suffix and path.suffix not in FORMATS:
+        raise DataError(f"--plot: {target} ends in {path.suffix}; expected .png, .svg or neither")
+    if not path.parent.is_dir():
+        raise DataError(f"--plot: the folder {path.parent} does not exist")
+    try:
+        import matplotlib as _  # noqa: F401, ICN001 -- only whether it is there
+    except ImportError as error:
+        raise DataError("--plot needs matplotlib.   fix: pip install 'blt-core[plot]'") from error
+    return [path] if path.suffix else [path.with_suffix(ending) for ending in FORMATS]
+
+
+def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
+    """Draw every sampler at (relative GB, share of bytes that are the reference's)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for index, row in enumerate(rows):
+        axes.scatter(row.relative_gigabytes, 100 * row.agreement, label=row.spec, s=36, zorder=3)
+        axes.annotate(
+            str(index + 1),
+            (row.relative_gigabytes, 100 * row.agreement),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set_xlabel(f"weight traffic relative to {rows[0].spec}")
+    axes.set_ylabel(f"bytes that are those of {rows[0].spec}, %")
+    axes.set_ylim(-3, 103)
+    axes.set_xlim(left=0)
+    axes.grid(visible=True, alpha=0.3)
+    handles, labels = axes.get_legend_handles_labels()
+    numbered = [f"{index + 1}  {label}" for index, label in enumerate(labels)]
+    axes.legend(handles, numbered, fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    for path in paths:
+        spare = path.with_name(f".{path.name}.new")
+        figure.savefig(spare, format=path.suffix[1:], dpi=150)
+        spare.replace(path)

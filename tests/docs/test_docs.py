@@ -1,0 +1,108 @@
+"""What the documentation shows works, and what exists is documented."""
+
+from __future__ import annotations
+
+import re
+import types
+from pathlib import Path
+
+import pytest
+import typer
+
+from blt_core import hookspecs
+from blt_core.cli.app import build_app
+from blt_core.config import Config
+from blt_core.pipeline import DEFAULTS, Pipeline, plan_run
+from blt_core.plugins import load_plugins
+from tests.tiny import config
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/*.md")])
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", read(name), re.DOTALL)
+
+
+def test_every_hook_is_documented():
+    page = read("docs/plugins.md")
+    hooks = [name for name in vars(hookspecs) if name.startswith("blt_")]
+    assert len(hooks) >= 6
+    for hook in hooks:
+        assert f"`{hook}(" in page, hook
+
+
+def test_the_plugin_of_the_tutorial_is_a_lossless_sampler():
+    [source] = [code for code in blocks("docs/plugins.md", "python") if "class Echo" in code]
+    module = types.ModuleType("blt_acme")
+    exec(source, vars(module))
+    plugins = load_plugins(extra=[("blt-acme", "acme", module)])
+    assert plugins.broken == ()
+    pipeline = Pipeline.load(Config.from_mapping(config()), plugins)
+    echo = pipeline.with_sampler("speculative drafter.use=acme/echo drafter.draft_bytes=2")
+    expected = pipeline.generate("x = ", max_new_bytes=30)
+    result = echo.generate("x = ", max_new_bytes=30)
+    assert result.output == expected.output
+    assert result.drafted > 0
+
+
+def test_the_config_of_the_documentation_resolves():
+    import tomli
+
+    [whole, *_] = blocks("docs/configuration.md", "toml")
+    plan, _ = plan_run(Config.from_mapping(tomli.loads(whole)), load_plugins())
+    assert plan.node("sampler").name == "speculative"
+
+
+def test_the_ten_lines_of_the_readme_run(capsys):
+    [source] = [code for code in blocks("README.md", "python") if "stream_text" in code]
+    assert len(source.strip().splitlines()) <= 14
+    exec(source, {})
+    assert capsys.readouterr().out.rstrip().endswith("GB")
+
+
+def test_every_command_is_documented():
+    app = build_app(load_plugins())
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    page = read("docs/cli.md")
+    for name in commands:
+        assert f"blt {name}" in page, name
+
+
+def test_every_field_of_the_json_output_is_documented(tmp_path):
+    from blt_core.cli.comparing import as_report
+    from blt_core.cli.generating import as_record
+    from blt_core.compare import compare
+
+    pipeline = Pipeline.from_config(config())
+    rows = compare(pipeline, ["ar"], ["x"], max_new_bytes=4)
+    report = as_report(rows, 1, pipeline.parameters, pipeline)
+    page = read("docs/cli.md")
+    for field in [*as_record(rows[0].results[0]), *report, *report["samplers"][0]]:
+        assert re.search(rf"[`\"]{field}[`\"]", page), field
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_no_placeholder_is_left(page):
+    assert "@@" not in page.read_text(encoding="utf-8")
+
+
+def test_shipped_configs_resolve():
+    for path in sorted((ROOT / "configs").glob("*.toml")):
+        if path.stem.startswith(("train", "quickstart")):
+            continue
+        from blt_core.config import load_config
+
+        plan, _ = plan_run(load_config(path), load_plugins())
+        assert plan.nodes.keys() >= DEFAULTS.keys(), path
