@@ -47,7 +47,7 @@ def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
         )
     axes.set_xlabel(f"weight traffic relative to {rows[0].spec}")
     axes.set_ylabel(f"bytes that are those of {rows[0].spec}, %")
-    axes.set_ylim(-3, 103)
+    axes.set_ylim(-3, 108)
     axes.set_xlim(left=0)
     axes.grid(visible=True, alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
