@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import tomli
-
-from blt_core._tables import Place, Table
+from blt_core._tables import Place, Table, parse_toml
 from blt_core.errors import ConfigError, Problem
 
 # A word ends at a space outside of quotes, brackets and braces. One that is left open runs to the
@@ -50,8 +48,8 @@ def parse_inline(text: str, kind: str) -> Table:
 
 def _value(text: str) -> Any:
     try:
-        (value,) = tomli.loads(f"value = {text}").values()
-    except ValueError as error:  # of tomli, or of unpacking more than one key
+        (value,) = parse_toml(f"value = {text}").values()
+    except ValueError as error:  # of the parser, or of unpacking more than one key
         if _BARE.fullmatch(text):
             return text
         raise ValueError(f"{text!r} is no TOML value: {error}") from error

@@ -1,7 +1,8 @@
 """A run's config on top of a checkpoint's: the model comes from the checkpoint.
 
-A run may repeat the checkpoint's ``use`` and set the keys that the component marks as overridable
-(thresholds, windows; not dims); anything else in those tables is a problem.
+A run may repeat what the checkpoint says, as a config that ``blt check`` printed does, and set the
+keys that the component marks as overridable (thresholds, windows; not dims); anything else in those
+tables is a problem.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from typing import Any
 
 import attrs
 
-from blt_core._structure import params_fields, show
+from blt_core._structure import Invalid, default_of, params_fields, read_value, show
 from blt_core._tables import Place, Table
-from blt_core.component import nested_kinds, overridable_keys
-from blt_core.config import MODEL_KINDS, SCHEMA, Config
+from blt_core.component import NESTED, nested_kinds, overridable_keys
+from blt_core.config import MODEL_KINDS, SCHEMA, Config, ModelSettings
 from blt_core.errors import PluginError, Problem, near_match
 from blt_core.plugins import Plugins
+
+Fields = Mapping[str, "attrs.Attribute[Any]"]
 
 _STORED = ("model", *MODEL_KINDS)
 
@@ -56,31 +59,54 @@ class _Merger:
             text = f"the checkpoint {what}; it cannot be replaced by {show(own)}"
             self.problems.append(place.problem(text))
             return stored
-        fields, free, below = self._keys(kind, stored)
-        changes = {}
+        params = self._params(kind, stored)
+        if params is None:
+            return stored
+        fields, free = params_fields(params), overridable_keys(params)
+        below, changes = nested_kinds(params), {}
+        stored = stored.updated(_nested_defaults(stored, fields), {})
         for key, value in own.items():
             where = own.place_of(key)
-            if key == "use" and value == stored.get("use"):
-                continue
             if key in free:
                 changes[key] = value
             elif key in below and key in stored:
                 changes[key] = self.override(below[key], stored[key], value, where)
-            else:
+            elif not _repeats(key, value, stored, fields):
                 self.problems.append(_refusal(where, key, stored, fields, free))
         return stored.updated(changes, {key: own.place_of(key) for key in changes})
 
-    def _keys(self, kind: str, stored: Table) -> tuple[list[str], frozenset[str], dict[str, str]]:
-        """Of the component in a table: its keys, those that a run may set, nested kinds."""
+    def _params(self, kind: str, stored: Table) -> type | None:
+        """The class of the keys in a table; None if resolve will report its component's name."""
+        if kind == "model":
+            return ModelSettings
         try:
-            params = self.plugins.registry.lookup(kind, str(stored.get("use"))).record.params
-        except PluginError:  # ``model``; or a name that resolve will report
-            return list(stored), frozenset(), {}
-        return list(params_fields(params)), overridable_keys(params), nested_kinds(params)
+            return self.plugins.registry.lookup(kind, str(stored.get("use"))).record.params
+        except PluginError:
+            return None
+
+
+def _nested_defaults(stored: Table, fields: Fields) -> dict[str, Any]:
+    """The nested tables that a checkpoint leaves at their defaults."""
+    absent = [f for f in fields.values() if NESTED in f.metadata and f.name not in stored]
+    return {f.name: default_of(f) for f in absent if f.default is not attrs.NOTHING}
+
+
+def _repeats(key: str, value: Any, stored: Table, fields: Fields) -> bool:
+    """Whether a run says of a key what the checkpoint says, if only by leaving it out."""
+    if key == "use":
+        return bool(value == stored.get("use"))
+    field = fields.get(key)
+    if field is None or NESTED in field.metadata:
+        return False
+    try:
+        held = read_value(field, stored[key]) if key in stored else default_of(field)
+        return bool(read_value(field, value) == held)
+    except Invalid:
+        return False
 
 
 def _refusal(
-    place: Place, key: str, stored: Table, fields: list[str], free: frozenset[str]
+    place: Place, key: str, stored: Table, fields: Fields, free: frozenset[str]
 ) -> Problem:
     hint = f"overridable here: {', '.join(sorted(free)) or 'nothing'}"
     if key == "use":

@@ -110,8 +110,8 @@ def read_fields(cls: type[T], table: Mapping[str, Any], owner: str, read: FieldR
     values = gather([*table.items(), *absent.items()], read_key)
     try:
         return cls(**values)
-    except (ValueError, BltError) as error:
-        raise Invalid(Fault(str(error))) from error
+    except Exception as error:
+        raise Invalid(Fault(reason(error, owner))) from error
 
 
 def read_table(cls: type[T], table: Table, owner: str, read: FieldReader | None = None) -> T:
@@ -129,9 +129,17 @@ def read_value(field: attrs.Attribute[Any], value: Any) -> Any:
     if field.validator is not None:
         try:
             field.validator(None, field, result)
-        except (ValueError, TypeError) as error:
-            raise Invalid(Fault(str(error))) from error
+        except Exception as error:
+            raise Invalid(Fault(reason(error))) from error
     return result
+
+
+def reason(error: Exception, owner: str = "") -> str:
+    """What an error of a component says; those that are not meant for users with type and owner."""
+    if isinstance(error, (ValueError, BltError)):
+        return str(error)
+    text = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return f"{owner} failed: {text}" if owner else text
 
 
 def params_fields(cls: type) -> dict[str, attrs.Attribute[Any]]:
@@ -154,12 +162,16 @@ def check_params(cls: type) -> None:
             raise UnsupportedType(f"{cls.__name__}.{name}: this name cannot be a key")
         if field.type is None:
             raise UnsupportedType(f"{cls.__name__}.{name}: has no annotation")
-        if NESTED not in field.metadata:
-            try:
-                kind: Any = field.type
-                reader(kind)
-            except UnsupportedType as error:
-                raise UnsupportedType(f"{cls.__name__}.{name}: {error}") from error
+        if NESTED in field.metadata:
+            continue
+        if type(None) in get_args(field.type) and field.default is not None:
+            text = "its type allows None, so None must be its default: TOML has no null to set it"
+            raise UnsupportedType(f"{cls.__name__}.{name}: {text}")
+        try:
+            kind: Any = field.type
+            reader(kind)
+        except UnsupportedType as error:
+            raise UnsupportedType(f"{cls.__name__}.{name}: {error}") from error
 
 
 def describe_field(field: attrs.Attribute[Any]) -> str:
@@ -172,10 +184,9 @@ def plain(value: object, skip: Collection[str] = ()) -> Any:
     """The TOML values that read back as ``value``, less the fields in ``skip``."""
     if not attrs.has(type(value)):
         return CONVERTER.unstructure(value)
-    fields = [field for name, field in params_fields(type(value)).items() if name not in skip]
-    held = [(field, getattr(value, field.name)) for field in fields]
-    # TOML cannot spell None; an absent key says it where None is the default.
-    return {f.name: plain(v) for f, v in held if v is not None or f.default is not None}
+    held = {name: getattr(value, name) for name in params_fields(type(value)) if name not in skip}
+    # TOML cannot spell None; an absent key says it, for None is the default of what may be None.
+    return {name: plain(item) for name, item in held.items() if item is not None}
 
 
 MISSING = object()
@@ -185,7 +196,15 @@ def _absent(field: attrs.Attribute[Any]) -> Any:
     """What to read for an absent key: MISSING, a nested default, or None to leave it alone."""
     if field.default is attrs.NOTHING:
         return MISSING
-    return field.default.factory() if NESTED in field.metadata else None  # type: ignore[union-attr]
+    return default_of(field) if NESTED in field.metadata else None
+
+
+def default_of(field: attrs.Attribute[Any]) -> Any:
+    """What an absent key stands for; NOTHING if it is required, or depends on other keys."""
+    default: Any = field.default
+    if not isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        return default
+    return attrs.NOTHING if default.takes_self else default.factory()
 
 
 # -- types ---------------------------------------------------------------------------------------
@@ -211,7 +230,11 @@ def show(value: object) -> str:
         return "a table"
     if isinstance(value, (list, tuple)):
         return "a list"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    if isinstance(value, bool):
+        return f"bool {str(value).lower()}"
+    # Python refuses to write integers of thousands of digits, except in hexadecimal.
+    huge = isinstance(value, int) and value.bit_length() > 4 * _SHOWN
+    text = f"{value:#x}" if huge else repr(value)
     return f"{type(value).__name__} {text if len(text) <= _SHOWN else text[:_SHOWN] + '…'}"
 
 

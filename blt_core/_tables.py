@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ class Place:
     """A source (file, checkpoint or option) and a dotted path within it.
 
     In the expansion of a preset the path is one within the expansion; ``preset`` is what the user
-    named, and ``above`` where.
+    named, and ``above`` where. ``trail``: the components whose defaults and expansions led here;
+    empty for what the user wrote.
     """
 
     source: str
     path: str = ""
     preset: str = ""
     above: Place | None = None
+    trail: tuple[str, ...] = ()
 
     @property
     def written(self) -> Place:
@@ -40,9 +42,14 @@ class Place:
                 path += f".{key}" if path else key
         return attrs.evolve(self, path=path)
 
+    def default_of(self, component: str) -> Place:
+        """This place, filled by the default of a component."""
+        return attrs.evolve(self, trail=(*self.trail, component))
+
     def expansion(self, preset: str) -> Place:
         """The place of what the preset at this place expands to."""
-        return Place(self.source, preset=self.preset or preset, above=self)
+        trail = (*self.trail, preset)
+        return Place(self.source, preset=self.preset or preset, above=self, trail=trail)
 
     def problem(self, text: str, *hints: str) -> Problem:
         """A problem at this place."""
@@ -82,11 +89,44 @@ class Table(dict[str, Any]):
         return value
 
 
+#: Deeper tables would exhaust Python's stack somewhere between here and a built component.
+_DEEPEST = 50
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text.
+
+    Raises ValueError for all that cannot be read: TOMLDecodeError for faults of syntax, a plain one
+    for numbers and nesting that are beyond Python's limits.
+    """
+    too_deep = ValueError(f"nested more than {_DEEPEST} levels deep")
+    try:
+        tables = tomli.loads(text)
+    except tomli.TOMLDecodeError:
+        raise
+    except ValueError as error:
+        raise ValueError("an integer has too many digits") from error
+    except RecursionError as error:
+        raise too_deep from error
+    level: list[Any] = [tables]
+    for _ in range(_DEEPEST):
+        level = [item for table in level for item in _below(table)]
+    if level:
+        raise too_deep
+    return tables
+
+
+def _below(value: object) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
 def read_toml(path: Path) -> Table:
     """The tables of a TOML file; ConfigError if it is missing, unreadable or malformed."""
     place = Place(str(path))
     try:
-        return Table(tomli.loads(path.read_text(encoding="utf-8")), place)
+        return Table(parse_toml(path.read_text(encoding="utf-8")), place)
     except FileNotFoundError:
         problem = place.problem("no such file")
     except UnicodeDecodeError as error:
@@ -96,4 +136,6 @@ def read_toml(path: Path) -> Table:
     except tomli.TOMLDecodeError as error:
         where = Place(f"{path}:{error.lineno}:{error.colno}")
         problem = where.problem(error.msg)
+    except ValueError as error:
+        problem = place.problem(str(error))
     raise ConfigError([problem])

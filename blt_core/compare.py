@@ -6,7 +6,7 @@ different shapes can part at a near-tie of two logits, or of an entropy and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -17,8 +17,8 @@ from blt_core.model import Model
 from blt_core.pipeline import Generation, Pipeline, to_bytes
 from blt_core.types import Parameters, Passes, Rows
 
-#: Margins (in logits, or nats) below which fp32 runs of different shapes may part.
-NEAR_TIE = 1e-3
+#: Margins below which runs of different shapes may part, by the dtype of a model's weights.
+NEAR_TIE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.25}
 
 
 @attrs.frozen
@@ -26,24 +26,22 @@ class Difference:
     """Where an output leaves the reference's, and how close the call was there.
 
     first_difference: index of the first differing new byte. logit_margin: gap between the two
-    highest logits at that byte. flag_margin: smallest distance of an entropy from the patcher's
-    threshold up to there, in nats (None for patchers without one).
+    highest logits at that byte. flag_margin: smallest distance of a new byte's entropy from the
+    patcher's threshold up to there, in nats (None for patchers without one). near_tie: whether
+    either margin is below NEAR_TIE (a patcher computes in float32 at least).
     """
 
     first_difference: int
     logit_margin: float
     flag_margin: float | None
-
-    @property
-    def near_tie(self) -> bool:
-        """Whether either margin is below ``NEAR_TIE``."""
-        flag = self.flag_margin is not None and self.flag_margin < NEAR_TIE
-        return flag or self.logit_margin < NEAR_TIE
+    near_tie: bool
 
 
 @attrs.frozen
 class Row:
-    """One sampler's totals over the prompts. ``relative_*`` are ratios to the first sampler's.
+    """One sampler's totals over the prompts.
+
+    relative_gigabytes, relative_speed: ratios to the first sampler's, None where that is 0.
 
     agreement: share of the first sampler's bytes that stand at the same places here. differences:
     one for each prompt whose output differs. results: of each prompt.
@@ -57,9 +55,9 @@ class Row:
     drafted: int
     accepted: int
     gigabytes: float
-    relative_gigabytes: float
+    relative_gigabytes: float | None
     bytes_per_second: float
-    relative_speed: float
+    relative_speed: float | None
     agreement: float
     differences: tuple[Difference, ...]
     results: tuple[Generation, ...]
@@ -77,32 +75,42 @@ class Row:
 
 def compare(
     pipeline: Pipeline,
-    samplers: Sequence[str],
+    samplers: Mapping[str, str | Mapping[str, Any]],
     prompts: Sequence[str | bytes],
     *,
     parameters: Parameters | None = None,
-    progress: Callable[[str, int], None] = lambda _spec, _index: None,
+    progress: Callable[[str, int], None] = lambda _name, _index: None,
     **request: Any,
 ) -> list[Row]:
-    """Run every sampler on every prompt, one prompt at a time, and sum up.
+    """Run every sampler on every prompt, one at a time, and sum up.
 
-    samplers: inline specs (``"blt-s draft_bytes=8"``); the first is the reference. parameters:
-    counts that price the passes (default: the model's own). Specs and requests are checked before
-    any work. progress(spec, prompt index) is called before each prompt.
+    samplers: what rows are called, and an inline spec (``"blt-s draft_bytes=8"``) or a table of
+    each; the first is the reference. Prompts go round the samplers, so that a drift of the
+    machine's speed meets all alike, after a short run of each that is not counted. parameters:
+    counts that price the passes (default: the model's own). All is checked before any work.
+    progress(name, prompt index) is called before each run.
     """
     if not prompts:
         raise RequestError("no prompts were given")
-    pipelines = [pipeline.with_sampler(spec) for spec in samplers]
-    for each in pipelines:
+    pipelines = {name: pipeline.with_sampler(spec) for name, spec in samplers.items()}
+    for each in pipelines.values():
         each.check(prompts, **request)
+    most = request.get("max_new_bytes") or pipeline.settings.max_new_bytes
+    for each in pipelines.values():
+        each.generate(prompts[0], **{**request, "max_new_bytes": min(most, WARM_UP_BYTES)})
+    results: dict[str, list[Generation]] = {name: [] for name in pipelines}
+    for index, prompt in enumerate(prompts):
+        for name, each in pipelines.items():
+            progress(name, index)
+            results[name].append(each.generate(prompt, **request))
     rows: list[Row] = []
-    for spec, each in zip(samplers, pipelines, strict=True):
-        results = []
-        for index, prompt in enumerate(prompts):
-            progress(spec, index)
-            results.append(each.generate(prompt, **request))
-        rows.append(_row(spec, each, results, parameters, rows[0] if rows else None))
+    for name, each in pipelines.items():
+        rows.append(_row(name, each, results[name], parameters, rows[0] if rows else None))
     return rows
+
+
+#: New bytes of the run of each sampler that is not counted.
+WARM_UP_BYTES = 16
 
 
 def _row(
@@ -124,13 +132,17 @@ def _row(
         drafted=sum(result.drafted for result in results),
         accepted=sum(result.accepted for result in results),
         gigabytes=cost.gigabytes,
-        relative_gigabytes=cost.gigabytes / reference.gigabytes if reference else 1.0,
+        relative_gigabytes=_ratio(cost.gigabytes, reference.gigabytes) if reference else 1.0,
         bytes_per_second=speed,
-        relative_speed=speed / reference.bytes_per_second if reference else 1.0,
+        relative_speed=_ratio(speed, reference.bytes_per_second) if reference else 1.0,
         agreement=_agreement(results, reference.results if reference else results),
         differences=_differences(pipeline.model, results, reference.results) if reference else (),
         results=tuple(results),
     )
+
+
+def _ratio(value: float, reference: float) -> float | None:
+    return value / reference if reference else None
 
 
 def _speed(results: Sequence[Generation]) -> float:
@@ -166,9 +178,19 @@ def explain(model: Model, prompt: str | bytes, expected: bytes, found: bytes) ->
     output = model.forward(rows, model.patcher.flags(rows, None)).clean
     if output is None:
         raise RequestError("the decoder returned no output for its clean rows")
-    logits = output.logits[0, -1].double()
+    logits = output.logits[0, -1].cpu().double()
     logits[list(model.scheme.never_output)] = float("-inf")
     first, second = logits.topk(2).values.tolist()
+    dtype = output.logits.dtype
+    flag = _flag_margin(model, rows, len(ids) - shared)
+    flag_bound = NEAR_TIE[torch.float64 if dtype == torch.float64 else torch.float32]
+    tie = first - second < NEAR_TIE[dtype] or (flag is not None and flag < flag_bound)
+    return Difference(shared, first - second, flag, tie)
+
+
+def _flag_margin(model: Model, rows: Rows, begin: int) -> float | None:
+    """How close a flag of the bytes from ``begin`` on came to being another."""
     margins = getattr(model.patcher, "margins", None)
-    flag = float(margins(rows).min()) if margins is not None else None
-    return Difference(shared, first - second, flag)
+    if margins is None:
+        return None
+    return float(margins(rows)[0, begin - 1 :].min())

@@ -8,6 +8,7 @@ an instance of params in which nested fields already hold the built objects.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -111,13 +112,13 @@ Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
 def at_least(low: float) -> Validator:
-    """Values from ``low`` on."""
-    return _range(lambda value: value >= low, f"at least {low}")
+    """Finite values from ``low`` on."""
+    return attrs.validators.and_(_FINITE, _range(lambda value: value >= low, f"at least {low}"))
 
 
 def more_than(low: float) -> Validator:
-    """Values above ``low``."""
-    return _range(lambda value: value > low, f"more than {low}")
+    """Finite values above ``low``."""
+    return attrs.validators.and_(_FINITE, _range(lambda value: value > low, f"more than {low}"))
 
 
 def between(low: float, high: float) -> Validator:
@@ -130,9 +131,17 @@ def one_of(*choices: object) -> Validator:
     return _range(lambda value: value in choices, "one of " + ", ".join(map(repr, choices)))
 
 
+def not_empty() -> Validator:
+    """Strings of at least one character."""
+    return _range(lambda value: value != "", "a text that is not empty")
+
+
 def _range(accepts: Callable[[Any], bool], wanted: str) -> Validator:
     def validate(_: object, __: attrs.Attribute[Any], value: Any) -> None:
         if value is not None and not accepts(value):
             raise ValueError(f"expected {wanted}, got {value!r}")
 
     return validate
+
+
+_FINITE = _range(lambda value: -math.inf < value < math.inf, "a finite number")

@@ -14,7 +14,7 @@ import attrs
 
 from blt_core._inline import parse_inline
 from blt_core._tables import Place, Table, read_toml
-from blt_core.component import at_least, between, more_than
+from blt_core.component import at_least, between, more_than, not_empty
 from blt_core.errors import Problem
 from blt_core.types import IdScheme, Sampling
 
@@ -49,10 +49,10 @@ class RunSettings:
     output.
     """
 
-    checkpoint: str | None = None
+    checkpoint: str | None = attrs.field(default=None, validator=not_empty())
     device: str = "cpu"
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    seed: int = 0
+    seed: int = attrs.field(default=0, validator=between(0, 2**63 - 1))
     max_new_bytes: int = attrs.field(default=256, validator=at_least(1))
     temperature: float = attrs.field(default=0.0, validator=at_least(0.0))
     top_k: int | None = attrs.field(default=None, validator=at_least(1))
@@ -130,7 +130,7 @@ class Config:
         """The checkpoint that the run names, if it names one."""
         run = self.tables.get("run")
         location = run.get("checkpoint") if isinstance(run, Mapping) else None
-        return location if isinstance(location, str) else None
+        return location if isinstance(location, str) and location else None
 
     def with_table(self, name: str, table: Mapping[str, Any]) -> Config:
         """A copy in which ``table`` stands for ``[name]``; a Table keeps its own place."""

@@ -27,12 +27,12 @@ def fill(
     """
     passes = 0
     while any(masked := [ops.scheme.mask in ids for ids in block.ids]):
-        logits_bBV = ops.denoise(block, masked)
-        masked_bB = _masked(block, ops.scheme.mask, logits_bBV)
+        logits_bBV = ops.denoise(block, masked).cpu()
+        masked_bB = _masked(block, ops.scheme.mask, logits_bBV.shape[1])
         chosen = unmasking.select(sampling.belief(logits_bBV), masked_bB) & masked_bB
         if not bool(chosen.any(-1).eq(masked_bB.any(-1)).all()):
             raise PluginError(f"{type(unmasking).__name__} fills no byte of a block that has masks")
-        for place in range(logits_bBV.shape[1]):
+        for place in chosen.any(0).nonzero().flatten().tolist():
             here = chosen[:, place].tolist()
             at = [start + place for start in block.start]
             picked = sampling.pick(logits_bBV[:, place], at, here, draws, stream=STREAM)
@@ -43,8 +43,6 @@ def fill(
     return passes
 
 
-def _masked(block: OpenBlock, mask: int | None, like: Tensor) -> Tensor:
+def _masked(block: OpenBlock, mask: int | None, size: int) -> Tensor:
     """(b, B) bool: the places still to fill; none in a batch row that takes no part."""
-    size = like.shape[1]
-    places = [[token == mask for token in ids] or [False] * size for ids in block.ids]
-    return torch.tensor(places, device=like.device)
+    return torch.tensor([[t == mask for t in ids] or [False] * size for ids in block.ids])

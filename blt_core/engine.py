@@ -119,13 +119,43 @@ def _rounds(
     progress = tuple(Progress(request) for request in requests)
     first = True
     while any(state.remaining):
-        began = time.perf_counter()
+        lengths, began = state.lengths, time.perf_counter()
         done = sampler.round(state, sampling, draws)
         elapsed = time.perf_counter() - began
+        check_round(state, lengths, done)
         new = _account(state, progress, done, elapsed, first=first)
         state.settle()
         first = False
         yield Step(new, progress)
+
+
+def check_round(state: DecodeState, lengths: Sequence[int], done: Round) -> None:
+    """Raise EngineError unless ``done`` says what a sampler did to texts of these ``lengths``.
+
+    Every unfinished row gets at least one id, all of them bytes or EOS: those that were added.
+    """
+    scheme, batch = state.scheme, len(lengths)
+    if not isinstance(done, Round) or not (
+        len(done.ids) == len(done.drafted) == len(done.accepted) == batch
+    ):
+        raise EngineError(f"the sampler's round is not a Round of {batch} batch rows: {done!r}")
+    for row, (left, length) in enumerate(zip(state.remaining, lengths, strict=True)):
+        added = state.text(row, length)
+        if not left:
+            continue
+        if not added:
+            raise EngineError(f"the sampler committed nothing to batch row {row}")
+        if list(done.ids[row]) != added:
+            raise EngineError(
+                f"the sampler says that it committed {list(done.ids[row])} to batch row {row}, "
+                f"but the text has {added}"
+            )
+        for token in added:
+            if not scheme.is_byte(token) and token != scheme.eos:
+                raise EngineError(
+                    f"the sampler committed id {token} to batch row {row}; "
+                    "only bytes and EOS are output"
+                )
 
 
 def _account(
@@ -137,8 +167,6 @@ def _account(
         if not left:
             new.append(b"")
             continue
-        if not done.ids[row]:
-            raise EngineError(f"the sampler committed nothing to batch row {row}")
         added, record.stop_reason = end(record, done.ids[row], state)
         state.spend(row, left if record.stop_reason else len(added))
         record.output += added
@@ -168,9 +196,7 @@ def end(
         ids, reason = ids[: ids.index(scheme.eos)], "eos"
     added = scheme.decode(ids)
     room = record.request.max_new_bytes - len(record.output)
-    if (
-        len(added) >= room
-    ):  # also where EOS follows: nothing would have been read after the last byte
+    if len(added) >= room:  # also where EOS follows: one byte at a time, none would be read there
         added, reason = added[:room], "length"
     text = bytes(record.output) + added
     ends = [at + len(s) for s in record.request.stop if (at := text.find(s)) >= 0]

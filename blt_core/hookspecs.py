@@ -33,12 +33,18 @@ def blt_settings() -> Mapping[str, type]:  # type: ignore[empty-body]
 
 @hookspec
 def blt_commands(app: typer.Typer) -> None:
-    """Add commands to the command line: ``@app.command() def …``."""
+    """Add commands to the command line: ``@app.command() def …``.
+
+    ``app`` is empty; its commands and groups join those of the others if all their names are new.
+    """
 
 
 @hookspec
 def blt_run_start(run: object) -> None:
-    """A run begins. ``run`` is the same object in all calls of one run."""
+    """A run begins. ``run`` is the same object in all calls of one run.
+
+    What a run hook raises is logged and does not end the run.
+    """
 
 
 @hookspec

@@ -1,4 +1,4 @@
-"""Logging for the command line. The library only gets loggers; it never configures them."""
+"""Logging: events go to stderr. The library never configures structlog; the command line does."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ import sys
 import structlog
 
 
+def logger() -> structlog.typing.FilteringBoundLogger:
+    """A logger that writes to stderr, for a library's output must not mix with its user's.
+
+    Made anew for each event, of which there are few: stderr may have been replaced since.
+    """
+    bound: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr)
+    )
+    return bound
+
+
 def configure(*, verbose: bool = False) -> None:
-    """Send structlog events to stderr: warnings and up, or everything if ``verbose``."""
+    """Show warnings and errors, or everything if ``verbose``."""
     level = logging.DEBUG if verbose else logging.WARNING
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr is not None and sys.stderr.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import attrs
 
 from blt_core._structure import Invalid, read_table
 from blt_core._tables import Table, read_toml
-from blt_core.component import one_of
+from blt_core.component import not_empty, one_of
 from blt_core.errors import ConfigError, PluginError, Problem, near_match
 from blt_core.resources import resource
 
@@ -55,7 +56,7 @@ class Kind:
 class Known:
     """A component that is known to exist: who supplies it, and how to install that."""
 
-    distribution: str
+    distribution: str = attrs.field(validator=not_empty())
     install: str | None = None
 
     @property
@@ -130,12 +131,46 @@ def load_manifest(files: Sequence[Path] | None = None) -> Manifest:
 
 
 def manifest_files() -> list[Path]:
-    """The registry files that exist: shipped, then the user's, then the working directory's."""
-    shipped = resource(_FILE)
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    others = [config / "blt" / _FILE, Path(_FILE)]
+    """The registry files that exist: shipped, then the user's, then the working directory's.
+
+    A ``registry.toml`` in the working directory may belong to another program: it is taken for ours
+    if it sets ``schema`` above its first table, whatever else is wrong with it, so that a slip in
+    ours never drops a block in silence. Raises ConfigError for a file that cannot be looked at.
+    """
+    shipped, project = resource(_FILE), Path(_FILE)
+    files = [shipped, *(file for file in _user_files() if _is_file(file))]
     # In a checkout of this repository the project's file is the shipped one.
-    return [shipped, *(f for f in others if f.is_file() and not f.samefile(shipped))]
+    if _is_file(project) and not project.samefile(shipped) and _is_ours(project):
+        files.append(project)
+    return files
+
+
+def _user_files() -> list[Path]:
+    """Where the user's file would be; nowhere for an account without a home."""
+    try:
+        config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    except RuntimeError:
+        return []
+    return [config / "blt" / _FILE]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        problem = Problem(str(path), f"cannot be read: {error.strerror}")
+        raise ConfigError([problem]) from error
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True  # reading it whole will say why it cannot be read
+    above_tables = re.split(r"^\s*\[", text, maxsplit=1, flags=re.MULTILINE)[0]
+    return re.search(r"^\s*schema\s*=", above_tables, re.MULTILINE) is not None
 
 
 def canonical(distribution: str) -> str:

@@ -46,8 +46,13 @@ class Model:
         return nn.ModuleDict({k: part for k, part in parts.items() if isinstance(part, nn.Module)})
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Model:
-        """Move all parameters, in place; returns the model itself."""
+        """Move all parameters, in place; returns the model itself.
+
+        A patcher stays in float32 at least: its flags must be those that it was calibrated for.
+        """
         self.modules().to(device=device, dtype=dtype)
+        if isinstance(self.patcher, nn.Module) and torch.finfo(dtype).bits < _PATCHER_BITS:
+            self.patcher.to(dtype=torch.float32)
         return self
 
     @property
@@ -58,12 +63,11 @@ class Model:
         return torch.device("cpu")
 
     def parameters(self) -> Parameters:
-        """Parameter counts by part; look-up tables of n-grams and the byte scorer apart."""
-        tables = 0
-        if isinstance(self.encoder, nn.Module):
-            tables = sum(
-                p.numel() for n, p in self.encoder.named_parameters() if n.startswith("ngrams.")
-            )
+        """Parameter counts by part; the byte scorer, and an encoder's look-up tables, apart.
+
+        An encoder tells the size of its tables by an attribute ``table_parameters``.
+        """
+        tables = getattr(self.encoder, "table_parameters", 0)
         return Parameters(
             decoder=_size(self.decoder),
             encoder=_size(self.encoder) - tables,
@@ -103,6 +107,9 @@ def patch_layout(flags_br: Tensor, lengths: tuple[int, ...]) -> tuple[Patches, T
     starts = torch.cat((torch.zeros_like(ends[:, :1]), ends[:, :-1]), dim=1)
     sizes = (ends - starts).clamp(min=0)
     return Patches(starts * (sizes > 0), sizes, counts), latent_br
+
+
+_PATCHER_BITS = 32
 
 
 def _size(part: object) -> int:

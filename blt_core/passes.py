@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from blt_core.errors import PluginError
+from blt_core.errors import PluginError, RunError
 from blt_core.model import Model
 from blt_core.nn import RowCache
 from blt_core.protocols import Cache
@@ -190,7 +190,9 @@ class ModelPasses:
         return Rows(self._tensor(ids), tuple(counts))
 
     def _without_banned(self, logits: Tensor) -> Tensor:
-        """Ids that are never output get -inf."""
+        """Ids that are never output get -inf. Raises RunError for logits that are no numbers."""
+        if bool(logits.isnan().any()):
+            raise RunError("the model's logits are no numbers: its weights are damaged")
         return logits.index_fill(-1, self._banned, float("-inf"))
 
     def _count(self, taking_part: Sequence[object], one: Passes) -> None:

@@ -12,38 +12,38 @@ from pathlib import Path
 from typing import Any, overload
 
 import attrs
-import structlog
 import torch
 from torch import Tensor
 
 from blt_core._inline import parse_inline
+from blt_core._structure import Invalid, plain, read_table
+from blt_core._tables import Place, Table
 from blt_core.checkpoint import load_tensors
 from blt_core.component import BuildContext
 from blt_core.config import MODEL_KINDS, Config, RunSettings, load_config
-from blt_core.engine import Progress, Request, Step, check_requests, decode
-from blt_core.errors import CheckpointError, ConfigError, Problem, RequestError
+from blt_core.engine import Progress, Request, Step, StopReason, check_requests, decode
+from blt_core.errors import CheckpointError, ConfigError, Problem, RequestError, near_match
+from blt_core.log import logger
 from blt_core.model import Model
 from blt_core.plugins import Plugins, load_plugins
 from blt_core.protocols import CheckpointFormat, CostModel, Sampler
 from blt_core.types import Cost, Parameters, Passes, Sampling
 from blt_core.wiring import Plan, build_node, merge_checkpoint, resolve, resolve_component
 
-_log = structlog.get_logger("blt_core")
-
 #: What a config without a table of these kinds uses.
 DEFAULTS = {"sampler": {"use": "ar"}, "cost_model": {"use": "bandwidth"}}
 
-Prompt = str | bytes
+Prompt = str | bytes | bytearray | memoryview
 
 
 @attrs.frozen
 class Generation:
-    """What one prompt gave. Times are wall-clock seconds of the whole batch.
+    """What one prompt gave. Times are wall-clock seconds, shared with the rest of its batch.
 
     output: the new bytes. rounds: sampler rounds after the one that read the prompt. passes: what
     this prompt cost as if it ran alone; ``cost`` prices them. prefill_seconds: until the first
-    output; seconds: after it; bytes_per_second: the output after the first by ``seconds``.
-    stop_reason: "length", "eos" or "stop".
+    output; seconds: after it, to the end of this output; bytes_per_second: the output after the
+    first by ``seconds``. stop_reason: "length", "eos" or "stop"; None while it goes on.
     """
 
     prompt: bytes
@@ -56,7 +56,7 @@ class Generation:
     prefill_seconds: float
     seconds: float
     bytes_per_second: float
-    stop_reason: str
+    stop_reason: StopReason | None
 
     @property
     def text(self) -> str:
@@ -126,7 +126,7 @@ class Pipeline:
         request: max_new_bytes, temperature, top_k, top_p, seed, stop; what is not given comes from
         ``[run]``. Raises RequestError, before any work, for what cannot be served.
         """
-        single = isinstance(prompts, (str, bytes))
+        single = isinstance(prompts, (str, bytes, bytearray, memoryview))
         listed: Sequence[Prompt] = [prompts] if single else prompts  # type: ignore[assignment, list-item]
         progress: Sequence[Progress] = ()
         for step in self.steps(listed, **request):
@@ -155,31 +155,28 @@ class Pipeline:
         check_requests(self.model, self.sampler, requests, sampling)
 
     def _observed(self, run: Run, rounds: Iterator[Step]) -> Iterator[Step]:
-        hook, result = self.plugins.hook, None
-        hook.blt_run_start(run=run)
+        notify, results = self.plugins.notify, None
+        notify("blt_run_start", run=run)
         try:
+            step = None
             for step in rounds:
-                hook.blt_run_step(run=run, step=step)
-                result = step
+                notify("blt_run_step", run=run, step=step)
                 yield step
+            results = [self.generation(record) for record in step.progress] if step else []
         finally:
-            hook.blt_run_end(run=run, result=result)
+            notify("blt_run_end", run=run, result=results)
 
     def _requests(
         self, prompts: Sequence[Prompt], given: Mapping[str, Any]
     ) -> tuple[tuple[Request, ...], Sampling]:
         """Requests from keyword arguments, with what ``[run]`` says where they are silent."""
-        surplus = sorted(given.keys() - _REQUEST_KEYS)
-        if surplus:
-            known = ", ".join(sorted(_REQUEST_KEYS))
-            raise RequestError(f"{surplus[0]}: no such request setting. There are: {known}")
-        run = {key: getattr(self.settings, key) for key in _REQUEST_KEYS} | dict(given)
-        stop = (run["stop"],) if isinstance(run["stop"], (str, bytes)) else run["stop"]
-        requests = tuple(
-            Request(to_bytes(p), run["max_new_bytes"], tuple(map(to_bytes, stop)), run["seed"])
-            for p in prompts
-        )
-        return requests, Sampling(run["temperature"], run["top_k"], run["top_p"])
+        given = {key: value for key, value in given.items() if value is not None}
+        stop = given.pop("stop", self.settings.stop)
+        stops = (stop,) if isinstance(stop, (str, bytes)) else tuple(stop)
+        run = read_request(self.settings, given)
+        ends = tuple(to_bytes(each) for each in stops)
+        requests = (Request(to_bytes(p), run.max_new_bytes, ends, run.seed) for p in prompts)
+        return tuple(requests), run.sampling
 
     def generation(self, record: Progress) -> Generation:
         """What a prompt gave, so far: its progress with the cost of its passes."""
@@ -194,8 +191,14 @@ class Pipeline:
             prefill_seconds=record.prefill_seconds,
             seconds=record.seconds,
             bytes_per_second=record.bytes_per_second,
-            stop_reason=record.stop_reason or "length",
+            stop_reason=record.stop_reason,
         )
+
+    @property
+    def sampler_name(self) -> str:
+        """The name of the sampler as the config says it: that of the preset, where it is one."""
+        node = self.plan.node("sampler")
+        return node.presets[0] if node.presets else node.name
 
     @property
     def parameters(self) -> Parameters:
@@ -203,7 +206,23 @@ class Pipeline:
         return self.model.parameters()
 
 
-_REQUEST_KEYS = frozenset({"max_new_bytes", "temperature", "top_k", "top_p", "seed", "stop"})
+#: Keys of ``[run]`` that a request may set.
+REQUEST_KEYS = ("max_new_bytes", "temperature", "top_k", "top_p", "seed", "stop")
+
+
+def read_request(settings: RunSettings, given: Mapping[str, Any]) -> RunSettings:
+    """``[run]`` with what a request gives, as strictly as a file; RequestError with all faults."""
+    surplus = [key for key in given if key not in REQUEST_KEYS]
+    if surplus:
+        raise RequestError(
+            f"{surplus[0]}: no such request setting.{near_match(surplus[0], REQUEST_KEYS)} "
+            f"There are: {', '.join(REQUEST_KEYS)}"
+        )
+    table = Table({**plain(settings), **given}, Place("request"))
+    try:
+        return read_table(RunSettings, table, "a request")
+    except Invalid as error:
+        raise RequestError("\n".join(map(str, error.problems))) from error
 
 
 def _characters(pieces: Iterator[bytes]) -> Iterator[str]:
@@ -216,8 +235,19 @@ def _characters(pieces: Iterator[bytes]) -> Iterator[str]:
 
 
 def to_bytes(text: Prompt) -> bytes:
-    """Bytes as they are, a string as UTF-8 (lone surrogates as the bytes they stand for)."""
-    return text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogateescape")
+    """Bytes as they are, a string as UTF-8.
+
+    Surrogates that stand for bytes (as in ``os.fsdecode``) become those bytes; RequestError for
+    others, which no byte stands for.
+    """
+    if not isinstance(text, str):
+        return bytes(text)
+    try:
+        return text.encode("utf-8", errors="surrogateescape")
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{text[error.start]!r} in a text is no character: {error.reason}"
+        ) from error
 
 
 def plan_run(config: Config, plugins: Plugins) -> tuple[Plan, Mapping[str, Tensor] | None]:
@@ -240,14 +270,20 @@ def read_checkpoint(location: str, plugins: Plugins) -> tuple[dict[str, Any], Ma
 
     Raises CheckpointError if no format does.
     """
-    names = plugins.registry.names("checkpoint_format")
-    for name in names:
-        node = resolve_component("checkpoint_format", {"use": name}, plugins)
-        reader: CheckpointFormat = build_node(node, BuildContext(), plugins.registry)
-        if reader.recognises(location):
+    silent = []
+    for name in plugins.registry.names("checkpoint_format"):
+        try:
+            node = resolve_component("checkpoint_format", {"use": name}, plugins)
+            reader: CheckpointFormat = build_node(node, BuildContext(), plugins.registry)
+            recognised = reader.recognises(location)
+        except Exception as error:  # noqa: BLE001 -- a broken format must not stand in the way of others
+            silent.append(f"{name} (broken: {error})")
+            continue
+        if recognised:
             return reader.read(location)
+        silent.append(name)
     raise CheckpointError(
-        f"{location}: no checkpoint format recognises this. Installed formats: {', '.join(names)}"
+        f"{location}: no checkpoint format recognises this. Installed formats: {', '.join(silent)}"
     )
 
 
@@ -258,13 +294,13 @@ def build_model(plan: Plan, tensors: Mapping[str, Tensor] | None) -> Model:
     """
     device, dtype = find_device(plan), getattr(torch, plan.run.dtype)
     settings = plan.describe_model()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(plan.run.seed)
         parts = {kind: plan.build(kind) for kind in MODEL_KINDS}
     scheme, context = plan.model.scheme, plan.model.context_bytes
     model = Model(**parts, scheme=scheme, context_bytes=context, settings=settings)
     if tensors is None:
-        _log.warning("no checkpoint is named: the weights are random", config=str(plan.place))
+        logger().warning("no checkpoint is named: the weights are random", config=str(plan.place))
     else:
         load_tensors(model.modules(), tensors, str(plan.run.checkpoint))
     modules = model.to(device, dtype).modules()
@@ -277,8 +313,8 @@ def find_device(plan: Plan) -> torch.device:
     place, name = plan.place.child("run", "device"), plan.run.device
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.empty(1, device=device, dtype=getattr(torch, plan.run.dtype))
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         hint = f"available: {', '.join(available_devices())}"
         raise ConfigError(

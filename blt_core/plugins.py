@@ -12,21 +12,29 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING
 
 import attrs
 import pluggy
+import structlog
 
 from blt_core import hookspecs
 from blt_core._structure import UnsupportedType, check_params
 from blt_core.component import Component, Preset
 from blt_core.errors import PluginError, near_match
-from blt_core.manifest import Manifest, load_manifest
+from blt_core.manifest import Manifest, canonical, load_manifest
 from blt_core.registry import BrokenPlugin, Entry, Origin, Registry, check_record
 
+if TYPE_CHECKING:
+    import typer
+
+_log = structlog.get_logger()
+
 GROUP = "blt_core"
+#: The distribution whose plugins come first: no other can take the name of its command or table.
+CORE = "blt-core"
 #: Top-level keys of a config that belong to the core.
 RESERVED = ("schema", "run", "model")
 
@@ -36,29 +44,34 @@ Extra = tuple[str, str, object]
 
 @attrs.frozen
 class LoadedPlugin:
-    """A plugin that works: where it comes from and what it supplies.
+    """A plugin that works: a module or object with hooks, its origin, and what it supplies.
 
     ``settings``: config tables of its own, by name, each with the attrs class of its keys.
+    ``hook``: calls its hooks, and those of no other plugin.
     """
 
+    plugin: object = attrs.field(eq=False, repr=False)
     origin: Origin
     version: str
     components: tuple[Component | Preset, ...]
     settings: Mapping[str, type]
+    hook: pluggy.HookRelay = attrs.field(eq=False, repr=False)
 
 
 @attrs.frozen
 class Plugins:
-    """Everything that is loaded. ``hook`` calls the commands and run hooks of all plugins."""
+    """Everything that is loaded. Plugins whose hooks fail later on keep their components."""
 
     registry: Registry
     loaded: tuple[LoadedPlugin, ...]
-    hook: pluggy.HookRelay = attrs.field(repr=False)
+    _failed: dict[tuple[Origin, str], BrokenPlugin] = attrs.field(
+        factory=dict, init=False, eq=False, repr=False
+    )
 
     @property
     def broken(self) -> tuple[BrokenPlugin, ...]:
-        """Plugins that could not be loaded."""
-        return self.registry.broken
+        """Plugins that could not be loaded, and those of which a hook has failed since."""
+        return (*self.registry.broken, *self._failed.values())
 
     @property
     def settings(self) -> Mapping[str, type]:
@@ -69,6 +82,53 @@ class Plugins:
     def manifest(self) -> Manifest:
         """The policy in force."""
         return self.registry.manifest
+
+    def add_commands(self, app: typer.Typer) -> None:
+        """Add the commands of all plugins to ``app``.
+
+        A plugin that raises, or takes a name that is taken, adds none and counts as broken.
+        """
+        taken = _command_names(app)
+        for plugin in self.loaded:
+            try:
+                own = _own_commands(plugin, taken)
+            except (Exception, SystemExit) as error:  # noqa: BLE001, PERF203 -- the others go on
+                broken = BrokenPlugin(plugin.origin, error)
+                self._failed[plugin.origin, "blt_commands"] = broken
+            else:
+                taken |= _command_names(own)
+                app.registered_commands += own.registered_commands
+                app.registered_groups += own.registered_groups
+
+    def notify(self, hook: str, **arguments: object) -> None:
+        """Call a run hook of all plugins. What one raises is logged, once, and ends nothing."""
+        for plugin in self.loaded:
+            try:
+                getattr(plugin.hook, hook)(**arguments)
+            except Exception as error:  # noqa: BLE001, PERF203 -- an observer must not end a run
+                broken = BrokenPlugin(plugin.origin, error)
+                if (plugin.origin, hook) not in self._failed:
+                    _log.warning(f"{broken}; the run goes on", hook=hook)
+                self._failed[plugin.origin, hook] = broken
+
+
+def _own_commands(plugin: LoadedPlugin, taken: Collection[str]) -> typer.Typer:
+    """A plugin's commands, in an app of their own: what is wrong with them stays in it."""
+    import typer
+
+    app = typer.Typer()
+    plugin.hook.blt_commands(app=app)
+    for name in sorted(_command_names(app)):
+        if name in taken:
+            raise PluginError(f"blt_commands: there is a command {name!r} already")
+    return app
+
+
+def _command_names(app: typer.Typer) -> set[str]:
+    """The names of an app's commands; typer raises if the signature of one is not for it."""
+    from typer.main import get_group
+
+    return set(get_group(app).commands)
 
 
 def load_plugins(
@@ -100,7 +160,7 @@ def _load(manifest: Manifest, extra: tuple[Extra, ...], *, installed: bool) -> P
         Entry(record, plugin.origin) for plugin in assembly.loaded for record in plugin.components
     )
     registry = Registry(manifest, entries, tuple(assembly.broken))
-    return Plugins(registry, tuple(assembly.loaded), assembly.manager.hook)
+    return Plugins(registry, tuple(assembly.loaded))
 
 
 def _given(plugin: object) -> object:
@@ -109,7 +169,11 @@ def _given(plugin: object) -> object:
 
 def _entry_points() -> list[metadata.EntryPoint]:
     # Sorted: the order of sys.path must not decide which hook is called first.
-    return sorted(metadata.entry_points(group=GROUP), key=lambda p: (_supplier(p), p.name))
+    def order(point: metadata.EntryPoint) -> tuple[bool, tuple[str, str], str]:
+        distribution, version = _supplier(point)
+        return canonical(distribution) != CORE, (distribution, version), point.name
+
+    return sorted(metadata.entry_points(group=GROUP), key=order)
 
 
 def _supplier(point: metadata.EntryPoint) -> tuple[str, str]:
@@ -121,8 +185,6 @@ class _Assembly:
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        self.manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self.manager.add_hookspecs(hookspecs)
         self.loaded: list[LoadedPlugin] = []
         self.broken: list[BrokenPlugin] = []
 
@@ -130,29 +192,26 @@ class _Assembly:
         """Load one plugin, or remember why it cannot be."""
         if self.manifest.blocks_distribution(origin.distribution):
             return
-        # One distribution may use the name of an entry point twice.
-        count = len(self.loaded) + len(self.broken)
-        name = f"{origin.distribution}:{origin.entry_point}#{count}"
         try:
             plugin = load()
-            self._register(plugin, name)
-            components = tuple(self._components(plugin))
-            settings = dict(self._settings(plugin))
+            hook = self._hook(plugin)
+            components = tuple(self._components(hook))
+            settings = dict(self._settings(hook))
         except (Exception, SystemExit) as error:  # noqa: BLE001 -- the other plugins work on
-            if self.manager.has_plugin(name):
-                self.manager.unregister(name=name)
             self.broken.append(BrokenPlugin(origin, error))
         else:
-            self.loaded.append(LoadedPlugin(origin, version, components, settings))
+            self.loaded.append(LoadedPlugin(plugin, origin, version, components, settings, hook))
 
-    def _register(self, plugin: object, name: str) -> None:
-        """Register a plugin's hooks, all of which must exist."""
+    def _hook(self, plugin: object) -> pluggy.HookRelay:
+        """What calls the hooks of one plugin, all of which must exist."""
         if plugin is None:
             raise PluginError("the entry point leads to None")
-        if plugin in self.manager.get_plugins():
+        if any(loaded.plugin is plugin for loaded in self.loaded):
             raise PluginError("another entry point leads to the same plugin")
-        self.manager.register(plugin, name)
-        callers = self.manager.get_hookcallers(plugin) or []
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        manager.register(plugin)
+        callers = manager.get_hookcallers(plugin) or []
         if not callers:
             raise PluginError("has no hook; mark one with @hookimpl, such as blt_components")
         # pluggy's check_pending stops at the first plugin, and knows no near match.
@@ -161,21 +220,22 @@ class _Assembly:
             if not caller.has_spec():
                 text = f"no hook named {caller.name!r}.{near_match(caller.name, hooks)}"
                 raise PluginError(text, (f"hooks: {', '.join(hooks)}",))
+        return manager.hook
 
-    def _components(self, plugin: object) -> Iterator[Component | Preset]:
-        """The checked components of one registered plugin."""
+    def _components(self, hook: pluggy.HookRelay) -> Iterator[Component | Preset]:
+        """The checked components of one plugin."""
         seen: set[tuple[str, str]] = set()
-        for record in itertools.chain(*self._call("blt_components", plugin)):
+        for record in itertools.chain(*hook.blt_components()):
             check_record(record, self.manifest)
             if (record.kind, record.name) in seen:
                 raise PluginError(f"{record.kind} {record.name!r} is supplied twice")
             seen.add((record.kind, record.name))
             yield record
 
-    def _settings(self, plugin: object) -> Iterator[tuple[str, type]]:
-        """The checked settings tables of one registered plugin."""
+    def _settings(self, hook: pluggy.HookRelay) -> Iterator[tuple[str, type]]:
+        """The checked settings tables of one plugin."""
         taken = {*RESERVED, *self.manifest.kinds, *(n for p in self.loaded for n in p.settings)}
-        for tables in self._call("blt_settings", plugin):
+        for tables in hook.blt_settings():
             for name, cls in tables.items():
                 if name in taken:
                     raise PluginError(f"blt_settings: the table [{name}] has an owner already")
@@ -184,9 +244,3 @@ class _Assembly:
                 except UnsupportedType as error:
                     raise PluginError(f"blt_settings: {error}") from error
                 yield name, cls
-
-    def _call(self, hook: str, plugin: object) -> list[Any]:
-        """What a hook of one plugin returns."""
-        others = [other for other in self.manager.get_plugins() if other is not plugin]
-        results: list[Any] = self.manager.subset_hook_caller(hook, others)()
-        return results

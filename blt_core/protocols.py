@@ -92,6 +92,8 @@ class Encoder(Protocol):
 
     ``byte_states`` (b, r, D): causal states of new bytes. ``patch_embeddings`` (b, m, D): each
     patch from the states of its own bytes only; ``patches`` index into the rows of ``states_brD``.
+    An attribute ``table_parameters`` (optional) counts look-up tables, whose weights are not
+    streamed.
     """
 
     def new_cache(self, batch: int) -> Cache: ...
@@ -159,12 +161,12 @@ class DecodeOps(Protocol):
         """True until the first true pass: nothing may be drafted yet."""
         ...
 
-    def text(self, row: int) -> list[int]:
-        """The ids of batch row ``row``, BOS included."""
+    def text(self, row: int, start: int = 0) -> list[int]:
+        """The ids of batch row ``row`` from position ``start`` on; position 0 is BOS."""
         ...
 
     def append(self, ids: Sequence[Sequence[int]]) -> None:
-        """Add ids to each row. Computes nothing."""
+        """Add ids to each row (EngineError for what is no id). Computes nothing."""
         ...
 
     def rewind(self, lengths: Sequence[int]) -> None:
@@ -313,7 +315,7 @@ class Objective(Protocol):
 
     ``loss`` (nats a byte) is a mean over the rows whose target (b, r) is not UNSCORED. ``model`` is
     a :class:`blt_core.model.Model`; place i of ``flags_br`` is flag i + 1. Random choices are drawn
-    from ``rng`` alone, which is seeded anew for each step.
+    from ``rng`` alone, a generator of the CPU on every device, which is seeded anew for each step.
     """
 
     def loss(

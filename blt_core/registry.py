@@ -85,6 +85,19 @@ class Registry:
             raise self._unknown(kind, name)
         return found[0]
 
+    def status(self, entry: Entry) -> str:
+        """``ok``, or why an entry is not what its name stands for in a config."""
+        kind, name = entry.record.kind, entry.record.name
+        if file := self.manifest.blocks_component(kind, name):
+            return f"blocked by {file}"
+        try:
+            chosen = self.lookup(kind, name)
+        except PluginError:
+            same = [e for e in self.entries if (e.record.kind, e.record.name) == (kind, name)]
+            others = [e.origin.distribution for e in same if e is not entry]
+            return f"conflict with {', '.join(others)}"
+        return "ok" if chosen is entry else f"{chosen.origin.distribution} is preferred"
+
     def check_instance(self, entry: Entry, instance: object) -> None:
         """Raise PluginError unless a built component fulfils the protocol of its kind."""
         protocol = self.manifest.kinds[entry.record.kind].load_protocol()

@@ -69,9 +69,9 @@ class DecodeState:
         """Passes run for the whole batch."""
         return self._passes.calls
 
-    def text(self, row: int) -> list[int]:
-        """The ids of batch row ``row``, BOS included."""
-        return list(self._rows[row].ids)
+    def text(self, row: int, start: int = 0) -> list[int]:
+        """The ids of batch row ``row`` from position ``start`` on; position 0 is BOS."""
+        return self._rows[row].ids[start:]
 
     def passes(self, row: int) -> Passes:
         """Passes counted for batch row ``row``, as if it ran alone."""
@@ -92,6 +92,11 @@ class DecodeState:
 
     def append(self, ids: Sequence[Sequence[int]]) -> None:
         """Add ids to each batch row."""
+        for index, new in enumerate(ids):
+            if not all(0 <= token < self.scheme.size for token in new):
+                raise EngineError(
+                    f"batch row {index}: {list(new)} are not all ids below {self.scheme.size}"
+                )
         self._drop_provisional()
         self._edits += 1
         for row, new in zip(self._rows, ids, strict=True):

@@ -73,15 +73,17 @@ class Sampling:
         return self.temperature == 0
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution (..., V) that this setting draws from, in float64.
+        """The distribution (..., V) that this setting draws from, in float64 on the CPU.
 
         The one place where temperature, top-k and top-p are applied, to a model's p and a
         drafter's q alike. Greedy gives a point mass on the first maximum.
         """
         if self.greedy:
-            return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).double()
+            best = logits.argmax(-1).cpu()
+            return torch.nn.functional.one_hot(best, logits.shape[-1]).double()
+        logits = logits.cpu().double()
         # Less the maximum first: a tiny temperature must not overflow.
-        scaled = (logits.double() - logits.double().amax(-1, keepdim=True)) / self.temperature
+        scaled = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         if self.top_k is not None and self.top_k < scaled.shape[-1]:
             kth = scaled.topk(self.top_k, dim=-1).values[..., -1:]
             scaled = scaled.masked_fill(scaled < kth, float("-inf"))
@@ -95,8 +97,11 @@ class Sampling:
         return probs
 
     def belief(self, logits: Tensor) -> Tensor:
-        """How likely each id is (..., V): what is drawn from, or, if greedy, the plain softmax."""
-        return logits.double().softmax(-1) if self.greedy else self.probabilities(logits)
+        """How likely each id is (..., V): what is drawn from, or, if greedy, the plain softmax.
+
+        In float64 on the CPU.
+        """
+        return logits.cpu().double().softmax(-1) if self.greedy else self.probabilities(logits)
 
     def pick(
         self,
@@ -113,7 +118,7 @@ class Sampling:
         if self.greedy:
             best = logits_bV.argmax(-1).tolist()
             return [token if on else -1 for token, on in zip(best, active, strict=True)]
-        probs = self.probabilities(logits_bV).cpu()
+        probs = self.probabilities(logits_bV)
         return [
             draws.choose(probs[row], row, positions[row], stream) if on else -1
             for row, on in enumerate(active)

@@ -12,11 +12,11 @@ from typing import Any
 import attrs
 
 from blt_core._merge import merge_checkpoint
-from blt_core._structure import Invalid, article, plain, read_table, read_value, show
+from blt_core._structure import Invalid, article, plain, read_table, read_value, reason, show
 from blt_core._tables import Place, Table
 from blt_core.component import ABILITIES, NESTED, Ability, BuildContext, Component, Preset
 from blt_core.config import MODEL_KINDS, SCHEMA, SETTINGS, Config, ModelSettings, RunSettings
-from blt_core.errors import BltError, ConfigError, PluginError, Problem, near_match
+from blt_core.errors import ConfigError, PluginError, Problem, near_match
 from blt_core.plugins import Plugins
 from blt_core.registry import Entry, Registry
 
@@ -172,9 +172,8 @@ def build_node(node: Node, context: BuildContext, registry: Registry) -> Any:
     children = {n: build_node(child, context, registry) for n, child in node.children.items()}
     try:
         instance = node.component.factory(attrs.evolve(node.params, **children), context)
-    except (ValueError, BltError, ImportError) as error:
-        name = f"{type(error).__name__}: " if isinstance(error, ImportError) else ""
-        text = f"{node.label} cannot be built: {name}{error}"
+    except Exception as error:
+        text = f"{node.label} cannot be built: {reason(error)}"
         raise ConfigError([node.place.written.problem(text)]) from error
     registry.check_instance(node.entry, instance)
     return instance
@@ -195,14 +194,18 @@ class _Resolver:
         entry = self._entry(kind, table)
         own = Table({k: v for k, v in table.items() if k != "use"}, table.place, table.moved)
         record = entry.record
+        label, trail = _label(kind, record.name), own.place.trail
+        if label in trail:
+            text = f"{label} leads back to itself: {' -> '.join((*trail, label))}"
+            raise Invalid(own.place.written.problem(text))
         if isinstance(record, Preset):
             return self._expand(record, entry, own, path, presets)
 
         def read(field: attrs.Attribute[Any], given: Any) -> Any:
             if NESTED not in field.metadata:
                 return read_value(field, given)
-            below = f"{path}.{field.name}"
-            return self.node(field.metadata[NESTED], given, own.place_of(field.name), below)
+            below = _place_of_nested(field.name, own, label)
+            return self.node(field.metadata[NESTED], given, below, f"{path}.{field.name}")
 
         params: Any = read_table(record.params, own, entry.label, read)
         return Node(entry, record, params, path, table.place, presets)
@@ -226,15 +229,12 @@ class _Resolver:
         self, preset: Preset, entry: Entry, table: Table, path: str, presets: tuple[str, ...]
     ) -> Node:
         """The node of a preset's expansion; tables of its nested fields go into it as they are."""
-        chain = (*presets, preset.name)
-        if preset.name in presets:
-            text = f"{entry.label} expands to itself: {' -> '.join(chain)}"
-            raise Invalid(table.place.written.problem(text))
+        label = _label(preset.kind, preset.name)
 
         def read(field: attrs.Attribute[Any], given: Any) -> Any:
             if NESTED not in field.metadata:
                 return read_value(field, given)
-            nested = _table(given, table.place_of(field.name))
+            nested = _table(given, _place_of_nested(field.name, table, label))
             # Only to find its problems now, at the same time as those of the preset's own keys.
             self.node(field.metadata[NESTED], nested, nested.place, f"{path}.{field.name}")
             return nested
@@ -243,17 +243,23 @@ class _Resolver:
         try:
             # A plugin's promise of a table is checked like a file's.
             expansion: object = preset.expand(params)
-        except (ValueError, BltError) as error:
-            raise Invalid(table.place.problem(str(error))) from error
+        except Exception as error:
+            raise Invalid(table.place.problem(reason(error, entry.label))) from error
         if not isinstance(expansion, Mapping):
             text = f"{entry.label} expands to {show(expansion)}; expected a table"
             raise Invalid(table.place.problem(text))
-        place = table.place.expansion(_label(preset.kind, preset.name))
+        place, chain = table.place.expansion(label), (*presets, preset.name)
         return self.node(preset.kind, Table(expansion, place), place, path, chain)
 
 
 def _label(kind: str, name: str) -> str:
     return f"{kind.replace('_', ' ')} {name!r}"
+
+
+def _place_of_nested(key: str, table: Table, owner: str) -> Place:
+    """Where a nested component was written, or where the default of its owner stands for it."""
+    place = table.place_of(key)
+    return place if key in table else place.default_of(owner)
 
 
 def _table(value: Any, place: Place) -> Table:

@@ -9,16 +9,19 @@ from typing import Annotated
 import typer
 
 from blt_core import __version__
-from blt_core.cli import comparing, generating, inspecting
-from blt_core.errors import BltError
+from blt_core.cli import comparing, generating, inputs, inspecting
+from blt_core.errors import BltError, RunError
 from blt_core.log import configure
 from blt_core.plugins import Plugins, load_plugins
 
 INTERRUPTED = 1
+#: What the option parser returns after Ctrl-C.
+_PARSER_INTERRUPTED = 130
 
 
 def main() -> None:
     """Entry point of ``blt``."""
+    _mend_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -27,17 +30,18 @@ def run(arguments: list[str]) -> int:
     try:
         app = build_app(load_plugins())
         command = typer.main.get_command(app)
-        return int(command.main(arguments, prog_name="blt", standalone_mode=False) or 0)
+        result = command.main(arguments, prog_name="blt", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
     except BltError as error:
-        print(error, file=sys.stderr)  # noqa: T201 -- the one place where errors are shown
-        return error.exit_code
+        return _say(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)  # noqa: T201
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader is gone (`blt generate | head`): nothing to say, and nothing left to flush.
+        code = _PARSER_INTERRUPTED
+    except inputs.ReaderGone:
+        # Nothing may be left to flush when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _say(f"cannot read or write: {error}", RunError.exit_code)
     except Exception as error:
         # Usage errors of the option parser know how to show themselves; all else is a bug.
         show = getattr(error, "show", None)
@@ -45,6 +49,23 @@ def run(arguments: list[str]) -> int:
             raise
         show()
         return int(getattr(error, "exit_code", 2))
+    return _say("interrupted", INTERRUPTED) if code == _PARSER_INTERRUPTED else code
+
+
+def _say(text: str, code: int) -> int:
+    print(text, file=sys.stderr)  # noqa: T201 -- the one place where errors are shown
+    return code
+
+
+def _mend_streams() -> None:
+    """Streams that are closed lead nowhere; what a stream cannot encode becomes a question mark."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            if name != "stdin":  # a closed stdin is told apart where a prompt is read from it
+                setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 -- for good
+        elif name != "stdin" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def build_app(plugins: Plugins) -> typer.Typer:
@@ -69,7 +90,7 @@ def build_app(plugins: Plugins) -> typer.Typer:
     generating.add_command(app)
     comparing.add_command(app)
     inspecting.add_commands(app)
-    plugins.hook.blt_commands(app=app)
+    plugins.add_commands(app)
     return app
 
 

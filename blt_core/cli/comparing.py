@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import attrs
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -46,23 +48,30 @@ def add_command(app: typer.Typer) -> None:
         plot: Annotated[
             str | None, typer.Option(help="Draw agreement against cost: a .png or .svg file.")
         ] = None,
+        temperature: Annotated[float, typer.Option(help="0, the default, is greedy.")] = 0.0,
+        seed: Annotated[int | None, typer.Option(help="Of the random draws.")] = None,
         as_json: inputs.JsonOption = False,
     ) -> None:
         """Compare samplers: passes, acceptance, cost, speed, and agreement with the first."""
         parameters = _scale(cost_parameters)
         pictures = plotting.plot_paths(plot) if plot is not None else []
         settings = inputs.find_config(config).with_run(
-            max_new_bytes=max_new_bytes, checkpoint=checkpoint, device=device, dtype=dtype
+            max_new_bytes=max_new_bytes,
+            temperature=temperature,
+            seed=seed,
+            checkpoint=checkpoint,
+            device=device,
+            dtype=dtype,
         )
         pipeline = Pipeline.load(settings)
         prompts = inputs.read_prompts(prompt, prompt_file)
-        samplers = sampler or list(DEFAULT_SAMPLERS)
+        samplers = {spec: spec for spec in sampler} if sampler else _default_samplers(pipeline)
         with _progress() as bar:
             task = bar.add_task("", total=len(samplers) * len(prompts))
 
-            def advance(spec: str, index: int) -> None:
-                bar.update(task, description=f"{spec}, prompt {index + 1}")
-                bar.advance(task, 0 if (spec, index) == (samplers[0], 0) else 1)
+            def advance(name: str, index: int) -> None:
+                begun = (name, index) != (next(iter(samplers)), 0)
+                bar.update(task, description=f"{name}, prompt {index + 1}", advance=int(begun))
 
             rows = compare(pipeline, samplers, prompts, parameters=parameters, progress=advance)
         if pictures:
@@ -72,6 +81,14 @@ def add_command(app: typer.Typer) -> None:
             typer.echo(json.dumps(as_report(rows, len(prompts), priced, pipeline)))
         else:
             _show(rows)
+
+
+def _default_samplers(pipeline: Pipeline) -> dict[str, str | Mapping[str, Any]]:
+    """``ar``, the config's own sampler if it is none of the others, and blt-s at three lengths."""
+    samplers: dict[str, str | Mapping[str, Any]] = {spec: spec for spec in DEFAULT_SAMPLERS}
+    own = pipeline.plan.node("sampler").describe()
+    known = [pipeline.with_sampler(s).plan.node("sampler").describe() for s in DEFAULT_SAMPLERS]
+    return samplers if own in known else {**samplers, f"{pipeline.sampler_name} (config)": own}
 
 
 def _scale(name: str | None) -> Parameters | None:
@@ -86,7 +103,7 @@ def _scale(name: str | None) -> Parameters | None:
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
     return Progress(
         *columns,
@@ -142,7 +159,7 @@ def _show(rows: list[Row]) -> None:
     for row in rows:
         accepted = f"{row.accepted}/{row.drafted}" if row.drafted else "–"
         table.add_row(
-            row.spec,
+            escape(row.spec),
             str(sum(len(result.output) for result in row.results)),
             _agreement(row),
             str(row.passes.decoder),
@@ -150,11 +167,15 @@ def _show(rows: list[Row]) -> None:
             str(row.rounds),
             accepted,
             f"{row.gigabytes:.3g}",
-            f"{row.relative_gigabytes:.2f}",
+            _number(row.relative_gigabytes),
             f"{row.bytes_per_second:.0f}",
-            f"{row.relative_speed:.2f}",
+            _number(row.relative_speed),
         )
     Console(width=None if Console().is_terminal else 120).print(table)
+
+
+def _number(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}"
 
 
 def _agreement(row: Row) -> str:

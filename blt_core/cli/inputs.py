@@ -14,6 +14,8 @@ from blt_core.errors import DataError, near_match
 from blt_core.resources import resource
 
 DEMO = "demo"
+#: The file name that means stdin.
+STDIN = "-"
 
 ConfigArgument = Annotated[
     str,
@@ -37,14 +39,21 @@ DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloa
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
+class ReaderGone(Exception):  # noqa: N818 -- no error: the reader has what it wanted
+    """Whoever read stdout has closed it (``blt generate | head -c 9``): stop, and say nothing."""
+
+
 def find_config(name: str) -> Config:
     """The config in the file ``name``, or the shipped config of that name.
 
     Raises ConfigError or DataError with what is there.
     """
     path = Path(name)
-    if not path.exists() and not path.suffix and len(path.parts) == 1:
+    if not path.suffix and len(path.parts) == 1:
+        # A bare word names a shipped config first: a folder called demo must not hide the demo.
         shipped = {file.stem: file for file in resource("configs").glob("*.toml")}
+        if name not in shipped and path.is_file():
+            return load_config(path)
         if name not in shipped:
             raise DataError(
                 f"{name}: no such file, and no shipped config of that name."
@@ -68,6 +77,8 @@ def read_prompts(prompts: Sequence[str] | None, files: Sequence[str] | None) -> 
     """
     from blt_core.pipeline import to_bytes
 
+    if list(files or ()).count(STDIN) > 1:
+        raise DataError(f"--prompt-file {STDIN}: stdin can be read once only")
     read = [to_bytes(text) for text in prompts or ()]
     read += [_read_file(name) for name in files or ()]
     if not read and sys.stdin is not None and not sys.stdin.isatty():
@@ -78,7 +89,9 @@ def read_prompts(prompts: Sequence[str] | None, files: Sequence[str] | None) -> 
 
 
 def _read_file(name: str) -> bytes:
-    if name == "-":
+    if name == STDIN:
+        if sys.stdin is None:
+            raise DataError(f"--prompt-file {STDIN}: stdin is closed")
         return sys.stdin.buffer.read()
     try:
         return Path(name).read_bytes()

@@ -16,6 +16,7 @@ from blt_core.component import Preset
 from blt_core.errors import PluginError, near_match
 from blt_core.pipeline import plan_run
 from blt_core.plugins import Plugins, load_plugins
+from blt_core.registry import Entry
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -62,8 +63,9 @@ def _listing(loaded: Plugins, kind: str | None) -> dict[str, Any]:
                 "name": entry.record.name,
                 "summary": entry.record.summary,
                 "preset": isinstance(entry.record, Preset),
+                "status": loaded.registry.status(entry),
                 "distribution": entry.origin.distribution,
-                "keys": [field.name for field in attrs.fields(entry.record.params)],
+                "keys": _keys(entry),
             }
             for entry in loaded.registry.entries
             if kind in (None, entry.record.kind)
@@ -73,27 +75,37 @@ def _listing(loaded: Plugins, kind: str | None) -> dict[str, Any]:
 
 
 def _show(loaded: Plugins, kind: str | None) -> None:
-    table = Table(box=None, header_style="bold")
-    for name in ("kind", "name", "from", "what it is"):
-        table.add_column(name, overflow="fold")
-    if kind is not None:
-        table.add_column("keys", overflow="fold")
+    # What plugins say is text: "[/x]" is no markup, nor ":x:" an emoji.
+    width = None if Console().is_terminal else 120
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
     order = list(loaded.manifest.kinds)
     entries = sorted(
-        loaded.registry.entries, key=lambda e: (order.index(e.record.kind), e.record.name)
+        (e for e in loaded.registry.entries if kind in (None, e.record.kind)),
+        key=lambda e: (order.index(e.record.kind), e.record.name),
     )
-    for entry in entries:
-        record = entry.record
-        if kind not in (None, record.kind):
-            continue
-        row = [record.kind, record.name, entry.origin.distribution, record.summary]
-        if kind is not None:
-            row.append(", ".join(field.name for field in attrs.fields(record.params)) or "–")
+    columns = {
+        "kind": [entry.record.kind for entry in entries],
+        "name": [entry.record.name for entry in entries],
+        "from": [entry.origin.distribution for entry in entries],
+        "status": [loaded.registry.status(entry) for entry in entries],
+        "what it is": [entry.record.summary for entry in entries],
+    }
+    if set(columns["status"]) <= {"ok"}:
+        del columns["status"]
+    if kind is not None:
+        columns["keys"] = [", ".join(_keys(entry)) or "–" for entry in entries]
+    table = Table(box=None, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
-    console = Console(width=None if Console().is_terminal else 120)
     console.print(table)
     for broken in loaded.broken:
-        console.print(str(broken), style="red", highlight=False)
+        console.print(str(broken), style="red")
+
+
+def _keys(entry: Entry) -> list[str]:
+    return [field.name for field in attrs.fields(entry.record.params)]
 
 
 def _without_none(value: Any) -> Any:

@@ -19,6 +19,8 @@ def plot_paths(target: str) -> list[Path]:
     path = Path(target)
     if path.suffix and path.suffix not in FORMATS:
         raise DataError(f"--plot: {target} ends in {path.suffix}; expected .png, .svg or neither")
+    if path.is_dir():
+        raise DataError(f"--plot: {target} is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise DataError(f"--plot: the folder {path.parent} does not exist")
     try:
@@ -37,10 +39,11 @@ def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for index, row in enumerate(rows):
-        axes.scatter(row.relative_gigabytes, 100 * row.agreement, label=row.spec, s=36, zorder=3)
+        at = (row.relative_gigabytes or 0.0, 100 * row.agreement)
+        axes.scatter(*at, label=row.spec, s=36, zorder=3)
         axes.annotate(
             str(index + 1),
-            (row.relative_gigabytes, 100 * row.agreement),
+            at,
             xytext=(4, 4),
             textcoords="offset points",
             fontsize=8,

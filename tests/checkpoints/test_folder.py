@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import re
 import stat
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from blt_core.checkpoint import load_tensors, model_config, model_tensors, replace_folder
+from blt_core.checkpoint import (
+    MODEL_FILES,
+    current_folder,
+    load_tensors,
+    model_config,
+    model_tensors,
+    replace_folder,
+)
 from blt_core.component import BuildContext
 from blt_core.config import Config
-from blt_core.errors import CheckpointError
+from blt_core.errors import CheckpointError, DataError, RunError
 from blt_core.pipeline import build_model, plan_run
 from blt_core.plugins import load_plugins
 from blt_plugins.checkpoints.folder import FolderFormat, FolderFormatParams
@@ -47,8 +56,7 @@ def test_files_are_as_readable_as_the_folder_they_are_in(written):
     assert modes == {stat.S_IMODE(written.stat().st_mode) & 0o666}
 
 
-def test_writing_again_replaces_all_and_leaves_nothing_behind(folder, written):
-    (written / "stale").write_text("")
+def test_writing_again_replaces_both_files_and_leaves_nothing_behind(folder, written):
     folder.write(written, {"schema": 2}, {"x": torch.ones(1)})
     config, tensors = folder.read(str(written))
     assert config == {"schema": 2}
@@ -57,11 +65,88 @@ def test_writing_again_replaces_all_and_leaves_nothing_behind(folder, written):
     assert sorted(path.name for path in written.iterdir()) == ["config.toml", "model.safetensors"]
 
 
+def test_what_else_lies_in_the_folder_stays(folder, written):
+    (written / "README.md").write_text("a model card")
+    (written / "plots" / "deep").mkdir(parents=True)
+    (written / "plots" / "deep" / "loss.svg").write_text("<svg/>")
+    (written / "link").symlink_to("nowhere")
+    folder.write(written, {"schema": 2}, TENSORS)
+    assert folder.read(str(written))[0] == {"schema": 2}
+    assert (written / "README.md").read_text() == "a model card"
+    assert (written / "plots" / "deep" / "loss.svg").read_text() == "<svg/>"
+    assert (written / "link").readlink() == Path("nowhere")
+    assert [path.name for path in written.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["net.py", "config.toml", "model.safetensors"])
+@pytest.mark.parametrize("where", ["model", ".model.old"])
+def test_a_folder_that_is_no_checkpoint_is_never_replaced(folder, tmp_path, name, where):
+    (tmp_path / where).mkdir()
+    (tmp_path / where / name).write_text("mine")
+    text = f"{where}: not replaced, since it is no folder with config.toml and model.safetensors"
+    with pytest.raises(DataError, match=re.escape(text)):
+        folder.write(tmp_path / "model", CONFIG, TENSORS)
+    assert (tmp_path / where / name).read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == [where]
+
+
+def test_a_file_is_never_replaced_by_a_folder_but_an_empty_folder_is(folder, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match="file: Not a directory"):
+        folder.write(tmp_path / "file", CONFIG, TENSORS)
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    folder.write(tmp_path / "empty", CONFIG, TENSORS)
+    assert folder.read(str(tmp_path / "empty"))[0]["schema"] == 1
+
+
+def test_a_link_stays_a_link_and_what_it_leads_to_is_replaced(folder, written, tmp_path):
+    (tmp_path / "link").symlink_to("model")
+    folder.write(tmp_path / "link", {"schema": 2}, TENSORS)
+    assert (tmp_path / "link").is_symlink()
+    assert folder.read(str(written))[0] == {"schema": 2}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model"]
+
+
+@pytest.mark.parametrize("path", [".", "", "..", "/"])
+def test_paths_without_a_name_are_as_good_as_any(folder, written, monkeypatch, path):
+    (written / "below").mkdir()
+    monkeypatch.chdir(written / "below" if path == ".." else written)
+    assert folder.recognises(path)
+    if path == "/":
+        with pytest.raises(DataError, match=r"^/: not replaced"):
+            folder.write(Path(path), CONFIG, TENSORS)
+    else:
+        folder.write(Path(path), {"schema": 2}, TENSORS)
+        assert folder.read(str(written))[0] == {"schema": 2}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")]
+)
+def test_a_disk_that_is_full_is_told_with_the_path(folder, written, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("blt_plugins.checkpoints.folder.save_file", fail)
+    text = re.escape(f"{written}: No space left on device")
+    with pytest.raises(RunError, match=text) as caught:
+        folder.write(written, {"schema": 2}, TENSORS)
+    assert caught.value.exit_code == 1
+    assert folder.read(str(written))[0]["schema"] == 1
+    assert [path.name for path in written.parent.iterdir()] == ["model"]
+
+
+def test_a_path_that_the_system_refuses_is_told():
+    with pytest.raises(DataError, match="File name too long"):
+        current_folder(Path("x" * 300))
+
+
 def test_a_write_that_fails_leaves_the_old_checkpoint(folder, written):
     with pytest.raises(TypeError):
         folder.write(written, {"schema": object()}, TENSORS)
     assert folder.read(str(written))[0]["schema"] == 1
-    with pytest.raises(KeyboardInterrupt), replace_folder(written):
+    with pytest.raises(KeyboardInterrupt), replace_folder(written, MODEL_FILES):
         raise KeyboardInterrupt
     assert folder.read(str(written))[0]["schema"] == 1
     assert [path.name for path in written.parent.iterdir()] == ["model"]
@@ -99,6 +184,14 @@ def break_encoding(path):
     (path / "config.toml").write_bytes(b"\xff")
 
 
+def endless_number(path):
+    (path / "config.toml").write_text("schema = " + 5000 * "1")
+
+
+def endless_nesting(path):
+    (path / "config.toml").write_text("schema = " + 3000 * "[" + 3000 * "]")
+
+
 def cut_tensors(path):
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-3])
@@ -115,6 +208,8 @@ def cut_header(path):
         (lambda p: (p / "model.safetensors").unlink(), "model.safetensors: missing"),
         (break_config, "config.toml: not valid TOML"),
         (break_encoding, "config.toml: not valid TOML"),
+        (endless_number, "config.toml: not valid TOML"),
+        (endless_nesting, "config.toml: not valid TOML"),
         (cut_tensors, "model.safetensors: truncated or no safetensors file"),
         (cut_header, "copy or download it again, or train it anew"),
     ],

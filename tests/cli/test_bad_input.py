@@ -143,3 +143,36 @@ def test_compare_checks_every_sampler_before_any_work(blt, run_config):
 def test_unknown_command_and_option(blt):
     assert blt("generat").code == 2
     assert blt("generate", "--promt", "x").code == 2
+
+
+def test_stdin_is_read_once(blt, run_config):
+    refused(blt("generate", run_config(), "--prompt-file", "-", "--prompt-file", "-"), "once only")
+
+
+def test_a_folder_of_that_name_does_not_hide_a_shipped_config(blt, tmp_path, monkeypatch):
+    (tmp_path / "blt-1b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert blt("check", "blt-1b").code == 0
+
+
+def test_heads_that_do_not_divide_are_found_by_check(blt, tmp_path):
+    tables = config()
+    tables["decoder"]["heads"] = 3
+    path = tmp_path / "heads.toml"
+    path.write_text(tomli_w.dumps(tables))
+    refused(blt("check", path), "heads: 3 heads do not divide dim 16")
+
+
+def test_compare_of_one_byte_has_no_speed_to_compare(blt, run_config):
+    outcome = blt("compare", run_config(), "--prompt", "x", "--max-new-bytes", 1)
+    assert outcome.code == 0
+    assert "–" in outcome.out.decode()
+
+
+def test_plot_into_a_folder(blt, run_config, tmp_path):
+    refused(blt("compare", run_config(), *RUN, "--plot", tmp_path), "is a folder")
+
+
+def test_cost_of_no_number(blt):
+    for value in ("nan", "inf", "0"):
+        refused(blt("cost", "--bytes-per-parameter", value), "expected more than 0")

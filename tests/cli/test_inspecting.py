@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import json
 
+import attrs
+import pytest
 import tomli
+
+from blt_core.cli import inspecting
+from blt_core.component import Component
+from blt_core.hookspecs import hookimpl
+from blt_core.manifest import load_manifest
+from blt_core.plugins import load_plugins
 
 
 def test_plugins_lists_every_kind_that_has_components(blt):
@@ -54,3 +62,67 @@ def test_version_and_help(blt):
     assert blt("--version").out.startswith(b"blt ")
     for command in ("generate", "compare", "plugins", "check", "cost", "train", "calibrate"):
         assert blt(command, "--help").code == 0
+
+
+@attrs.frozen
+class NoKeys:
+    pass
+
+
+class Sampler:
+    def __init__(self, params, context): ...
+    def check(self, sampling): ...
+    def round(self, ops, sampling, draws): ...
+
+
+class Acme:
+    @hookimpl
+    def blt_components(self):
+        summary = "the [/last] of [its] kind :smile:"
+        return [Component("sampler", name, Sampler, NoKeys, summary) for name in ("ar", "tree")]
+
+
+class Broken:
+    @hookimpl
+    def blt_components(self):
+        raise ImportError("see [prefer.sampler] and [/x]")
+
+
+@pytest.fixture
+def with_acme(monkeypatch, tmp_path):
+    """The installed plugins, one that says odd things, and one that fails to say them."""
+    policy = tmp_path / "registry.toml"
+    policy.write_text('schema = 1\nblocked = ["sampler/tree"]\n')
+    monkeypatch.chdir(tmp_path)
+    loaded = load_plugins(load_manifest(), extra=[("acme", "x", Acme()), ("odd", "y", Broken())])
+    monkeypatch.setattr(inspecting, "load_plugins", lambda: loaded)
+
+
+def test_what_plugins_say_is_printed_as_it_is(blt, with_acme):
+    out = blt("plugins").out.decode()
+    assert "the [/last] of [its] kind :smile:" in out
+    assert "plugin 'y' (odd) is broken: ImportError: see [prefer.sampler] and [/x]" in out
+
+
+def test_plugins_says_which_components_cannot_be_named(blt, with_acme):
+    listed = json.loads(blt("plugins", "sampler", "--json").out)["components"]
+    status = {(c["distribution"], c["name"]): c["status"] for c in listed}
+    assert status["blt-core", "blt-s"] == "ok"
+    assert status["blt-core", "ar"] == "conflict with acme"
+    assert status["acme", "ar"] == "conflict with blt-core"
+    assert status["acme", "tree"] == "blocked by registry.toml"
+    out = blt("plugins").out.decode()
+    assert "blocked by registry.toml" in out
+    assert out.split("\n")[0].split() == ["kind", "name", "from", "status", "what", "it", "is"]
+
+
+def test_status_is_shown_only_where_it_says_something(blt):
+    assert "status" not in blt("plugins").out.decode().split("\n")[0]
+
+
+def test_a_printed_config_checks_beside_its_checkpoint(blt, run_config, tmp_path):
+    first = blt("check", run_config('[sampler]\nuse = "blt-s"')).out
+    path = tmp_path / "full.toml"
+    path.write_bytes(first)
+    again = blt("check", path)
+    assert (again.code, again.out) == (0, first)

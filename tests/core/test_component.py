@@ -11,6 +11,7 @@ from blt_core.component import (
     more_than,
     nested,
     nested_kinds,
+    not_empty,
     one_of,
     overridable,
     overridable_keys,
@@ -24,7 +25,10 @@ from blt_core.component import (
         (more_than(0), 0.5, 0, "expected more than 0, got 0"),
         (between(0, 1), 1, 1.5, "expected 0 to 1, got 1.5"),
         (one_of(1, "all"), "all", "none", "expected one of 1, 'all', got 'none'"),
-        (at_least(0.0), 0, float("nan"), "expected at least 0.0, got nan"),
+        (at_least(0.0), 10**400, float("nan"), "expected a finite number, got nan"),
+        (at_least(0.0), 0, float("inf"), "expected a finite number, got inf"),
+        (more_than(0), 1, float("inf"), "expected a finite number, got inf"),
+        (not_empty(), "x", "", "expected a text that is not empty, got ''"),
     ],
 )
 def test_ranges(validator, good, bad, message) -> None:

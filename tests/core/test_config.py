@@ -40,6 +40,27 @@ def test_unreadable_files(tmp_path, problems) -> None:
     assert message.startswith(f"{latin}: not UTF-8 text: ")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = " + "9" * 5000, "an integer has too many digits"),
+        ("x = " + "[" * 3000 + "]" * 3000, "nested more than 50 levels deep"),
+        ("x = " + "[" * 50 + "]" * 50, "nested more than 50 levels deep"),
+        ("[" + ".".join("a" * 3000) + "]", "nested more than 50 levels deep"),
+    ],
+)
+def test_files_beyond_the_limits_of_python(tmp_path, problems, text, message) -> None:
+    path = tmp_path / "vast.toml"
+    path.write_text(text)
+    assert problems(load_config, path) == [f"{path}: {message}"]
+
+
+def test_49_nested_lists_are_still_read(tmp_path) -> None:
+    path = tmp_path / "deep.toml"
+    path.write_text("x = " + "[" * 49 + "]" * 49)
+    load_config(path)
+
+
 # -- settings ------------------------------------------------------------------------------------
 
 
@@ -73,6 +94,10 @@ def test_defaults_of_a_run(settings) -> None:
         ("top_k", 0, "expected at least 1, got 0"),
         ("top_p", 0, "expected more than 0.0, got 0.0"),
         ("top_p", 1.5, "expected 0.0 to 1.0, got 1.5"),
+        ("temperature", float("inf"), "expected a finite number, got inf"),
+        ("seed", -1, "expected 0 to 9223372036854775807, got -1"),
+        ("seed", 2**63, "expected 0 to 9223372036854775807, got 9223372036854775808"),
+        ("checkpoint", "", "expected a text that is not empty, got ''"),
         ("stop", "end", "expected a list of str, got str 'end'"),
         ("stop", [""], "an empty stop string would end every text at once"),
         ("seeds", 1, "unknown key. Did you mean 'seed'?"),
@@ -181,6 +206,7 @@ def test_inline_components(text, table) -> None:
         ("x a=1 a.b=2", "--cost-model: a.b: 'a' is given a value and a key below it"),
         ("x a.b=2 a=1", "--cost-model: a: given twice"),
         ('x a="foo', "--cost-model: a: '\"foo' is no TOML value: Unterminated string"),
+        ("x a=[" + "[" * 99, "--cost-model: a: "),
         ("x a=[1, 2", "--cost-model: a: '[1, 2' is no TOML value: Unclosed array"),
         ("x a=", "--cost-model: a: '' is no TOML value: Invalid value"),
         ("x a=b=c", "--cost-model: a: 'b=c' is no TOML value"),

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
 
+from blt_core import manifest as manifest_module
 from blt_core.errors import PluginError
 from blt_core.manifest import Kind, canonical, load_manifest, manifest_files
 from blt_core.plugins import load_plugins
@@ -67,11 +71,66 @@ def test_the_users_file_comes_before_the_projects(tmp_path, monkeypatch, shipped
     monkeypatch.chdir(project)
     assert len(manifest_files()) == 1
     (home / "blt" / "registry.toml").touch()
-    (project / "registry.toml").touch()
+    (project / "registry.toml").write_text("schema = 1\n")
     user, own = manifest_files()[1:]
     assert (user.parent.parent, own.resolve().parent) == (home, project)
     monkeypatch.chdir(shipped.parent)
     assert len(manifest_files()) == 2, "the shipped file is not the project's as well"
+
+
+@pytest.mark.parametrize(
+    ("text", "ours"),
+    [
+        ("schema = 1\n", True),
+        ("# ours\nblocked = []\n  schema=2\n[x]\n", True),
+        ("schema = 1\nblocked = [\n", True),
+        ("", False),
+        ("[[registry]]\nname = 'x'\n", False),
+        ("[database]\nschema = 'public'\n", False),
+        ("{% schema = 1 %}\n", False),
+    ],
+)
+def test_a_file_of_another_program_is_no_projects_file(tmp_path, monkeypatch, text, ours) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "registry.toml").write_text(text)
+    assert len(manifest_files()) == 1 + ours
+
+
+def test_a_folder_of_that_name_is_no_file(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "registry.toml").mkdir()
+    assert len(manifest_files()) == 1
+
+
+def test_an_account_without_a_home_has_no_users_file(tmp_path, monkeypatch) -> None:
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.chdir(tmp_path)
+    assert len(manifest_files()) == 1
+
+
+def test_a_users_file_that_cannot_be_looked_at(tmp_path, monkeypatch, problems) -> None:
+    def stat(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setattr(manifest_module, "resource", Path)
+    assert problems(manifest_files) == [
+        f"{tmp_path}/blt/registry.toml: cannot be read: Permission denied"
+    ]
+
+
+def test_a_distribution_has_a_name(shipped, write, problems) -> None:
+    file = write('schema = 1\n[components.sampler]\ntree = { distribution = "" }\n')
+    assert problems(load_manifest, [shipped, file]) == [
+        f"{file}: components.sampler.tree.distribution: expected a text that is not empty, got ''"
+    ]
 
 
 def test_all_problems_of_all_files_are_reported(shipped, write, problems) -> None:

@@ -4,6 +4,8 @@ from importlib import metadata
 
 import attrs
 import pytest
+import structlog
+import typer
 
 from blt_core import plugins as plugins_module
 from blt_core.component import Preset
@@ -47,7 +49,7 @@ def test_a_misspelt_hook_breaks_its_plugin_alone(load, fakes) -> None:
         "plugin 'y' (x) is broken: no hook named 'blt_component'. Did you mean 'blt_components'?"
     )
     assert plugins.registry.names("sampler") == ["ar"]
-    plugins.hook.blt_run_start(run=object())
+    plugins.notify("blt_run_start", run=object())
 
 
 def test_a_wrong_hook_argument_breaks_its_plugin(load) -> None:
@@ -83,7 +85,7 @@ def test_an_error_in_a_hook_takes_the_whole_plugin_and_no_other(load, fakes) -> 
     plugins = load(*fakes.COMPONENTS, extra=[("x", "half", Halfway())])
     assert broken(plugins) == ["plugin 'half' (x) is broken: RuntimeError: out of ink"]
     assert plugins.registry.names("sampler") == ["ar", "blt-dv", "speculative"]
-    plugins.hook.blt_run_start(run=object())
+    plugins.notify("blt_run_start", run=object())
 
 
 def test_a_faulty_component_is_named(load, fakes) -> None:
@@ -140,10 +142,15 @@ def test_installed_entry_points_are_loaded_in_a_fixed_order(
     )
     (tmp_path / "bad_plugin.py").write_text("import no_such_module\n")
     (tmp_path / "exit_plugin.py").write_text("raise SystemExit(3)\n")
-    for name in ("good", "bad", "exit"):
+    good = (tmp_path / "good_plugin.py").read_text()
+    (tmp_path / "core_plugin.py").write_text(good.replace("'good'", "'core'"))
+    owners = {"good": "aardvark", "core": "BLT_core"}
+    for name in ("good", "bad", "exit", "core"):
         info = tmp_path / f"{name}-1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {owners.get(name, name)}\nVersion: 1.0\n"
+        )
         (info / "entry_points.txt").write_text(f"[{GROUP}]\nit = {name}_plugin\n")
     monkeypatch.syspath_prepend(tmp_path)
     points = [p for d in metadata.distributions(path=[str(tmp_path)]) for p in d.entry_points]
@@ -153,10 +160,13 @@ def test_installed_entry_points_are_loaded_in_a_fixed_order(
         "plugin 'it' (bad) is broken: ModuleNotFoundError: No module named 'no_such_module'",
         "plugin 'it' (exit) is broken: SystemExit: 3",
     ]
-    assert [(p.origin.distribution, p.version) for p in plugins.loaded] == [("good", "1.0")]
+    assert [(p.origin.distribution, p.version) for p in plugins.loaded] == [
+        ("BLT_core", "1.0"),
+        ("aardvark", "1.0"),
+    ]
     run: list[str] = []
-    plugins.hook.blt_run_start(run=run)
-    assert run == ["good"]
+    plugins.notify("blt_run_start", run=run)
+    assert run == ["core", "good"]
 
 
 def test_plugins_may_own_config_tables(load, fakes) -> None:
@@ -183,3 +193,128 @@ def test_settings_must_be_spellable(load, fakes) -> None:
 def test_presets_are_components_like_any(load, fakes) -> None:
     preset = Preset("sampler", "mine", fakes.NoKeys, lambda _: {"use": "ar"}, "mine")
     assert load(preset).registry.lookup("sampler", "mine").record is preset
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+class Commands:
+    """A plugin that adds commands by these names."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    @hookimpl
+    def blt_commands(self, app):
+        for name in self.names:
+            app.command(name)(lambda: None)
+
+
+@pytest.fixture
+def core_app():
+    app = typer.Typer()
+
+    @app.command()
+    def check(): ...
+
+    @app.callback()
+    def common(): ...
+
+    return app
+
+
+def command_names(app) -> list[str]:
+    return list(typer.main.get_group(app).commands)
+
+
+def test_commands_of_plugins_join_those_of_the_core(load, core_app) -> None:
+    class Group:
+        @hookimpl
+        def blt_commands(self, app):
+            group = typer.Typer()
+            group.command("plant")(lambda: None)
+            app.add_typer(group, name="trees")
+
+    plugins = load(extra=[("a", "x", Commands("grow", "cut")), ("b", "y", Group())])
+    plugins.add_commands(core_app)
+    assert command_names(core_app) == ["check", "grow", "cut", "trees"]
+    assert not plugins.broken
+
+
+def test_a_plugin_whose_commands_fail_breaks_alone_and_keeps_its_components(
+    load, fakes, core_app
+) -> None:
+    class Halfway(Commands):
+        @hookimpl
+        def blt_components(self):
+            return [fakes.component("sampler", "half", fakes.FakeSampler)]
+
+        @hookimpl
+        def blt_commands(self, app):
+            app.command("half")(lambda: None)
+            raise RuntimeError("out of ink")
+
+    class Unparsable:
+        @hookimpl
+        def blt_commands(self, app):
+            @app.command()
+            def draw(colour: int | str): ...
+
+    extra = [("a", "x", Halfway()), ("b", "y", Unparsable()), ("c", "z", Commands("grow"))]
+    plugins = load(extra=extra)
+    plugins.add_commands(typer.Typer())
+    plugins.add_commands(core_app)
+    half, unparsable = broken(plugins)
+    assert half == "plugin 'x' (a) is broken: RuntimeError: out of ink"
+    assert unparsable.startswith("plugin 'y' (b) is broken: AssertionError: Typer")
+    assert command_names(core_app) == ["check", "grow"]
+    assert plugins.registry.names("sampler") == ["half"]
+
+
+def test_the_first_owner_keeps_a_commands_name(load, core_app) -> None:
+    extra = [
+        ("a", "x", Commands("grow")),
+        ("b", "y", Commands("shrink", "check")),
+        ("c", "z", Commands("grow")),
+    ]
+    plugins = load(extra=extra)
+    plugins.add_commands(core_app)
+    assert command_names(core_app) == ["check", "grow"]
+    assert broken(plugins) == [
+        "plugin 'y' (b) is broken: blt_commands: there is a command 'check' already",
+        "plugin 'z' (c) is broken: blt_commands: there is a command 'grow' already",
+    ]
+
+
+# -- run hooks -----------------------------------------------------------------------------------
+
+
+def test_an_observer_that_raises_ends_nothing_and_is_logged_once(load) -> None:
+    class Clumsy:
+        @hookimpl
+        def blt_run_step(self, step):
+            raise KeyError(step)
+
+    class Watchful:
+        def __init__(self):
+            self.steps = []
+
+        @hookimpl
+        def blt_run_step(self, run, step):
+            self.steps.append((run, step))
+
+    watchful = Watchful()
+    plugins = load(extra=[("a", "x", Clumsy()), ("b", "y", watchful)])
+    with structlog.testing.capture_logs() as logs:
+        plugins.notify("blt_run_start", run=1)
+        plugins.notify("blt_run_step", run=1, step=2)
+        plugins.notify("blt_run_step", run=1, step=3)
+    assert watchful.steps == [(1, 2), (1, 3)]
+    assert logs == [
+        {
+            "event": "plugin 'x' (a) is broken: KeyError: 2; the run goes on",
+            "hook": "blt_run_step",
+            "log_level": "warning",
+        }
+    ]
+    assert broken(plugins) == ["plugin 'x' (a) is broken: KeyError: 3"]

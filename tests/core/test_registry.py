@@ -32,6 +32,19 @@ class Bytes:
 
 
 @attrs.frozen
+class Stuck:
+    window: int | None = 512
+
+
+@attrs.frozen
+class StuckBelow:
+    inner: Stuck = attrs.field(factory=Stuck)
+
+
+ALLOWS_NONE = "its type allows None, so None must be its default: TOML has no null to set it"
+
+
+@attrs.frozen
 class Unresolved:
     part: NoSuchName = 1  # noqa: F821
 
@@ -84,6 +97,8 @@ def test_well_formed_names(manifest, fakes, name) -> None:
     [
         (dict, "params must be an attrs class, not <class 'dict'>"),
         (Bytes, "Bytes.data: <class 'bytes'> is not a type that a TOML table can spell"),
+        (Stuck, f"Stuck.window: {ALLOWS_NONE}"),
+        (StuckBelow, f"StuckBelow.inner: Stuck.window: {ALLOWS_NONE}"),
         (Bare, "Bare.x: has no annotation"),
         (Reserved, "Reserved.use: this name cannot be a key"),
         (
@@ -330,6 +345,17 @@ def test_rival_names_are_an_error_only_when_used(load, fakes, rivals, complaint)
 def test_the_preferred_rival_wins(load, rivals, policy) -> None:
     plugins = load(extra=rivals, policy=policy('[prefer.sampler]\ntree = "Bush"\n'))
     assert plugins.registry.lookup("sampler", "tree").origin.distribution == "bush"
+
+
+def test_the_status_of_an_entry_says_why_its_name_is_not_it(load, fakes, rivals, policy) -> None:
+    def statuses(text: str) -> list[str]:
+        plugins = load(*fakes.COMPONENTS[:1], extra=rivals, policy=policy(text))
+        return [plugins.registry.status(entry) for entry in plugins.registry.entries]
+
+    assert statuses("") == ["ok", "conflict with bush", "conflict with acme"]
+    assert statuses('[prefer.sampler]\ntree = "bush"') == ["ok", "bush is preferred", "ok"]
+    blocked = statuses('blocked = ["patcher/entropy", "sampler/tree"]')
+    assert all(status.startswith("blocked by ") for status in blocked)
 
 
 def test_a_preference_for_an_absent_rival_decides_nothing(load, rivals, policy, complaint) -> None:

@@ -38,7 +38,6 @@ class Outer:
     inner: Optional[Inner] = None  # noqa: UP045 -- an old spelling that must work too
     either: Union[int, str] = 0  # noqa: UP007 -- likewise
     folder: Path = Path()
-    never: int | None = 5
 
 
 def read(**values: Any) -> Outer:
@@ -78,6 +77,7 @@ def complaints(**values: Any) -> list[str]:
         ({"either": 1.5}, "either: expected int or str, got float 1.5"),
         ({"folder": 3}, "folder: expected str, got int 3"),
         ({"words": ["x" * 99, 1]}, "words[1]: expected str, got int 1"),
+        ({"flag": 16**5000}, f"flag: expected bool, got int 0x1{'0' * 57}…"),
         ({"flag": "x" * 99}, f"flag: expected bool, got str '{'x' * 59}…"),
     ],
 )
@@ -96,7 +96,7 @@ def test_all_faults_in_the_order_of_the_file() -> None:
         (
             "a.toml: outer.flagg: unknown key. Did you mean 'flag'?\n"
             "  outer 'x' takes: number, ratio, flag, colour, mode, words, inners, table, inner, "
-            "either, folder, never"
+            "either, folder"
         ),
         "a.toml: outer.flag: expected bool, got int 0",
         "a.toml: outer.number: missing; outer 'x' needs it: int",
@@ -110,7 +110,7 @@ def test_what_is_accepted() -> None:
     assert read(number=1, words=["a"]).words == ("a",)
     assert read(number=1, either="all").either == "all"
     assert read(number=1, folder="x/y").folder == Path("x/y")
-    assert read(number=1, never=None).never is None
+    assert read(number=1, inner=None).inner is None
 
 
 def test_a_class_may_refuse_a_combination_of_keys() -> None:
@@ -128,6 +128,27 @@ def test_a_class_may_refuse_a_combination_of_keys() -> None:
     assert str(caught.value.problems[0]) == "a.toml: pair: low is above high"
 
 
+def test_whatever_a_class_raises_is_a_problem_of_its_table() -> None:
+    @attrs.frozen
+    class Buggy:
+        x: int = 1
+
+        def __attrs_post_init__(self) -> None:
+            raise KeyError("y")
+
+    @attrs.frozen
+    class BuggyValidator:
+        x: int = attrs.field(default=1, validator=lambda *_: {}["y"])
+
+    for params, message in (
+        (Buggy, "a.toml: it: sampler 'x' failed: KeyError: 'y'"),
+        (BuggyValidator, "a.toml: it.x: KeyError: 'y'"),
+    ):
+        with pytest.raises(Invalid) as caught:
+            read_table(params, Table({"x": 1}, Place("a.toml", "it")), "sampler 'x'")
+        assert str(caught.value.problems[0]) == message
+
+
 inners = st.builds(Inner, st.integers(min_value=1), st.none() | st.text())
 outers = st.builds(
     Outer,
@@ -142,7 +163,6 @@ outers = st.builds(
     inner=st.none() | inners,
     either=st.integers() | st.text(),
     folder=st.text(st.characters(codec="ascii", exclude_characters="\0")).map(Path),
-    never=st.none() | st.integers(),
 )
 
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
+import attrs
 import pytest
 import tomli
 import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blt_core.component import BuildContext, Preset
+from blt_core.component import BuildContext, Preset, nested
 from blt_core.config import Config
 from blt_core.errors import ConfigError, PluginError
 from blt_core.types import IdScheme
@@ -298,18 +301,69 @@ def test_presets_may_expand_to_presets(load, fakes) -> None:
 @pytest.mark.parametrize(
     ("expand", "message"),
     [
-        (lambda _: {"use": "x"}, "sampler: sampler 'x' (blt-core) expands to itself: x -> x"),
+        (
+            lambda _: {"use": "x"},
+            "sampler: sampler 'x' leads back to itself: sampler 'x' -> sampler 'x'",
+        ),
         (lambda _: 3, "sampler: sampler 'x' (blt-core) expands to int 3; expected a table"),
         (lambda _: {}, "sampler (expanded): use: missing; it names the sampler\n"),
         (lambda _: {"use": "arr"}, "sampler (expanded): use: no sampler named 'arr'."),
         (lambda _: {"use": "ar", "a": 1}, "sampler (expanded): a: unknown key.\n"),
         (refuse, "sampler: not today"),
+        (lambda _: {}["oops"], "sampler: sampler 'x' (blt-core) failed: KeyError: 'oops'"),
     ],
 )
 def test_faulty_presets(load, fakes, problems, expand, message) -> None:
     plugins = load(*expanding(fakes, x=expand), *fakes.COMPONENTS)
     (found,) = problems(resolve, config('[sampler]\nuse = "x"'), plugins)
     assert found.startswith(f"tiny.toml: {message}")
+
+
+# -- defaults and expansions that lead back to themselves ----------------------------------------
+
+
+@attrs.frozen
+class Wraps:
+    inner: Any = nested("sampler", default="wraps")
+
+
+@attrs.frozen
+class Drafts:
+    sampler: Any = nested("sampler", default="loop")
+
+
+@pytest.fixture(scope="module")
+def loops(load, fakes):
+    """A sampler that is its own default, and a preset whose drafter nests that preset."""
+    return load(
+        fakes.component("sampler", "wraps", fakes.FakeSampler, Wraps),
+        fakes.component("drafter", "drafts", fakes.FakeDrafter, Drafts),
+        *expanding(fakes, loop=lambda _: {"use": "speculative", "drafter": {"use": "drafts"}}),
+        *fakes.COMPONENTS,
+    )
+
+
+def test_a_default_that_is_the_component_itself(loops, problems) -> None:
+    assert problems(resolve, config('[sampler]\nuse = "wraps"'), loops) == [
+        (
+            "tiny.toml: sampler.inner: sampler 'wraps' leads back to itself: "
+            "sampler 'wraps' -> sampler 'wraps'"
+        )
+    ]
+
+
+def test_a_preset_that_nests_itself(loops, problems) -> None:
+    assert problems(resolve, config('[sampler]\nuse = "loop"'), loops) == [
+        (
+            "tiny.toml: sampler: sampler 'loop' leads back to itself: "
+            "sampler 'loop' -> drafter 'drafts' -> sampler 'loop'"
+        )
+    ]
+
+
+def test_what_the_user_nests_may_repeat(loops) -> None:
+    wraps = '[sampler]\nuse = "wraps"\ninner = { use = "wraps", inner = { use = "ar" } }'
+    assert len(list(resolve(config(wraps), loops).node("sampler").walk())) == 3
 
 
 # -- building ------------------------------------------------------------------------------------
@@ -352,6 +406,10 @@ def failing(error: Exception):
         (ValueError("dim must divide heads"), "dim must divide heads"),
         (PluginError("no"), "no"),
         (ModuleNotFoundError("no module 'x'"), "ModuleNotFoundError: no module 'x'"),
+        (RuntimeError("can't allocate memory"), "RuntimeError: can't allocate memory"),
+        (MemoryError(), "MemoryError"),
+        (TypeError("no len()"), "TypeError: no len()"),
+        (KeyError("oops"), "KeyError: 'oops'"),
     ],
 )
 def test_factories_that_refuse_name_their_place(load, fakes, problems, error, text) -> None:
@@ -366,8 +424,9 @@ def test_factories_that_refuse_name_their_place(load, fakes, problems, error, te
 
 def test_bugs_of_a_factory_keep_their_traceback(load, fakes) -> None:
     bug = fakes.component("sampler", "ar", failing(KeyError("oops")))
-    with pytest.raises(KeyError):
+    with pytest.raises(ConfigError) as caught:
         resolve(config('[sampler]\nuse = "ar"'), load(bug)).build("sampler", BuildContext())
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_what_a_function_makes_is_checked_once_it_is_made(load, fakes) -> None:
@@ -409,7 +468,7 @@ decoders = st.fixed_dictionaries(
 )
 
 
-@given(scorers, samplers, decoders, st.integers())
+@given(scorers, samplers, decoders, st.integers(0, 2**63 - 1))
 def test_a_description_resolves_to_the_same_plan(plugins, scorer, sampler, decoder, seed) -> None:
     tables = config(MODEL + f"[run]\nseed = {seed}").tables | {"sampler": sampler}
     tables["decoder"] = decoder
@@ -468,6 +527,21 @@ def test_a_run_may_override_what_is_marked_so_also_below(merged, plugins) -> Non
     assert plan.node("decoder").params.trained_on_blocks, "the checkpoint's other keys stay"
     assert plan.node("patcher").params.max_patch_bytes == 4
     assert plan.node("patcher").children["byte_scorer"].params.window == 7
+
+
+def test_a_run_may_repeat_what_its_checkpoint_says(merged, plugins, problems) -> None:
+    plan = resolve(merged(RUN + "[decoder]\nwindow = 5\n" + BLT_DV), plugins)
+    printed = tomli_w.dumps(plan.describe()).removeprefix("schema = 1\n")
+    assert resolve(merged(printed), plugins) == plan
+
+    def strip(tables):
+        del tables["decoder"]["dim"], tables["patcher"]["byte_scorer"], tables["model"]["ids"]
+
+    assert resolve(merged(printed, strip), plugins) == plan, "the checkpoint may leave defaults out"
+    for same, other in (("dim = 8", "dim = 9"), ("dim = 4", "dim = 5"), ("bos = 256", "bos = 258")):
+        assert same in printed
+        (found,) = problems(resolve, merged(printed.replace(same, other), strip), plugins)
+        assert "comes from the checkpoint and cannot be overridden." in found
 
 
 def test_what_a_run_may_not_override_joins_the_other_problems(merged, plugins, problems) -> None:

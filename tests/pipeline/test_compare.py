@@ -23,7 +23,9 @@ def test_explain_finds_the_first_difference_and_the_margin_of_the_models_own_cho
 
 
 def test_a_lossy_sampler_is_reported_as_different_and_not_as_a_near_tie(pipeline):
-    rows = compare(pipeline, ["ar", "blt-s draft_bytes=3"], ["ab", "cd"], max_new_bytes=15)
+    rows = compare(
+        pipeline, {"ar": "ar", "fast": "blt-s draft_bytes=3"}, ["ab", "cd"], max_new_bytes=15
+    )
     assert rows[1].identical or rows[1].near_ties == len(rows[1].differences)
     noisy = pipeline.with_sampler("ar")
     first = pipeline.generate("ab", max_new_bytes=15).output

@@ -127,3 +127,88 @@ def test_a_third_party_sampler_works_through_toml_alone():
 def test_public_names_exist():
     for name in blt_core.__all__:
         assert hasattr(blt_core, name)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"max_new_bytes": "5"}, "request: max_new_bytes: expected int, got str '5'"),
+        ({"max_new_bytes": 5.5}, "expected int, got float 5.5"),
+        ({"seed": 1.5}, "expected int"),
+        ({"top_k": 1.5}, "expected int"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperatur": 1.0}, "Did you mean 'temperature'"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": "\ud800"}, "no character"),
+    ],
+)
+def test_requests_are_as_strict_as_files(pipeline, request_, message):
+    with pytest.raises(RequestError) as caught:
+        pipeline.check(["a"], **request_)
+    assert message in str(caught.value)
+
+
+def test_bytes_like_prompts_and_escaped_bytes_are_served(pipeline):
+    expected = pipeline.generate(b"\xffa", max_new_bytes=4).output
+    for prompt in (bytearray(b"\xffa"), memoryview(b"\xffa"), "\udcffa"):
+        assert pipeline.generate(prompt, max_new_bytes=4).output == expected
+    with pytest.raises(RequestError, match="no character"):
+        pipeline.generate("\ud800")
+
+
+def test_a_stop_may_be_one_text_or_several_or_bytes(pipeline):
+    whole = pipeline.generate("q", max_new_bytes=30).output
+    stop = whole[8:10]
+    expected = whole[: whole.index(stop) + 2]
+    for given in (stop, [stop, b"never"], (stop,)):
+        result = pipeline.generate("q", max_new_bytes=30, stop=given)
+        assert (result.output, result.stop_reason) == (expected, "stop")
+
+
+def test_low_precision_leaves_the_patcher_in_float32(checkpoint):
+    run = {"checkpoint": str(checkpoint), "dtype": "bfloat16"}
+    low = Pipeline.from_config({"schema": 1, "run": run})
+    dtypes = {p.dtype for p in low.model.patcher.parameters()}
+    assert dtypes == {torch.float32}
+    assert low.model.decoder.head.weight.dtype == torch.bfloat16
+    assert len(low.generate("abc", max_new_bytes=8).output) <= 8
+
+
+def test_a_broken_checkpoint_format_does_not_stand_in_the_way(checkpoint):
+    from blt_core.component import Component
+    from blt_plugins.checkpoints.folder import FolderFormat, FolderFormatParams
+
+    def broken(params: FolderFormatParams, context: object) -> FolderFormat:
+        raise ImportError("no module named acme")
+
+    record = Component("checkpoint_format", "aaa", broken, FolderFormatParams, "broken")
+
+    class Plugin:
+        @hookimpl
+        def blt_components(self):
+            return [record]
+
+    plugins = load_plugins(extra=[("blt-acme", "acme", Plugin())])
+    tables = {"schema": 1, "run": {"checkpoint": str(checkpoint)}}
+    assert Pipeline.load(Config.from_mapping(tables), plugins).generate("a", max_new_bytes=2)
+    tables["run"]["checkpoint"] = "acme://nowhere"
+    with pytest.raises(blt_core.CheckpointError, match=r"aaa \(broken: .*no module named acme"):
+        Pipeline.load(Config.from_mapping(tables), plugins)
+
+
+def test_an_abandoned_run_ends_without_a_result():
+    seen = []
+
+    class Observer:
+        @hookimpl
+        def blt_run_end(self, run, result):
+            seen.append(result)
+
+    plugins = load_plugins(extra=[("blt-trace", "trace", Observer())])
+    pipeline = Pipeline.load(Config.from_mapping(config()), plugins)
+    steps = pipeline.steps(["a"], max_new_bytes=5)
+    next(steps)
+    steps.close()
+    [whole] = [list(pipeline.steps(["a"], max_new_bytes=5))]
+    assert seen[0] is None
+    assert seen[1][0].output == bytes(whole[-1].progress[0].output)

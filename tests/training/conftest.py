@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.overrides import TorchFunctionMode
 
 from blt_core.config import Config
 from blt_core.plugins import load_plugins
@@ -108,3 +110,24 @@ class Silent:
 def silent() -> type[Silent]:
     """The class of a report that prints nothing."""
     return Silent
+
+
+class Float64OnTheCpu(TorchFunctionMode):
+    """Refuses to turn a tensor into float64 that was not moved to the CPU by name before.
+
+    Some devices have no float64; here, where all is on the CPU, only this shows it.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.double:
+            assert getattr(args[0], "moved", False), "float64 on a device that may not have it"
+        result = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.cpu:
+            result.moved = True
+        return result
+
+
+@pytest.fixture
+def float64_on_the_cpu() -> TorchFunctionMode:
+    """A context in which tensors must be on the CPU before they become float64."""
+    return Float64OnTheCpu()

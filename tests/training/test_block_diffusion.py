@@ -134,6 +134,14 @@ def test_the_same_generator_gives_the_same_loss(model):
     assert first == again != other
 
 
+def test_nothing_is_float64_on_the_device_and_nothing_random_drawn_there(float64_on_the_cpu):
+    model = tiny_model(0)
+    _, rows, flags, targets = batch(model, TEXTS)
+    goal = objective(share=0.5, stale_share=0.5, inside_share=0.2)
+    with float64_on_the_cpu:
+        goal.loss(model, rows, flags, targets, generator())
+
+
 def test_clean_loss_is_that_of_the_ar_objective(model):
     from blt_plugins.training.objective import NextByte, NextByteParams
 

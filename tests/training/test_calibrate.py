@@ -61,6 +61,11 @@ def test_counted_lengths_are_those_of_the_patchers_flags(limit, share):
     assert len(set(counted.tolist())) > 1 or limit == 1
 
 
+def test_entropies_become_float64_on_the_cpu(float64_on_the_cpu):
+    with float64_on_the_cpu:
+        assert measure(make_patcher(8), batches_of(TEXTS))[0].dtype == torch.float64
+
+
 @pytest.mark.parametrize("target", [1.5, 2.0, 4.0, 6.0])
 def test_the_calibrated_patcher_makes_patches_of_the_wanted_mean(target):
     patcher = make_patcher(8)

@@ -64,7 +64,8 @@ def test_train_writes_a_model_and_says_where(blt, config, tmp_path):
     assert "model 12/12" in outcome.err
     again = blt("train", config, "--out", tmp_path / "out")
     assert again.code == 0
-    assert "resumed at model step 12" in again.err
+    assert "already finished (model step 12); --fresh trains anew" in again.err
+    assert again.out == outcome.out
 
 
 def test_another_corpus_can_be_given(blt, config, tables, tmp_path, texts):
@@ -74,6 +75,35 @@ def test_another_corpus_can_be_given(blt, config, tables, tmp_path, texts):
     assert outcome.code == 2
     assert "nowhere: no such folder; corpus.path (or --corpus) names a folder" in outcome.err
     assert blt("train", config, "--out", tmp_path / "out", "--corpus", texts).code == 0
+
+
+def test_the_device_can_be_given(blt, config, tmp_path):
+    outcome = blt("train", config, "--out", tmp_path / "out", "--device", "gpu")
+    assert outcome.code == 2
+    assert "device 'gpu' is not available" in outcome.err
+
+
+@pytest.mark.parametrize("fresh", [[], ["--fresh"]])
+@pytest.mark.parametrize(
+    "file", ["model/net.py", "state/notes.txt", "model-last/x", "metrics.jsonl"]
+)
+def test_files_of_others_are_never_removed(blt, config, tmp_path, file, fresh):
+    path = tmp_path / "project" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("mine\n2")
+    outcome = blt("train", config, "--out", tmp_path / "project", *fresh)
+    assert outcome.code == 2
+    assert f"{tmp_path / 'project' / Path(file).parts[0]}: " in outcome.err
+    assert "scorer 1/8" not in outcome.err
+    assert path.read_text() == "mine\n2"
+
+
+def test_an_out_that_is_no_folder_is_bad_input(blt, config, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", "/proc/nope"):
+        outcome = blt("train", config, "--out", out)
+        assert outcome.code == 2
+        assert outcome.err.splitlines()[-1].startswith(f"{out}: ")
 
 
 def test_out_comes_from_the_config_or_its_name(tables, tmp_path, config):
@@ -131,6 +161,20 @@ def test_calibrate_stores_the_threshold_and_nothing_else(blt, trained, texts):
     assert after == before
     assert (trained / "model.safetensors").read_bytes() == tensors
     assert load_file(trained / "model.safetensors")
+
+
+def test_calibrate_leaves_a_model_card_and_a_link_alone(blt, trained, texts, tmp_path):
+    (trained / "README.md").write_text("a model card")
+    (tmp_path / "link").symlink_to(trained)
+    files = sorted(texts.glob("*/*.py"))
+    assert blt("calibrate", tmp_path / "link", *files, "--write").code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (trained / "README.md").read_text() == "a model card"
+
+
+def test_calibrate_takes_the_working_folder(blt, trained, texts, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert blt("calibrate", ".", *texts.glob("*/*.py"), "--write").code == 0
 
 
 def test_calibrate_reads_a_config_that_names_a_checkpoint(blt, trained, texts, tmp_path):

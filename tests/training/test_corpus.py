@@ -31,6 +31,24 @@ def test_files_come_sorted_by_their_path_and_empty_ones_not_at_all(tmp_path):
     assert list(found) == [b"1", b"0", b"2", b"3"]
 
 
+def test_hidden_files_are_taken_only_where_the_pattern_names_them(tmp_path):
+    folder = tmp_path / ".texts"  # a folder that is named outright may be hidden
+    names = (".git/HEAD", ".github/a.yml", ".env", "src/b", "src/__pycache__/b.pyc")
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+    def found(pattern: str) -> list[str]:
+        texts = corpus(folder, pattern=pattern, valid_percent=0).documents("train")
+        return [text.decode() for text in texts]
+
+    assert found("**/*") == ["src/b"]
+    assert found(".github/**/*") == [".github/a.yml"]
+    assert found("**/.*") == [".env"]
+    assert found("**/.*/**/*") == [".git/HEAD", ".github/a.yml"]
+    assert found("**/__pycache__/*") == ["src/__pycache__/b.pyc"]
+
+
 def test_folders_named_train_and_valid_are_the_two_sides(tmp_path):
     write(tmp_path, train__a="learn", valid__b="test", other="no")
     both = corpus(tmp_path)

@@ -154,6 +154,55 @@ def test_the_best_model_is_kept_and_a_worse_last_one_written_beside_it(new_job, 
     assert all(torch.equal(last[name], tensor) for name, tensor in tensors_of(job).items())
 
 
+def test_a_run_that_is_killed_after_its_last_step_has_written_all(new_job, silent, monkeypatch):
+    def stop(self, phase, step, optimizer):
+        if (phase, step) == ("model", 12):
+            raise KeyboardInterrupt
+        save(self, phase, step, optimizer)
+
+    save = Trainer._save
+    monkeypatch.setattr(Trainer, "_save", stop)
+    job = new_job(steps=12, validate_every=4)
+    job = attrs.evolve(job, objective=Scaled(job.objective, -1.0, since=9))
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(job, silent()).run()
+    assert (job.out / "model-last" / "config.toml").exists()
+
+
+def test_a_run_begins_by_telling_how_much_text_there_is(new_job, silent):
+    job, report = new_job(steps=1), silent()
+    Trainer(job, report).run()
+    sides = [list(job.corpus.documents(side)) for side in ("train", "valid")]
+    (train, size), (valid, held) = ((len(side), sum(map(len, side))) for side in sides)
+    assert report.notes[0] == (
+        f"corpus: {train} documents ({size} bytes) to train on, "
+        f"{valid} documents ({held} bytes) held out"
+    )
+
+
+def test_the_random_choices_of_a_step_are_drawn_on_the_cpu(new_job, silent):
+    job = new_job(steps=1)
+    seen = []
+
+    class Spy:
+        def loss(self, *arguments):
+            seen.append(arguments[-1].device)
+            return job.objective.loss(*arguments)
+
+    Trainer(attrs.evolve(job, objective=Spy()), silent()).run()
+    assert seen == [torch.device("cpu")]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_block_diffusion_trains_on_cuda(new_job, silent, tables):
+    tables["run"] = {"device": "cuda"}
+    tables["objective"] = {"use": "block-diffusion", "share": 0.5, "stale_share": 0.5}
+    tables["decoder"]["denoises"] = True
+    report = silent()
+    Trainer(new_job(), report).run()
+    assert ("model", 12) in report.losses
+
+
 def test_without_held_out_text_the_last_model_is_written(new_job, silent, tables):
     tables["corpus"]["valid_percent"] = 0
     with pytest.raises(DataError, match=r"holds no document out; .* train.valid_bytes = 0"):
@@ -198,7 +247,7 @@ def test_a_killed_run_goes_on_bit_for_bit(new_job, silent, tables, tmp_path, whe
     assert done.returncode == -signal.SIGKILL
     again, report = new_job("killed"), silent()
     Trainer(again, report).run()
-    assert report.notes[0].startswith("resumed at ")
+    assert report.notes[1].startswith("resumed at ")
     assert where in report.losses  # steps after the last state are taken again
     assert len(report.losses) < 8 + 12
     assert_same_run(whole, again)
@@ -229,9 +278,12 @@ def test_an_interrupt_saves_and_says_how_to_go_on(new_job, silent, where, number
 
 def test_a_finished_run_has_nothing_left_to_do(new_job, silent):
     first = Trainer(new_job(), silent()).run()
-    report = silent()
+    report, out = silent(), new_job().out
+    before = {path: path.stat().st_mtime_ns for path in (out / "model").iterdir()}
     again = Trainer(new_job(), report).run()
     assert report.losses == {}
+    assert report.notes[1] == "already finished (model step 12); --fresh trains anew"
+    assert {path: path.stat().st_mtime_ns for path in (out / "model").iterdir()} == before
     assert again.threshold == first.threshold
     assert again.best_bits_per_byte == first.best_bits_per_byte
 
@@ -241,6 +293,10 @@ def test_another_configuration_is_refused_and_fresh_starts_anew(new_job, silent,
     with pytest.raises(OtherSettingsError, match=r"train\.learning_rate: 0\.005 there, 0\.002 now"):
         Trainer(new_job(learning_rate=2e-3), silent()).run()
     Trainer(new_job(checkpoint_every=3, log_every=2), silent()).run()  # no step depends on these
+    tables["run"] = {"dtype": "float64"}
+    with pytest.raises(OtherSettingsError, match=r"run\.dtype: 'float32' there, 'float64' now"):
+        Trainer(new_job(), silent()).run()
+    del tables["run"]
     (texts / "part0" / "new.py").write_text("x = 1\n")
     with pytest.raises(OtherSettingsError, match=r"text: "):
         Trainer(new_job(), silent()).run()
@@ -248,6 +304,19 @@ def test_another_configuration_is_refused_and_fresh_starts_anew(new_job, silent,
     Trainer(job, report).run(fresh=True)
     assert len(report.losses) == 8 + 12
     assert [r["step"] for r in metrics(job.out) if "loss" in r] == [*range(1, 9), *range(1, 13)]
+
+
+@pytest.mark.parametrize("scorer", [8, 0])
+def test_a_fresh_start_replaces_the_former_state_before_the_first_step(new_job, silent, scorer):
+    def stop(_phase, _step):
+        raise KeyboardInterrupt
+
+    Trainer(new_job(scorer={"steps": scorer}), silent()).run()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(new_job(scorer={"steps": scorer}), silent(stop)).run(fresh=True)
+    report = silent()
+    Trainer(new_job(scorer={"steps": scorer}), report).run()
+    assert len(report.losses) == scorer + 12
 
 
 # -- failing -------------------------------------------------------------------------------------
@@ -283,6 +352,7 @@ def test_every_fault_of_a_config_is_told_with_its_place(tables):
         ("train", {"context_bytes": 65}, "train.context_bytes: 65 is more than the model serves"),
         ("run", {"checkpoint": "x"}, "run.checkpoint: training starts from random weights"),
         ("run", {"dtype": "bfloat16"}, "run.dtype: training runs in float32"),
+        ("run", {"seed": 3}, "run.seed: training draws from train.seed, which is 0; remove"),
         (
             "train",
             {"scorer": {"target_patch_bytes": 9.0}},

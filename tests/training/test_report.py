@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import ClassVar
 
-import pluggy
+import pytest
 
 from blt_core import hookspecs
+from blt_core.errors import DataError, RunError
+from blt_core.plugins import load_plugins
 from blt_plugins.training.report import (
     BarReport,
     LineReport,
@@ -65,10 +68,8 @@ def test_observers_are_told_of_each_step():
         def blt_run_step(self, run, step):
             self.steps.append((run, step))
 
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    manager.register(Observer())
-    run(ObservedReport(LineReport(io.StringIO()), manager.hook, "the run"))
+    plugins = load_plugins(extra=[("test", "observer", Observer())])
+    run(ObservedReport(LineReport(io.StringIO()), plugins.notify, "the run"))
     assert len(Observer.steps) == 30
     assert Observer.steps[4] == ("the run", TrainStep("model", 5, FIGURES))
 
@@ -88,3 +89,26 @@ def test_metrics_forget_what_will_be_logged_again(tmp_path):
     ]  # fmt: skip
     metrics.rewind({})
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("line", ['{"loss": 1.0}', '{"step": "a", "phase": "model"}', "5", "{cut"])
+def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, line):
+    text = f'{line}\n{{"phase": "model", "step": 1}}\n'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(DataError, match=r"metrics\.jsonl: holds a line that is no record of"):
+        Metrics(tmp_path / "metrics.jsonl").rewind({"model": 3})
+    assert (tmp_path / "metrics.jsonl").read_text() == text
+
+
+def test_a_file_of_one_line_of_something_else_is_refused_too(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("my notes")
+    with pytest.raises(DataError, match="my notes"):
+        Metrics(tmp_path / "metrics.jsonl").rewind({})
+    assert (tmp_path / "metrics.jsonl").read_text() == "my notes"
+
+
+def test_metrics_that_cannot_be_read_or_written_are_told_with_their_path(tmp_path):
+    with pytest.raises(DataError, match=f"{tmp_path}: Is a directory"):
+        Metrics(tmp_path).rewind({})
+    with pytest.raises(RunError, match="/dev/full: No space left on device"):
+        Metrics(Path("/dev/full")).write(phase="model", step=1)

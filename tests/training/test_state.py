@@ -8,7 +8,7 @@ import attrs
 import pytest
 import torch
 
-from blt_core.errors import CheckpointError
+from blt_core.errors import CheckpointError, DataError
 from blt_plugins.training.state import (
     OtherSettingsError,
     TrainingState,
@@ -70,16 +70,34 @@ def test_a_write_cut_short_between_its_renames_loses_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["state.json", "tensors.safetensors"])
-@pytest.mark.parametrize("how", ["cut", "gone"])
-def test_a_damaged_state_says_so_and_what_to_do(tmp_path, file, how):
+@pytest.mark.parametrize("content", [b"", b"[1]", b"cut"])
+def test_a_damaged_state_says_so_and_what_to_do(tmp_path, file, content):
     save_state(tmp_path / "state", state())
     path = tmp_path / "state" / file
-    if how == "cut":
-        path.write_bytes(path.read_bytes()[:40])
-    else:
-        path.unlink()
+    path.write_bytes(path.read_bytes()[:40] if content == b"cut" else content)
     with pytest.raises(CheckpointError, match=r"training state is damaged .* --fresh"):
         load_state(tmp_path / "state")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "state.json", "tensors.safetensors"])
+def test_a_folder_that_is_no_state_is_neither_read_nor_replaced(tmp_path, name):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / name).write_text("mine")
+    for use in (load_state, lambda folder: save_state(folder, state())):
+        with pytest.raises(
+            DataError, match="state: not replaced, since it is no folder with "
+        ) as e:
+            use(tmp_path / "state")
+        assert "--fresh" not in str(e.value)
+    assert [p.read_text() for p in (tmp_path / "state").iterdir()] == ["mine"]
+
+
+def test_what_else_lies_beside_a_state_stays(tmp_path):
+    save_state(tmp_path / "state", state(step=1))
+    (tmp_path / "state" / "notes.txt").write_text("mine")
+    save_state(tmp_path / "state", state(step=2))
+    assert load_state(tmp_path / "state").step == 2
+    assert (tmp_path / "state" / "notes.txt").read_text() == "mine"
 
 
 def test_a_state_of_another_version_is_refused(tmp_path):

@@ -14,11 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from blt_core.checkpoint import current_folder, replace_folder
+from blt_core.checkpoint import CONFIG, MODEL_FILES, TENSORS, current_folder, replace_folder
 from blt_core.component import BuildContext, Component
 from blt_core.errors import CheckpointError
-
-TENSORS, CONFIG = "model.safetensors", "config.toml"
 
 
 @attrs.frozen(kw_only=True)
@@ -60,13 +58,16 @@ class FolderFormat:
     def write(
         self, location: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> None:
-        """Write a new folder and put it in the place of the old one; None values are left out."""
-        with replace_folder(location) as folder:
+        """Write a new folder and put it in the place of the old one; None values are left out.
+
+        Raises DataError if something else has that name, RunError if it cannot be written.
+        """
+        with replace_folder(location, MODEL_FILES) as folder:
             (folder / CONFIG).write_text(tomli_w.dumps(_without_none(config)), encoding="utf-8")
             save_file(dict(tensors), str(folder / TENSORS), metadata={"format": "pt"})
 
 
-_BOTH = f"{CONFIG} and {TENSORS}"
+_BOTH = " and ".join(MODEL_FILES)
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -102,7 +103,8 @@ def _open(path: Path) -> Any:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         return tomli.loads(path.read_text(encoding="utf-8"))
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+    # Endless numbers and nesting are no TOMLDecodeError.
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid TOML: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error

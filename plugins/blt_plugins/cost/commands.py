@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any
 
 import typer
@@ -31,7 +32,7 @@ def add_commands(app: typer.Typer) -> None:
         """Price passes as weight traffic; without counts, reproduce the paper's GB column."""
         if scale not in SCALES:
             raise RequestError(f"--scale: expected one of {', '.join(SCALES)}, got {scale!r}")
-        if bytes_per_parameter <= 0:
+        if not 0 < bytes_per_parameter < math.inf:
             raise RequestError(
                 f"--bytes-per-parameter: expected more than 0, got {bytes_per_parameter}"
             )

@@ -9,7 +9,7 @@ import attrs
 from torch import Tensor, nn
 
 from blt_core.component import BuildContext, Component, at_least, more_than, overridable
-from blt_core.nn import RowCache, Transformer, initialise
+from blt_core.nn import RowCache, Transformer, check_heads, initialise
 from blt_core.types import Latents
 
 
@@ -27,6 +27,9 @@ class GlobalTransformerParams:
     hidden: int = attrs.field(validator=at_least(1))
     window: int | None = overridable(default=None, validator=at_least(1))
     rope_theta: float = attrs.field(default=500_000.0, validator=more_than(0))
+
+    def __attrs_post_init__(self) -> None:
+        check_heads(self.latent_dim, self.heads, self.kv_heads or self.heads)
 
 
 class GlobalTransformer(nn.Module):

@@ -49,6 +49,7 @@ class LocalDecoderParams:
     reads_byte_states: bool = False
 
     def __attrs_post_init__(self) -> None:
+        check_heads(self.dim, self.heads, self.heads)
         if self.denoises and self.reads_byte_states:
             raise ValueError("a decoder that reads byte states has no [MASK] entry: cannot denoise")
 
@@ -97,7 +98,6 @@ class LocalDecoder(nn.Module):
 
     def __init__(self, params: LocalDecoderParams, context: BuildContext) -> None:
         super().__init__()
-        check_heads(params.dim, params.heads, params.heads)
         self.denoises, self.reads_byte_states = params.denoises, params.reads_byte_states
         self.window, self.rope_theta = params.window, params.rope_theta
         self.head_dim, self.slots = params.dim // params.heads, params.slots

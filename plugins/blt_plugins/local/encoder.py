@@ -37,6 +37,7 @@ class LocalEncoderParams:
     rope_theta: float = attrs.field(default=500_000.0, validator=more_than(0))
 
     def __attrs_post_init__(self) -> None:
+        check_heads(self.dim, self.heads, self.heads)
         sizes = self.ngram_sizes
         if any(size < 1 for size in sizes) or len(set(sizes)) != len(sizes):
             raise ValueError(f"ngram_sizes: expected different sizes of at least 1, got {sizes}")
@@ -69,6 +70,11 @@ class LocalEncoder(nn.Module):
             nn.Linear(wide, params.latent_dim, bias=False) if wide != params.latent_dim else None
         )
         initialise(self, params.layers)
+
+    @property
+    def table_parameters(self) -> int:
+        """Parameters of the n-gram tables: looked up, not streamed."""
+        return 0 if self.ngrams is None else self.ngrams.table.weight.numel()
 
     def new_cache(self, batch: int) -> RowCache:
         """Keys and values of the bytes read, and their ids for n-grams."""

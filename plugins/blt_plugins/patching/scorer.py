@@ -9,7 +9,7 @@ import attrs
 from torch import Tensor, nn
 
 from blt_core.component import BuildContext, Component, at_least, more_than, overridable
-from blt_core.nn import NORM_EPS, RowCache, Transformer, initialise
+from blt_core.nn import NORM_EPS, RowCache, Transformer, check_heads, initialise
 from blt_core.types import Rows
 
 
@@ -23,6 +23,9 @@ class TransformerScorerParams:
     hidden: int = attrs.field(default=352, validator=at_least(1))
     window: int | None = overridable(default=None, validator=at_least(1))
     rope_theta: float = attrs.field(default=10000.0, validator=more_than(0))
+
+    def __attrs_post_init__(self) -> None:
+        check_heads(self.dim, self.heads, self.heads)
 
 
 class TransformerScorer(nn.Module):

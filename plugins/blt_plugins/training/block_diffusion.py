@@ -45,7 +45,8 @@ class BlockDiffusionObjectiveParams:
 class TrainedBlocks:
     """Blocks and their loss: the sum of ``weights_bnB`` times the cross-entropy of the targets.
 
-    start_bn: first positions. ids_bnB: inputs. targets_bnB: UNSCORED where the weight is 0.
+    start_bn: first positions. ids_bnB: inputs. targets_bnB: UNSCORED where the weight is 0. The
+    weights are float64 on the CPU, since not every device has float64.
     """
 
     start_bn: Tensor
@@ -66,7 +67,7 @@ class TrainedBlocks:
             ignore_index=UNSCORED,
             reduction="none",
         )
-        return (losses.double() * self.weights_bnB.flatten()).sum()
+        return (losses.cpu().double() * self.weights_bnB.flatten()).sum()
 
 
 class BlockDiffusionObjective:
@@ -90,7 +91,7 @@ class BlockDiffusionObjective:
         targets_br: Tensor,
         rng: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
-        """(loss in nats, its parts to log)."""
+        """(loss in nats, its parts to log); the loss is on the CPU."""
         masked, stale = self.blocks(flags_br, targets_br, rng)
         start_bn = torch.cat((masked.start_bn, stale.start_bn), 1)
         # A block reads what the clean row before it reads, wherever it starts.
@@ -103,7 +104,7 @@ class BlockDiffusionObjective:
             raise RunError("the decoder gave no output for clean rows or for blocks")
         masked_logits, stale_logits = output.blocks.logits.split((masked.count, stale.count), 1)
         parts = {
-            "clean_loss": next_byte_loss(output.clean.logits, targets_br),
+            "clean_loss": next_byte_loss(output.clean.logits, targets_br).cpu(),
             "mask_loss": masked.loss(masked_logits),
             "stale_loss": stale.loss(stale_logits),
         }
@@ -126,7 +127,7 @@ class BlockDiffusionObjective:
         start_bn = torch.cat((drawn, inside, full), 1)
         rate_bn = torch.rand(start_bn.shape, generator=rng).clamp(min=_LEAST_RATE)
         rate_bn[:, start_bn.shape[1] - full.shape[1] :] = 1.0
-        masked = self._masked(start_bn, rate_bn.to(start_bn.device), targets_br, rng)
+        masked = self._masked(start_bn, rate_bn, targets_br, rng)
         return masked, self._stale(
             sample_starts(opens_br, patches_b * p.stale_share, rng), targets_br
         )
@@ -134,12 +135,15 @@ class BlockDiffusionObjective:
     def _masked(
         self, start_bn: Tensor, rate_bn: Tensor, targets_br: Tensor, rng: torch.Generator
     ) -> TrainedBlocks:
-        """Blocks whose rows predict their own byte; each byte is hidden with the block's rate."""
+        """Blocks whose rows predict their own byte; each byte is hidden with the block's rate.
+
+        ``rate_bn`` is on the CPU, as ``rng`` is.
+        """
         truth_bnB = self._ids_from(start_bn, targets_br)
-        noise = torch.rand(truth_bnB.shape, generator=rng).to(start_bn.device)
+        noise = torch.rand(truth_bnB.shape, generator=rng)
         scored = truth_bnB != UNSCORED
-        hidden = (noise < rate_bn[..., None]) & scored
-        weights = hidden.double() / rate_bn[..., None] / scored.sum().clamp(min=1)
+        hidden = (noise < rate_bn[..., None]).to(scored.device) & scored
+        weights = hidden.cpu().double() / rate_bn[..., None] / scored.sum().clamp(min=1).cpu()
         # Past the end of the text there is nothing to give: it is masked, as in generation.
         ids = truth_bnB.masked_fill(hidden | ~scored, self.mask)
         return TrainedBlocks(
@@ -151,7 +155,7 @@ class BlockDiffusionObjective:
         given = self._ids_from(start_bn, targets_br)
         after = self._ids_from(torch.where(start_bn > 0, start_bn + 1, 0), targets_br)
         scored = (given != UNSCORED) & (after != UNSCORED)
-        weights = scored.double() / scored.sum().clamp(min=1)
+        weights = scored.cpu().double() / scored.sum().clamp(min=1).cpu()
         return TrainedBlocks(
             start_bn.clamp(min=1),
             given.masked_fill(given == UNSCORED, self.mask),

@@ -59,7 +59,7 @@ def measure(patcher: ThresholdPatcher, batches: Iterable[Batch]) -> list[Tensor]
     """The entropies of the bytes of each window that has any, as float64 vectors."""
     found = []
     for batch in batches:
-        values = patcher.entropies(batch.rows).double().cpu()
+        values = patcher.entropies(batch.rows).cpu().double()
         found += [row[:size] for row, size in zip(values, batch.sizes, strict=True) if size]
     return found
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from blt_core.cli.inputs import ConfigArgument, JsonOption, find_config
+from blt_core.cli.inputs import ConfigArgument, DeviceOption, JsonOption, find_config
 from blt_core.plugins import load_plugins
 from blt_plugins.training.calibrate import Calibration
 from blt_plugins.training.job import make_job
@@ -32,6 +32,7 @@ def train(
         Path | None, typer.Option(help="Where to write; default: [train] out, or runs/NAME.")
     ] = None,
     corpus: Annotated[Path | None, typer.Option(help="Another corpus folder.")] = None,
+    device: DeviceOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, not from OUT/state.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -40,15 +41,16 @@ def train(
     Run it again to go on after an interruption.
     """
     plugins = load_plugins()
-    job = make_job(find_config(config), plugins, out=out, corpus=corpus)
-    hook, result = plugins.hook, None
-    report = ObservedReport(new_report(sys.stderr), hook, job)
-    hook.blt_run_start(run=job)
+    settings = find_config(config).with_run(device=device)
+    job = make_job(settings, plugins, out=out, corpus=corpus)
+    result = None
+    report = ObservedReport(new_report(sys.stderr), plugins.notify, job)
+    plugins.notify("blt_run_start", run=job)
     try:
         result = Trainer(job, report).run(fresh=fresh)
     finally:
         report.close()
-        hook.blt_run_end(run=job, result=result)
+        plugins.notify("blt_run_end", run=job, result=result)
     _show_result(result, as_json=as_json)
 
 

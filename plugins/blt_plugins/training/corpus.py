@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ Split = Literal["train", "valid"]
 class FolderCorpusParams:
     """path: the folder (relative: to the working directory). pattern: a glob, ** for any depth.
 
+    Hidden files and folders (and ``__pycache__``) are taken only where the pattern names them.
     valid_path: a folder of held-out files. Without it, ``train`` and ``valid`` below ``path`` are
     used if both exist; else about ``valid_percent`` of the files are held out, by their content.
     """
@@ -73,13 +75,25 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
         what = "is not a folder" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: {what}; corpus.path (or --corpus) names a folder of text files")
     try:
-        files = [path for path in folder.glob(pattern) if path.is_file()]
+        found = [path for path in folder.glob(pattern) if path.is_file()]
     except (ValueError, NotImplementedError) as error:
         text = f"corpus.pattern: {pattern!r} is no glob below a folder: {error}"
         raise DataError(text) from error
+    shown = [part for part in Path(pattern).parts if _is_hidden(part)]
+    files = [path for path in found if not _hides(path.relative_to(folder), shown)]
     if not files:
         raise DataError(f"{folder}: no file matches {pattern!r} (corpus.pattern)")
     return sorted(files, key=lambda path: path.relative_to(folder).parts)
+
+
+def _hides(path: Path, shown: Sequence[str]) -> bool:
+    """Whether a part of ``path`` is hidden and matches none of the globs ``shown``."""
+    hidden = [part for part in path.parts if _is_hidden(part)]
+    return not all(any(fnmatchcase(part, glob) for glob in shown) for part in hidden)
+
+
+def _is_hidden(part: str) -> bool:
+    return part.startswith(".") or part == "__pycache__"
 
 
 def read_document(path: Path) -> bytes:

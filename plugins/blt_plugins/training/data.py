@@ -18,6 +18,7 @@ from blt_plugins.training.windows import Batch, Window, cut_windows, make_batch,
 class Data:
     """documents and windows to train on; batches to score (``valid``) and to calibrate on.
 
+    summary: how much text there is on both sides, in words.
     ``digest``: names the text, so that a resumed run is sure to read the same.
     """
 
@@ -26,6 +27,7 @@ class Data:
     valid: Sequence[Batch]
     calibration: Sequence[Batch]
     digest: str
+    summary: str
 
 
 def load_data(corpus: Corpus, settings: TrainSettings, model: Model) -> Data:
@@ -52,6 +54,7 @@ def load_data(corpus: Corpus, settings: TrainSettings, model: Model) -> Data:
         batches(valid, cut_windows(valid, context), settings.valid_bytes),
         batches(documents, windows, settings.scorer.calibration_bytes),
         digest(documents, valid),
+        f"corpus: {_amount(documents)} to train on, {_amount(valid)} held out",
     )
 
 
@@ -63,3 +66,7 @@ def digest(*splits: Sequence[bytes]) -> str:
             total.update(hashlib.sha256(text).digest())
         total.update(b"|")
     return total.hexdigest()
+
+
+def _amount(documents: Sequence[bytes]) -> str:
+    return f"{len(documents)} documents ({sum(map(len, documents))} bytes)"

@@ -63,7 +63,7 @@ def _evaluate(logits: Callable[[Batch], Tensor], batches: Iterable[Batch]) -> He
         losses = functional.cross_entropy(
             logits(batch).float().flatten(0, 1), targets, ignore_index=UNSCORED, reduction="none"
         )
-        nats += float(losses.double().sum())
+        nats += float(losses.cpu().double().sum())
         size += sum(batch.sizes)
     if size == 0:
         raise DataError("no held-out text to score: the documents are empty")

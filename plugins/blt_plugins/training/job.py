@@ -10,7 +10,7 @@ import attrs
 import torch
 
 from blt_core.component import BuildContext
-from blt_core.config import MODEL_KINDS, Config
+from blt_core.config import MODEL_KINDS, Config, RunSettings
 from blt_core.errors import ConfigError, PluginError
 from blt_core.model import Model
 from blt_core.pipeline import find_device
@@ -34,14 +34,7 @@ def make_job(
     """
     if corpus is not None:
         config = with_corpus(config, corpus)
-    for kind, table in DEFAULTS.items():
-        if kind not in config.tables:
-            config = config.with_table(kind, table)
-    calibrates = _lacks_threshold(config, plugins)
-    if calibrates:
-        config = config.with_table("patcher", {**config.tables["patcher"], "threshold": 0.0})
-    plan = resolve(config, plugins, needs=NEEDS)
-    _check(plan, calibrates=calibrates)
+    plan, calibrates = plan_training(config, plugins)
     settings: TrainSettings = plan.settings["train"]
     folder = out or Path(settings.out or f"runs/{Path(plan.place.source).stem}")
     described = plan.describe()
@@ -53,10 +46,30 @@ def make_job(
         backend=plan.build("training_backend"),
         format=build_node(node, BuildContext(plan.model.scheme), plugins.registry),
         settings=settings,
-        tables={k: described[k] for k in ("model", *MODEL_KINDS, *DEFAULTS)},
+        tables={
+            "run": {"dtype": plan.run.dtype},
+            **{k: described[k] for k in ("model", *MODEL_KINDS, *DEFAULTS)},
+        },
         calibrates=calibrates,
         out=folder,
     )
+
+
+def plan_training(config: Config, plugins: Plugins) -> tuple[Plan, bool]:
+    """Check a training config whole; nothing is built.
+
+    Gives the plan, and whether the patcher's threshold (0 in the plan) is yet to be calibrated.
+    Raises ConfigError with all problems.
+    """
+    for kind, table in DEFAULTS.items():
+        if kind not in config.tables:
+            config = config.with_table(kind, table)
+    calibrates = _lacks_threshold(config, plugins)
+    if calibrates:
+        config = config.with_table("patcher", {**config.tables["patcher"], "threshold": 0.0})
+    plan = resolve(config, plugins, needs=NEEDS)
+    _check(plan, calibrates=calibrates)
+    return plan, calibrates
 
 
 def with_corpus(config: Config, folder: Path) -> Config:
@@ -104,6 +117,8 @@ def _check(plan: Plan, *, calibrates: bool) -> None:
         and "training starts from random weights; remove this key",
         ("run", "dtype"): plan.run.dtype == "bfloat16"
         and "training runs in float32; train.save_dtype is what models are written in",
+        ("run", "seed"): plan.run.seed not in (RunSettings().seed, settings.seed)
+        and f"training draws from train.seed, which is {settings.seed}; remove this key",
         ("train", "context_bytes"): context is not None
         and context > limit
         and f"{context} is more than the model serves (model.context_bytes = {limit})",

@@ -7,7 +7,6 @@ holds all that steps change. So a run that was stopped goes on bit for bit where
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +16,15 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from blt_core.checkpoint import load_tensors, model_config, model_tensors
-from blt_core.errors import RunError
+from blt_core.checkpoint import (
+    MODEL_FILES,
+    check_replaceable,
+    file_errors,
+    load_tensors,
+    model_config,
+    model_tensors,
+)
+from blt_core.errors import DataError, RunError
 from blt_core.model import Model
 from blt_core.protocols import (
     CheckpointFormat,
@@ -43,6 +49,7 @@ from blt_plugins.training.report import Metrics, Report
 from blt_plugins.training.schedule import learning_rate, parameter_groups
 from blt_plugins.training.settings import TrainSettings
 from blt_plugins.training.state import (
+    STATE_FILES,
     TrainingState,
     check_same_settings,
     load_state,
@@ -74,7 +81,11 @@ class Job:
 
 @attrs.frozen
 class TrainResult:
-    """How a run ended. ``model``: the folder of the model with the best held-out score."""
+    """How a run ended.
+
+    held_out: the score at the end, None if the run was found finished. model: the folder of the
+    model with the best score.
+    """
 
     threshold: float | None
     held_out: HeldOut | None
@@ -98,9 +109,12 @@ class Trainer:
         """Train to the end, going on from a saved state unless ``fresh``.
 
         Raises RunError if the loss is no number any more, or after an interrupt; what was saved
-        is complete. Raises OtherSettingsError if the state belongs to another configuration.
+        is complete. Raises OtherSettingsError if the state belongs to another configuration,
+        DataError if something else is in the way of what is to be written.
         """
         job, settings = self._job, self._settings
+        self._report.note(self._data.summary)
+        self._check_out()
         state = self._restore(fresh=fresh)
         phases = make_phases(
             job.model, job.objective, settings, self._data.documents, self._data.windows
@@ -109,19 +123,30 @@ class Trainer:
             for phase in phases:
                 if state is not None and state.phase != phase.name:
                     continue  # it was over when the state was saved
-                if state is None and phase.name == MODEL:
-                    self._fix_patches()
+                if state is None:
+                    self._begin(phase)
                 self._run_phase(phase, state)
                 state = None
-        return self._finish()
+        return TrainResult(
+            threshold=getattr(job.model.patcher, "threshold", None),
+            held_out=self._held_out,
+            best_bits_per_byte=self._best,
+            model=job.out / "model",
+        )
+
+    def _check_out(self) -> None:
+        """Make the folder of the run, where all that will be written must have room."""
+        out = self._job.out
+        with file_errors(out, DataError):
+            out.mkdir(parents=True, exist_ok=True)
+        check_replaceable(out / "state", STATE_FILES)
+        for name in ("model", "model-last"):
+            check_replaceable(out / name, MODEL_FILES)
 
     def _restore(self, *, fresh: bool) -> TrainingState | None:
         """The state to go on from, loaded into the model; None for a new run."""
         folder, model = self._job.out / "state", self._job.model
-        self._job.out.mkdir(parents=True, exist_ok=True)
-        if fresh:
-            shutil.rmtree(folder, ignore_errors=True)
-        state = load_state(folder)
+        state = None if fresh else load_state(folder)
         if state is None:
             self._metrics.rewind({})
             return None
@@ -133,7 +158,10 @@ class Trainer:
         self._best, self._saved = state.best, f"{state.phase} step {state.step}"
         whole = {SCORER: self._settings.scorer.steps, PATCHES: 0} if state.phase == MODEL else {}
         self._metrics.rewind({**whole, state.phase: state.step})
-        self._report.note(f"resumed at {self._saved}")
+        if state.phase == MODEL and state.step == self._settings.steps:
+            self._report.note(f"already finished ({self._saved}); --fresh trains anew")
+        else:
+            self._report.note(f"resumed at {self._saved}")
         return state
 
     def _tables(self) -> dict[str, Any]:
@@ -167,7 +195,7 @@ class Trainer:
         backend, count, device = self._job.backend, phase.accumulate, self._job.model.device
         batches = [phase.batches[step * count + i].to(device) for i in range(count)]
         size = sum(batch.scored for batch in batches)
-        rng = torch.Generator(device).manual_seed(phase.seed_of(step))
+        rng = torch.Generator().manual_seed(phase.seed_of(step))
         means: dict[str, float] = {}
         for batch in batches:
             (loss, figures), share = phase.loss(batch, rng), batch.scored / size
@@ -194,9 +222,9 @@ class Trainer:
 
     def _look_after(self, phase: Phase, done: int) -> None:
         """What happens between two steps: a score, a checkpoint, the end on request."""
-        if phase.name == MODEL and self._is_due(self._settings.validate_every, phase, done):
-            self._validate(done)
         at_end = done == phase.steps
+        if phase.name == MODEL and self._is_due(self._settings.validate_every, phase, done):
+            self._validate(done, last=at_end)
         if self._is_due(self._settings.checkpoint_every, phase, done) or self._interrupts.asked:
             self._save(phase.name, done, self._job.backend.state())
         if self._interrupts.asked and not (at_end and phase.name == MODEL):
@@ -212,11 +240,9 @@ class Trainer:
     def _check_finite(self, what: str, value: float, phase: Phase, step: int) -> None:
         if math.isfinite(value):
             return
-        saved = "nothing was saved before"
-        if self._saved:
-            saved = f"the last good state is {self._job.out / 'state'} ({self._saved})"
         raise RunError(
-            f"{phase.name} step {step + 1}: the {what} is {value}; {saved}\n"
+            f"{phase.name} step {step + 1}: the {what} is {value}; the last good state is "
+            f"{self._job.out / 'state'} ({self._saved})\n"
             "  fix: lower the learning rate, and start anew with --fresh"
         )
 
@@ -232,8 +258,14 @@ class Trainer:
         self._metrics.write(phase=PATCHES, step=0, scorer_bits_per_byte=held_out.bits_per_byte)
         self._report.note(f"scorer: {held_out.bits_per_byte:.4f} held-out bits per byte")
 
+    def _begin(self, phase: Phase) -> None:
+        """Save the state in which a phase begins, in the place of what a former run left."""
+        if phase.name == MODEL:
+            self._fix_patches()
+        self._save(phase.name, 0, {})
+
     def _fix_patches(self) -> None:
-        """Calibrate the patcher, and save the state in which the model's own training begins."""
+        """Calibrate the patcher where its threshold is not given."""
         patcher = self._job.model.patcher
         if self._job.calibrates and isinstance(patcher, ThresholdPatcher):
             target = self._settings.scorer.target_patch_bytes
@@ -249,12 +281,14 @@ class Trainer:
                 f"threshold {found.threshold:.4f} nats: patches of "
                 f"{found.mean_patch_bytes:.2f} bytes on average"
             )
-        self._save(MODEL, 0, {})
 
     # -- scores and files ------------------------------------------------------------------------
 
-    def _validate(self, step: int) -> None:
+    def _validate(self, step: int, *, last: bool) -> None:
+        """Score the model, and write it if it is the best so far, or else the ``last``."""
         if not self._data.valid:
+            if last:
+                self._write_model("model")
             return
         result = evaluate_model(self._job.model, self._data.valid)
         better = self._best is None or result.bits_per_byte < self._best
@@ -267,22 +301,11 @@ class Trainer:
         )
         if better:
             self._best = result.bits_per_byte
-            self._write_model("model")
+        if better or last:
+            self._write_model("model" if better else "model-last")
         self._report.note(
             f"model step {step}: {result.bits_per_byte:.4f} held-out bits per byte, patches of "
             f"{result.mean_patch_bytes:.2f} bytes{', the best so far' if better else ''}"
-        )
-
-    def _finish(self) -> TrainResult:
-        if self._best is None:
-            self._write_model("model")
-        elif self._held_out is not None and self._held_out.bits_per_byte > self._best:
-            self._write_model("model-last")
-        return TrainResult(
-            threshold=getattr(self._job.model.patcher, "threshold", None),
-            held_out=self._held_out,
-            best_bits_per_byte=self._best,
-            model=self._job.out / "model",
         )
 
     def _write_model(self, name: str) -> None:

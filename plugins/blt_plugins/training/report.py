@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import attrs
-import pluggy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from blt_core.checkpoint import file_errors
+from blt_core.errors import DataError, RunError
 
 #: Seconds between two lines where there is no terminal.
 LINE_SECONDS = 20.0
@@ -53,10 +55,10 @@ class TrainStep:
 
 
 class ObservedReport:
-    """Passes everything on, and tells the plugins that observe runs of each step."""
+    """Passes everything on, and tells the plugins that observe runs (``notify``) of each step."""
 
-    def __init__(self, inner: Report, hook: pluggy.HookRelay, run: object) -> None:
-        self._inner, self._hook, self._run, self._phase = inner, hook, run, ""
+    def __init__(self, inner: Report, notify: Callable[..., None], run: object) -> None:
+        self._inner, self._notify, self._run, self._phase = inner, notify, run, ""
 
     def phase(self, name: str, step: int, steps: int) -> None:
         """A phase begins, or goes on, at ``step``."""
@@ -65,7 +67,7 @@ class ObservedReport:
 
     def step(self, step: int, figures: Mapping[str, float]) -> None:
         """Step ``step`` (from 1) is done."""
-        self._hook.blt_run_step(run=self._run, step=TrainStep(self._phase, step, figures))
+        self._notify("blt_run_step", run=self._run, step=TrainStep(self._phase, step, figures))
         self._inner.step(step, figures)
 
     def note(self, text: str) -> None:
@@ -153,32 +155,51 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
+#: How every line of the metrics begins.
+_BEGINNING = '{"phase": '
+
+
 class Metrics:
     """``metrics.jsonl``: one JSON object a line, each with ``phase`` and ``step``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def write(self, **record: Any) -> None:
-        """Append a record."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+    def write(self, *, phase: str, **record: Any) -> None:
+        """Append a record; RunError if it cannot be written."""
+        with file_errors(self._path, RunError), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"phase": phase, **record}) + "\n")
 
     def rewind(self, keep: Mapping[str, int]) -> None:
         """Keep the records of each phase up to its step in ``keep``, those of others not at all.
 
-        What a run logged after its last saved state will be logged again.
+        What a run logged after its last saved state will be logged again. Raises DataError, and
+        changes nothing, if the file holds anything else than such records.
         """
-        if not self._path.exists():
-            return
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _is_kept(line, keep)]
-        self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        with file_errors(self._path, DataError):
+            if not self._path.exists():
+                return
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if lines and _is_cut(lines[-1]):
+                lines.pop()
+            kept = [line for line in lines if self._is_kept(line, keep)]
+            self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def _is_kept(self, line: str, keep: Mapping[str, int]) -> bool:
+        try:
+            record = json.loads(line)
+            return bool(record["step"] <= keep.get(record["phase"], -1))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{self._path}: holds a line that is no record of a training run: {line[:60]}\n"
+                "  fix: move the file away, or choose another --out"
+            ) from error
 
 
-def _is_kept(line: str, keep: Mapping[str, int]) -> bool:
+def _is_cut(line: str) -> bool:
+    """Whether a record was cut off in the middle of a write."""
     try:
-        record = json.loads(line)
-    except ValueError:  # cut off in the middle of a write
-        return False
-    return bool(record["step"] <= keep.get(record["phase"], -1))
+        json.loads(line)
+    except ValueError:
+        return _BEGINNING.startswith(line[: len(_BEGINNING)])
+    return False

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blt_core.checkpoint import current_folder, replace_folder
+from blt_core.checkpoint import check_replaceable, current_folder, replace_folder
 from blt_core.errors import CheckpointError, RunError
 
-TENSORS, DESCRIPTION = "tensors.safetensors", "state.json"
+STATE_FILES = DESCRIPTION, TENSORS = ("state.json", "tensors.safetensors")
 VERSION = 1
 
 
@@ -40,7 +40,10 @@ class TrainingState:
 
 
 def save_state(folder: Path, state: TrainingState) -> None:
-    """Write ``state``; until all of it is on the disk the former one stays."""
+    """Write ``state``; until all of it is on the disk the former one stays.
+
+    Raises DataError if something else has that name, RunError if it cannot be written.
+    """
     tensors = {
         **{f"model/{name}": tensor for name, tensor in state.model.items()},
         **{f"optimizer/{name}": tensor for name, tensor in state.optimizer.items()},
@@ -54,15 +57,19 @@ def save_state(folder: Path, state: TrainingState) -> None:
         "best": state.best,
         "settings": state.settings,
     }
-    with replace_folder(folder) as fresh:
+    with replace_folder(folder, STATE_FILES) as fresh:
         save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, fresh / TENSORS)
         (fresh / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
 
 
 def load_state(folder: Path) -> TrainingState | None:
-    """The state in ``folder``; None if there is none. Raises CheckpointError if it is damaged."""
+    """The state in ``folder``; None if there is none.
+
+    Raises CheckpointError if it is damaged, DataError if something else has that name.
+    """
+    check_replaceable(folder, STATE_FILES)
     current = current_folder(folder)
-    if not current.is_dir():
+    if not (current / DESCRIPTION).exists():
         return None
     try:
         description = json.loads((current / DESCRIPTION).read_text(encoding="utf-8"))
@@ -79,7 +86,7 @@ def load_state(folder: Path) -> TrainingState | None:
             optimizer=_below("optimizer/", tensors),
             generator=tensors["generator"],
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: the training state is damaged ({error}); start anew with --fresh"
         ) from error

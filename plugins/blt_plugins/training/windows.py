@@ -9,6 +9,7 @@ Axes: b batch rows, r byte rows.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 
@@ -138,9 +139,5 @@ def sample(windows: Sequence[Window], size: int, seed: int) -> list[Window]:
     """Whole windows drawn without replacement until they hold ``size`` targets, or all."""
     shuffled = list(windows)
     random.Random(f"{seed}/sample").shuffle(shuffled)
-    chosen: list[Window] = []
-    for window in shuffled:
-        if sum(w.length for w in chosen) >= size:
-            break
-        chosen.append(window)
-    return chosen
+    ends = itertools.accumulate(window.length for window in shuffled)
+    return [w for w, end in zip(shuffled, ends, strict=True) if end - w.length < size]
