@@ -166,12 +166,16 @@ def _show(rows: list[Row]) -> None:
             str(row.passes.encoder),
             str(row.rounds),
             accepted,
-            f"{row.gigabytes:.3g}",
+            f"{row.gigabytes:.3g}" if row.gigabytes < _WHOLE else f"{row.gigabytes:.0f}",
             _number(row.relative_gigabytes),
             f"{row.bytes_per_second:.0f}",
             _number(row.relative_speed),
         )
     Console(width=None if Console().is_terminal else 120).print(table)
+
+
+#: From here on GB are shown whole.
+_WHOLE = 100
 
 
 def _number(ratio: float | None) -> str:
