@@ -4,7 +4,7 @@ Start with :class:`Pipeline`. Plugin authors find the contracts in :mod:`blt_cor
 records in :mod:`blt_core.component` and the hooks in :mod:`blt_core.hookspecs`.
 """
 
-from blt_core.component import BuildContext, Component, Preset, nested, overridable
+from blt_core.component import BuildContext, Component, Preset, nested, overridable, trained
 from blt_core.errors import (
     BltError,
     CheckpointError,
@@ -45,4 +45,5 @@ __all__ = [
     "hookimpl",
     "nested",
     "overridable",
+    "trained",
 ]

@@ -1,8 +1,8 @@
 """A run's config on top of a checkpoint's: the model comes from the checkpoint.
 
 A run may repeat what the checkpoint says, as a config that ``blt check`` printed does, and set the
-keys that the component marks as overridable (thresholds, windows; not dims); anything else in those
-tables is a problem.
+keys that the component marks as overridable (thresholds, windows; not dims); training may also set
+what it trains a part to do. Anything else in those tables is a problem.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ Fields = Mapping[str, "attrs.Attribute[Any]"]
 _STORED = ("model", *MODEL_KINDS)
 
 
-def merge_checkpoint(config: Config, tables: Mapping[str, Any], plugins: Plugins) -> Config:
+def merge_checkpoint(
+    config: Config, tables: Mapping[str, Any], plugins: Plugins, *, training: bool = False
+) -> Config:
     """The config of a run with the model tables of its checkpoint.
 
-    ``tables``: what the checkpoint's format read. What the run may not override is kept among the
-    config's ``problems``, which ``resolve`` raises together with its own.
+    ``tables``: what the checkpoint's format read. ``training``: whether the run trains the model
+    further. What the run may not override is kept among the config's ``problems``, which
+    ``resolve`` raises together with its own.
     """
     source = Table(tables, Place(config.checkpoint or "checkpoint"))
-    merger = _Merger(plugins)
+    merger = _Merger(plugins, training)
     if source.get("schema") != SCHEMA:
         text = f"expected {SCHEMA}, the one schema that this version reads, got "
         merger.problems.append(source.place_of("schema").problem(text + show(source.get("schema"))))
@@ -50,6 +53,7 @@ def merge_checkpoint(config: Config, tables: Mapping[str, Any], plugins: Plugins
 @attrs.frozen
 class _Merger:
     plugins: Plugins
+    training: bool
     problems: list[Problem] = attrs.field(factory=list)
 
     def override(self, kind: str, stored: Any, own: Any, place: Place) -> Any:
@@ -62,7 +66,7 @@ class _Merger:
         params = self._params(kind, stored)
         if params is None:
             return stored
-        fields, free = params_fields(params), overridable_keys(params)
+        fields, free = params_fields(params), overridable_keys(params, training=self.training)
         below, changes = nested_kinds(params), {}
         stored = stored.updated(_nested_defaults(stored, fields), {})
         for key, value in own.items():

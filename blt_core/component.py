@@ -20,6 +20,8 @@ from blt_core.types import IdScheme
 NESTED = "blt_nested_kind"
 #: Key of the attrs metadata that marks a key which a run may override in a checkpoint's config.
 OVERRIDABLE = "blt_overridable"
+#: The same for a key that only training from a checkpoint may change.
+TRAINED = "blt_trained"
 
 
 @attrs.frozen
@@ -96,14 +98,20 @@ def overridable(**arguments: Any) -> Any:
     return attrs.field(metadata={OVERRIDABLE: True}, **arguments)
 
 
+def trained(**arguments: Any) -> Any:
+    """An attrs field that says what a part was trained to do: training may set it, a run not."""
+    return attrs.field(metadata={TRAINED: True}, **arguments)
+
+
 def nested_kinds(params: type) -> dict[str, str]:
     """Nested component fields of a params class: field name to kind."""
     return {f.name: f.metadata[NESTED] for f in attrs.fields(params) if NESTED in f.metadata}
 
 
-def overridable_keys(params: type) -> frozenset[str]:
-    """Keys of a params class that a run may override beside a checkpoint."""
-    return frozenset(f.name for f in attrs.fields(params) if OVERRIDABLE in f.metadata)
+def overridable_keys(params: type, *, training: bool = False) -> frozenset[str]:
+    """Keys of a params class that a run, or training, may override beside a checkpoint."""
+    marks = {OVERRIDABLE, TRAINED} if training else {OVERRIDABLE}
+    return frozenset(f.name for f in attrs.fields(params) if marks & f.metadata.keys())
 
 
 # -- ranges: validators for params fields; None passes, since the annotation says if it may be ----

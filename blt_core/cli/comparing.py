@@ -10,11 +10,11 @@ import attrs
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from blt_core.cli import inputs, plotting
 from blt_core.cli.generating import as_record
+from blt_core.cli.progress import progress_bar
 from blt_core.compare import Row, compare
 from blt_core.errors import RequestError, near_match
 from blt_core.pipeline import Pipeline
@@ -66,7 +66,7 @@ def add_command(app: typer.Typer) -> None:
         pipeline = Pipeline.load(settings)
         prompts = inputs.read_prompts(prompt, prompt_file)
         samplers = {spec: spec for spec in sampler} if sampler else _default_samplers(pipeline)
-        with _progress() as bar:
+        with progress_bar() as bar:
             task = bar.add_task("", total=len(samplers) * len(prompts))
 
             def advance(name: str, index: int) -> None:
@@ -100,18 +100,6 @@ def _scale(name: str | None) -> Parameters | None:
             f"There are: {', '.join(SCALES)}"
         )
     return SCALES[name]
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    return Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 def as_report(

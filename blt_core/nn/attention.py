@@ -17,18 +17,19 @@ from torch.nn import functional
 from blt_core.nn.cache import Span
 
 
-def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """(cos, sin) of rotary positions (RoPE), each (…, 1, d/2) in fp32, for interleaved pairs."""
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> Tensor:
+    """Rotary positions (RoPE) as unit complex numbers (…, 1, d/2), in fp32 precision."""
     steps = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     angles = positions[..., None].float() * theta ** (-steps / head_dim)
-    return angles.cos()[..., None, :], angles.sin()[..., None, :]
+    return torch.complex(angles.cos(), angles.sin())[..., None, :]
 
 
-def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Turn the pairs (x0, x1), (x2, x3), … of the last axis of (…, heads, d) by their angles."""
-    cos, sin = (a.to(x.dtype) for a in angles)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+    # Pairs as complex numbers: one product, forward and backward. There is none of half precision.
+    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
+    turned = torch.view_as_complex(pairs.contiguous()) * angles
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
@@ -96,18 +97,45 @@ def attend_blocks(
 ) -> Tensor:
     """Block rows (b, n, B, h, d) over the clean keys they see and their own block.
 
+    clean_k, clean_v: keys of each block (b, n, t, g, d), or the same for all blocks (b, t, g, d).
     seen_bnBt (B may be 1): which clean keys. own_bnBB: which rows of the block (None: all).
 
-    One softmax over both groups of scores, (n·B) × (t + B) of them, so no square mask over clean
-    rows and blocks is ever built (Fast BLT, gives the mask this equals).
+    Scores are (n·B) × (t + B), so no square mask over clean rows and blocks is ever built (Fast
+    BLT, gives the mask this equals).
+    """
+    own_bnBB = seen_bnBt.new_ones(1) if own_bnBB is None else own_bnBB
+    seen_bnBt = seen_bnBt.expand(*q.shape[:3], -1)
+    own_bnBB = own_bnBB.expand(*q.shape[:3], own_k.shape[2])
+    if clean_k.dim() < own_k.dim():
+        if q.shape[1] > 1:
+            return _attend_shared(q, own_k, own_v, clean_k, clean_v, seen_bnBt, own_bnBB)
+        clean_k, clean_v = clean_k[:, None], clean_v[:, None]
+    keys, values = torch.cat((clean_k, own_k), 2), torch.cat((clean_v, own_v), 2)
+    mask = torch.cat((seen_bnBt, own_bnBB), -1)[:, :, None].flatten(0, 1)
+    out = _sdpa(q.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), mask=mask)
+    shaped: Tensor = out.unflatten(0, q.shape[:2])
+    return shaped
+
+
+def _attend_shared(
+    q: Tensor,
+    own_k: Tensor,
+    own_v: Tensor,
+    clean_k: Tensor,
+    clean_v: Tensor,
+    seen_bnBt: Tensor,
+    own_bnBB: Tensor,
+) -> Tensor:
+    """Blocks over clean keys that all share: one softmax over two groups of scores.
+
+    The keys are not copied for each block, as they would be side by side in one tensor.
     """
     groups = q.shape[3] // own_k.shape[3]
     q = q.unflatten(3, (own_k.shape[3], groups)) * q.shape[-1] ** -0.5  # (b, n, B, g, heads/g, d)
     clean = torch.einsum("bnigcd,btgd->bngcit", q, clean_k)
     clean = clean.masked_fill(~seen_bnBt[:, :, None, None], float("-inf"))
     own = torch.einsum("bnigcd,bnjgd->bngcij", q, own_k)
-    if own_bnBB is not None:
-        own = own.masked_fill(~own_bnBB[:, :, None, None], float("-inf"))
+    own = own.masked_fill(~own_bnBB[:, :, None, None], float("-inf"))
     weights = torch.cat((clean, own), dim=-1).softmax(-1)
     clean, own = weights.split((clean.shape[-1], own.shape[-1]), dim=-1)
     out = torch.einsum("bngcit,btgd->bnigcd", clean, clean_v)

@@ -39,7 +39,7 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def project(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (…, h, d) and keys, and values (…, g, d), of rows (…, D)."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=-2)
@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        angles: tuple[Tensor, Tensor],
+        angles: Tensor,
         span: Span,
         cache: RowCache | None,
         lane: str,
@@ -79,7 +79,7 @@ class TransformerLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        angles: tuple[Tensor, Tensor],
+        angles: Tensor,
         span: Span,
         cache: RowCache | None,
         lane: str,

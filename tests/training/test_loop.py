@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ import torch
 from blt_core.checkpoint import load_tensors
 from blt_core.config import Config
 from blt_core.errors import ConfigError, DataError, RunError
-from blt_core.pipeline import Pipeline
+from blt_core.pipeline import Pipeline, read_checkpoint
 from blt_core.plugins import load_plugins
 from blt_plugins.training.data import load_data
 from blt_plugins.training.job import make_job
-from blt_plugins.training.loop import Trainer
+from blt_plugins.training.loop import Job, Trainer
 from blt_plugins.training.phases import make_phases
 from blt_plugins.training.schedule import parameter_groups
 from blt_plugins.training.state import OtherSettingsError
@@ -32,6 +33,12 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     """The records of a run, without the speed, which no two runs share."""
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(x).items() if k != "bytes_per_second"} for x in lines]
+
+
+def stored(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Tables and tensors of a checkpoint folder."""
+    tables, tensors = read_checkpoint(str(folder), load_plugins())
+    return tables, {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def tensors_of(job) -> dict[str, torch.Tensor]:
@@ -222,7 +229,7 @@ torch.set_num_threads(1)
 from blt_core.config import Config
 from blt_core.plugins import load_plugins
 from blt_plugins.training.job import make_job
-from blt_plugins.training.loop import Trainer
+from blt_plugins.training.loop import Job, Trainer
 
 class Report:
     def phase(self, name, step, steps): self.name = name
@@ -350,7 +357,6 @@ def test_every_fault_of_a_config_is_told_with_its_place(tables):
     ("table", "keys", "message"),
     [
         ("train", {"context_bytes": 65}, "train.context_bytes: 65 is more than the model serves"),
-        ("run", {"checkpoint": "x"}, "run.checkpoint: training starts from random weights"),
         ("run", {"dtype": "bfloat16"}, "run.dtype: training runs in float32"),
         ("run", {"seed": 3}, "run.seed: training draws from train.seed, which is 0; remove"),
         (
@@ -364,6 +370,70 @@ def test_what_only_training_minds_is_told_before_any_work(tables, table, keys, m
     tables[table] = {**tables.get(table, {}), **keys}
     with pytest.raises(ConfigError, match=re.escape(f"tiny.toml: {message}")):
         make_job(Config.from_mapping(tables, "tiny.toml"), load_plugins())
+
+
+@pytest.fixture
+def further(new_job, silent, tables) -> Callable[..., Job]:
+    """Makes a job that goes on from the model of a finished run; keys go into its decoder table."""
+    first = new_job("first")
+    Trainer(first, silent()).run()
+    kept = {k: v for k, v in tables.items() if k in {"schema", "corpus", "train"}}
+    kept["train"] = {k: v for k, v in kept["train"].items() if k != "scorer"}
+
+    def make(out: str = "out", **changes: Any) -> Job:
+        run = {"checkpoint": str(first.out / "model")}
+        config = Config.from_mapping({**kept, "run": run, **changes}, "more.toml")
+        return make_job(config, load_plugins(), out=first.out.parent / out)
+
+    return make
+
+
+def test_training_goes_on_from_a_checkpoint(silent, further):
+    job = further()
+    _, model = stored(job.out.parent / "first/model")
+    assert all(torch.equal(t, model[name]) for name, t in tensors_of(job).items())
+    result = Trainer(job, silent()).run()
+    after = tensors_of(job)
+    changed = {name for name, t in after.items() if not torch.equal(t, model[name])}
+    assert changed == {name for name in after if not name.startswith("patcher.")}
+    assert result.threshold == further().model.patcher.threshold > 0
+    assert {row["phase"] for row in metrics(job.out)} == {"model"}
+
+
+def test_training_from_a_checkpoint_teaches_its_decoder_to_denoise(silent, further):
+    blocks = {"use": "block-diffusion", "block_bytes": 4, "stale_share": 0.25}
+    with pytest.raises(ConfigError, match="trained without blocks"):
+        further(objective=blocks)
+    job = further(objective=blocks, decoder={"denoises": True})
+    Trainer(job, silent()).run()
+    assert stored(job.out / "model")[0]["decoder"]["denoises"] is True
+    # What was trained stays so: a run cannot claim otherwise.
+    config = {"schema": 1, "run": {"checkpoint": str(job.out / "model")}}
+    with pytest.raises(ConfigError, match=r"decoder\.denoises: comes from the checkpoint"):
+        Pipeline.from_config({**config, "decoder": {"denoises": False}})
+
+
+def test_a_run_from_a_checkpoint_is_resumed_where_it_was_stopped(silent, further):
+    whole = further("whole")
+    Trainer(whole, silent()).run()
+
+    def interrupt(phase, step):
+        if (phase, step) == ("model", 7):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RunError, match="interrupted at model step 7"):
+        Trainer(further("stopped"), silent(interrupt)).run()
+    again = further("stopped")
+    Trainer(again, silent()).run()
+    assert_same_run(whole, again)
+
+
+def test_what_a_checkpoint_gives_cannot_be_trained_or_given_again(further):
+    with pytest.raises(ConfigError) as caught:
+        further(train={"steps": 3, "scorer": {"steps": 2}})
+    assert "train.scorer: the scorer comes from the checkpoint" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"decoder\.layers: comes from the checkpoint"):
+        further(decoder={"layers": 4})
 
 
 @pytest.mark.parametrize("table", ["corpus", "model", "train", "decoder"])

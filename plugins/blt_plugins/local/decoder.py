@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from blt_core.component import BuildContext, Component, at_least, more_than, overridable
+from blt_core.component import BuildContext, Component, at_least, more_than, overridable, trained
 from blt_core.nn import (
     NORM_EPS,
     RowCache,
@@ -45,7 +45,7 @@ class LocalDecoderParams:
     slots: int = attrs.field(default=2, validator=at_least(1))
     window: int | None = overridable(default=None, validator=at_least(1))
     rope_theta: float = attrs.field(default=500_000.0, validator=more_than(0))
-    denoises: bool = False
+    denoises: bool = trained(default=False)
     reads_byte_states: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -73,7 +73,7 @@ class RowPlan:
     """Where clean rows stand (span, angles) and which latent each reads, (b, r)."""
 
     span: Span
-    angles: tuple[Tensor, Tensor]
+    angles: Tensor
     latent_br: Tensor
 
 
@@ -81,16 +81,28 @@ class RowPlan:
 class BlockPlan:
     """Angles of block rows, latent of each block (b, n), and what its rows see.
 
-    seen_bnBt: which clean rows, at the places [lo, hi) of their keys. own_bnBB: which rows of the
-    block itself (None: all).
+    Clean keys stand at the places [lo, hi); places_bnt picks those within a block's reach (None:
+    all of them). seen_bnBt: which of them a row sees. own_bnBB: which rows of the block itself
+    (None: all).
     """
 
-    angles: tuple[Tensor, Tensor]
+    angles: Tensor
     latent_bn: Tensor
     seen_bnBt: Tensor
     own_bnBB: Tensor | None
     lo: int
     hi: int
+    places_bnt: Tensor | None
+
+    def within_reach(self, rows_bt: Tensor) -> Tensor:
+        """Clean keys or values (b, t, …) as the blocks read them: (b, n, t, …) where picked."""
+        if self.places_bnt is None:
+            return rows_bt
+        batch, count = rows_bt.shape[:2]
+        first = torch.arange(batch, device=rows_bt.device)[:, None, None] * count
+        # Unlike indexing in two axes, index_select has a fast gradient.
+        flat = rows_bt.flatten(0, 1).index_select(0, (first + self.places_bnt).flatten())
+        return flat.view(*self.places_bnt.shape, *rows_bt.shape[2:])
 
 
 class LocalDecoder(nn.Module):
@@ -157,18 +169,25 @@ class LocalDecoder(nn.Module):
         self, blocks: Blocks, clean: Tensor | None, cache: RowCache | None
     ) -> tuple[Tensor, BlockPlan]:
         start_bn, device = blocks.start_bn, blocks.start_bn.device
+        places_bnt = None
         if cache is not None:
             lo = cache.places_before(start_bn.amin(1).tolist())[0]
             hi = cache.places_before(start_bn.amax(1).tolist())[1]
-            keys_bt = cache.positions(lo, hi, device)
+            keys_bnt = cache.positions(lo, hi, device)[:, None]
         else:
             lo, hi = 0, clean.shape[1]
-            keys_bt = torch.arange(hi, device=device)[None]
+            keys_bnt = torch.arange(hi, device=device)[None, None]
+            if self.window is not None and self.window < hi:
+                # Many blocks over a long text: each looks at its own window of it.
+                reach = torch.arange(-self.window, 0, device=device)
+                keys_bnt = start_bn[..., None] + reach
+                places_bnt = keys_bnt.clamp(min=0)
         size = blocks.ids_bnB.shape[2]
         positions = start_bn[..., None] + torch.arange(size, device=device)
         angles = rotary_angles(positions, self.head_dim, self.rope_theta)
-        seen, own = block_masks(start_bn, blocks.causal_bn, size, keys_bt, self.window)
-        return self.embed(blocks.ids_bnB), BlockPlan(angles, blocks.latent_bn, seen, own, lo, hi)
+        seen, own = block_masks(start_bn, blocks.causal_bn, size, keys_bnt, self.window)
+        plan = BlockPlan(angles, blocks.latent_bn, seen, own, lo, hi, places_bnt)
+        return self.embed(blocks.ids_bnB), plan
 
     def _output(self, x: Tensor | None) -> Output | None:
         if x is None:
@@ -178,15 +197,17 @@ class LocalDecoder(nn.Module):
 
 
 def block_masks(
-    start_bn: Tensor, causal_bn: Tensor | None, size: int, keys_bt: Tensor, window: int | None
+    start_bn: Tensor, causal_bn: Tensor | None, size: int, keys_bnt: Tensor, window: int | None
 ) -> tuple[Tensor, Tensor | None]:
     """What rows of blocks of ``size`` bytes see: clean rows (b, n, B or 1, t), own (b, n, B, B).
+
+    keys_bnt: positions of the clean keys (n may be 1); one below 0 is no key.
 
     All rows of a masked block see the window before its start; a row of a causal block sees what a
     clean row at its position would, less the clean rows from the block's start on.
     """
-    behind = (start_bn[..., None] - keys_bt[:, None])[:, :, None]  # (b, n, 1, t)
-    before = behind > 0
+    behind = (start_bn[..., None] - keys_bnt)[:, :, None]  # (b, n, 1, t)
+    before = (behind > 0) & (keys_bnt >= 0)[:, :, None]
     if causal_bn is None:
         return (before if window is None else before & (behind <= window)), None
     row = torch.arange(size, device=start_bn.device)
@@ -227,6 +248,7 @@ class DecoderLayer(nn.Module):
         """Block rows (b, n, B, D) over the clean keys and values (b, t, h, d)."""
         y = y + self.latent_attention(y, latent_kv, plan.latent_bn)
         q, k, v = self.attention.project(self.attention_norm(y), plan.angles)
+        keys, values = plan.within_reach(keys), plan.within_reach(values)
         attended = attend_blocks(q, k, v, keys, values, plan.seen_bnBt, plan.own_bnBB)
         y = y + self.attention.out(attended.flatten(-2))
         return y + self.mlp(self.mlp_norm(y))

@@ -164,14 +164,16 @@ class BlockDiffusionObjective:
         )
 
     def _ids_from(self, start_bn: Tensor, targets_br: Tensor) -> Tensor:
-        """(b, n, B): the ids at start + j; UNSCORED after the text, and in padding blocks."""
-        # The id at position p is the target of clean row p - 1.
-        row = (
-            start_bn[..., None] + torch.arange(self.params.block_bytes, device=start_bn.device) - 1
-        )
-        ids = targets_br.gather(1, row.clamp(0, targets_br.shape[1] - 1).flatten(1)).view_as(row)
-        beyond = (row >= targets_br.shape[1]) | (start_bn == 0)[..., None]
-        return ids.masked_fill(beyond, UNSCORED)
+        return ids_from(start_bn, targets_br, self.params.block_bytes)
+
+
+def ids_from(start_bn: Tensor, targets_br: Tensor, block_bytes: int) -> Tensor:
+    """(b, n, B): the ids at start + j; UNSCORED after the text, and in padding blocks (start 0)."""
+    # The id at position p is the target of clean row p - 1.
+    row = start_bn[..., None] + torch.arange(block_bytes, device=start_bn.device) - 1
+    ids = targets_br.gather(1, row.clamp(0, targets_br.shape[1] - 1).flatten(1)).view_as(row)
+    beyond = (row >= targets_br.shape[1]) | (start_bn == 0)[..., None]
+    return ids.masked_fill(beyond, UNSCORED)
 
 
 def sample_starts(places_br: Tensor, count_b: Tensor, rng: torch.Generator) -> Tensor:

@@ -23,12 +23,14 @@ from blt_plugins.training.windows import Batch
 class HeldOut:
     """A held-out score.
 
-    bits_per_byte: nats of all bytes and EOS, by ln 2 and the number of bytes. mean_patch_bytes: of
-    the patches after BOS.
+    bits_per_byte: nats of all bytes and EOS, by ln 2 and the number of bytes. top1: share of bytes
+    and EOS to which the model gives the highest probability. mean_patch_bytes: of the patches
+    after BOS.
     """
 
     bits_per_byte: float
     bytes: int
+    top1: float
     mean_patch_bytes: float | None = None
 
 
@@ -57,14 +59,15 @@ def evaluate_scorer(scorer: ByteScorer, batches: Iterable[Batch]) -> HeldOut:
 
 
 def _evaluate(logits: Callable[[Batch], Tensor], batches: Iterable[Batch]) -> HeldOut:
-    nats, size = 0.0, 0
+    nats, size, right, scored = 0.0, 0, 0, 0
     for batch in batches:
         targets = batch.targets_br.flatten()
-        losses = functional.cross_entropy(
-            logits(batch).float().flatten(0, 1), targets, ignore_index=UNSCORED, reduction="none"
-        )
+        found = logits(batch).float().flatten(0, 1)
+        losses = functional.cross_entropy(found, targets, ignore_index=UNSCORED, reduction="none")
         nats += float(losses.cpu().double().sum())
+        right += int((found.argmax(-1) == targets).sum())
+        scored += batch.scored
         size += sum(batch.sizes)
     if size == 0:
         raise DataError("no held-out text to score: the documents are empty")
-    return HeldOut(nats / math.log(2) / size, size)
+    return HeldOut(nats / math.log(2) / size, size, right / scored)

@@ -1,0 +1,158 @@
+"""``blt evaluate``: what a model scores on held-out text, as a language model and as a drafter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import attrs
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from blt_core.cli.inputs import DeviceOption, JsonOption
+from blt_core.cli.progress import progress_bar
+from blt_core.errors import DataError
+from blt_core.pipeline import Pipeline
+from blt_plugins.training.acceptance import MOST_BYTES, Acceptance, acceptance, batched, prefixes
+from blt_plugins.training.accuracy import STARTS, BlockAccuracy, block_accuracy
+from blt_plugins.training.corpus import find_files, read_document
+from blt_plugins.training.evaluate import HeldOut, evaluate_model
+from blt_plugins.training.threshold import BATCH_BYTES, find_source
+from blt_plugins.training.windows import Batch, cut_windows, make_batch, pack, sample
+
+#: Samplers whose drafts are judged, by whether the decoder denoises.
+DRAFTS = ("blt-s draft_bytes=16",)
+BLOCK_DRAFTS = tuple(
+    f"blt-dv block_bytes=16 start={start} closure={closure}"
+    for start, closure in (("aligned", "none"), ("frontier", "none"), ("frontier", "forced"))
+)
+
+
+@attrs.frozen
+class Evaluation:
+    """All scores of one model. blocks: empty for a decoder that does not denoise."""
+
+    held_out: HeldOut
+    blocks: tuple[BlockAccuracy, ...]
+    acceptance: tuple[Acceptance, ...]
+
+
+def evaluate(  # noqa: PLR0913 -- one parameter an option
+    source: Annotated[str, typer.Argument(help="A checkpoint, demo:NAME, or a config.")],
+    files: Annotated[list[Path], typer.Argument(help="Held-out files, or folders of them.")],
+    *,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Score at most about this much.")] = 60_000,
+    context_bytes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Length of windows; default: the model's context."),
+    ] = None,
+    block_bytes: Annotated[int, typer.Option(min=1, help="Bytes of the masked blocks.")] = 16,
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option("--sampler", help="Judge its drafts (repeatable); default: several."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=0, help="Drafts judged of each sampler.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the choice of windows, blocks and prefixes.")] = 0,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a model on held-out text: bits per byte, masked accuracy, and how far drafts stand."""
+    pipeline = Pipeline.load(find_source(source).with_run(device=device))
+    model, documents = pipeline.model, read_documents(files)
+    context = min(context_bytes or model.context_bytes, model.context_bytes)
+    denoises = bool(getattr(model.decoder, "denoises", False))
+    samplers = sampler or [*DRAFTS, *(BLOCK_DRAFTS if denoises else ())]
+    longest = min(context, model.context_bytes - MOST_BYTES)
+    prompts = prefixes(documents, rounds, longest=max(longest, 1), seed=seed) if rounds else []
+    for spec in samplers:
+        pipeline.with_sampler(spec).check(prompts or [b""], max_new_bytes=1)
+    windows = sample(cut_windows(documents, context), max_bytes, seed)
+    batches = [make_batch(documents, group, model.scheme) for group in pack(windows, BATCH_BYTES)]
+    with progress_bar() as bar:
+
+        def tracked(what: str) -> Iterable[Batch]:
+            return (batch.to(model.device) for batch in bar.track(batches, description=what))
+
+        result = Evaluation(
+            held_out=evaluate_model(model, tracked("bits per byte")),
+            blocks=tuple(
+                block_accuracy(model, tracked(f"{starts} blocks"), block_bytes, starts, seed=seed)
+                for starts in STARTS
+                if denoises
+            ),
+            acceptance=tuple(
+                acceptance(pipeline, spec, bar.track(batched(prompts), description=spec))
+                for spec in samplers
+                if prompts
+            ),
+        )
+    if as_json:
+        typer.echo(json.dumps({"source": source, **as_record(result)}))
+    else:
+        _show(result)
+
+
+def read_documents(paths: Sequence[Path]) -> list[bytes]:
+    """Files, and all files below folders. Raises DataError for what cannot be read."""
+    found: list[Path] = []
+    for path in paths:
+        found += find_files(path, "**/*") if path.is_dir() else [path]
+    documents = [read_document(path) for path in found]
+    if not any(documents):
+        raise DataError("no held-out text: all the files are empty")
+    return [text for text in documents if text]
+
+
+def as_record(result: Evaluation) -> dict[str, Any]:
+    """The stable JSON form of an evaluation; documented in docs/cli.md."""
+    return {
+        **attrs.asdict(result.held_out),
+        "blocks": [
+            {**attrs.asdict(each), "first_ratio": each.first_ratio} for each in result.blocks
+        ],
+        "acceptance": [
+            {**attrs.asdict(each), "bytes_per_round": each.bytes_per_round}
+            for each in result.acceptance
+        ],
+    }
+
+
+def _show(result: Evaluation) -> None:
+    console = Console(width=None if Console().is_terminal else 120, highlight=False)
+    score = result.held_out
+    console.print(
+        f"{score.bits_per_byte:.4f} bits per byte, top-1 {score.top1:.1%} "
+        f"({score.bytes} held-out bytes, patches of {score.mean_patch_bytes:.2f} bytes)"
+    )
+    for each in result.blocks:
+        console.print(
+            f"\n{each.starts} blocks, all masked: right bytes by place, beside the model's own"
+        )
+        table = Table(box=None, header_style="bold")
+        for name in ("place", "masked", "autoregressive", "ratio"):
+            table.add_column(name, justify="right")
+        for place, (masked, own) in enumerate(zip(each.masked, each.autoregressive, strict=True)):
+            ratio = f"{masked / own:.2f}" if own else "–"
+            table.add_row(str(place + 1), f"{masked:.1%}", f"{own:.1%}", ratio)
+        console.print(table)
+    if not result.acceptance:
+        return
+    console.print("\none draft after each of many held-out prefixes")
+    table = Table(box=None, header_style="bold")
+    table.add_column("sampler")
+    for name in ("drafts", "accepted", "bytes a round", "place 1", "4", "8", "16"):
+        table.add_column(name, justify="right")
+    for drafts in result.acceptance:
+        places = [p for p in (1, 4, 8, 16) if p <= len(drafts.by_place)]
+        table.add_row(
+            escape(drafts.sampler),
+            str(drafts.rounds),
+            f"{drafts.accepted / max(drafts.drafted, 1):.1%}",
+            f"{drafts.bytes_per_round:.2f}",
+            *(f"{drafts.by_place[place - 1]:.0%}" for place in places),
+        )
+    console.print(table)
