@@ -6,7 +6,7 @@ different shapes can part at a near-tie of two logits, or of an entropy and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -43,8 +43,9 @@ class Row:
 
     relative_gigabytes, relative_speed: ratios to the first sampler's, None where that is 0.
 
-    agreement: share of the first sampler's bytes that stand at the same places here. differences:
-    one for each prompt whose output differs. results: of each prompt.
+    agreement: share of the first sampler's bytes that stand at the same places here. repeats: share
+    of the runs of REPEAT_BYTES bytes that stood in the same output before, which makes drafting
+    easy. differences: one for each prompt whose output differs. results: of each prompt.
     """
 
     spec: str
@@ -59,6 +60,7 @@ class Row:
     bytes_per_second: float
     relative_speed: float | None
     agreement: float
+    repeats: float
     differences: tuple[Difference, ...]
     results: tuple[Generation, ...]
 
@@ -109,6 +111,17 @@ def compare(
     return rows
 
 
+#: Length of the runs whose repetition is counted.
+REPEAT_BYTES = 16
+
+
+def repeats(texts: Iterable[bytes], size: int = REPEAT_BYTES) -> float:
+    """Share of the runs of ``size`` bytes in the texts that stood in the same text before."""
+    runs = [[text[i : i + size] for i in range(len(text) - size + 1)] for text in texts]
+    total = sum(map(len, runs))
+    return 1 - sum(len(set(each)) for each in runs) / total if total else 0.0
+
+
 #: New bytes of the run of each sampler that is not counted.
 WARM_UP_BYTES = 16
 
@@ -136,6 +149,7 @@ def _row(
         bytes_per_second=speed,
         relative_speed=_ratio(speed, reference.bytes_per_second) if reference else 1.0,
         agreement=_agreement(results, reference.results if reference else results),
+        repeats=repeats([result.output for result in results]),
         differences=_differences(pipeline.model, results, reference.results) if reference else (),
         results=tuple(results),
     )

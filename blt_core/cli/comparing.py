@@ -123,6 +123,7 @@ def _record(row: Row) -> dict[str, Any]:
         "identical_to_ar": row.identical,
         "near_ties": row.near_ties,
         "agreement": row.agreement,
+        "repeats": row.repeats,
         "differences": [attrs.asdict(difference) for difference in row.differences],
         "n_dec": row.passes.decoder,
         "n_enc": row.passes.encoder,
@@ -140,7 +141,17 @@ def _record(row: Row) -> dict[str, Any]:
 def _show(rows: list[Row]) -> None:
     table = Table(box=None, header_style="bold")
     table.add_column("sampler")
-    for name in ("bytes", "same", "N_dec", "N_enc", "rounds", "accepted", "GB", "rel. GB"):
+    for name in (
+        "bytes",
+        "same",
+        "N_dec",
+        "N_enc",
+        "rounds",
+        "accepted",
+        "GB",
+        "rel. GB",
+        "repeats",
+    ):
         table.add_column(name, justify="right")
     table.add_column("bytes/s", justify="right")
     table.add_column("rel. speed", justify="right")
@@ -156,6 +167,7 @@ def _show(rows: list[Row]) -> None:
             accepted,
             f"{row.gigabytes:.3g}" if row.gigabytes < _WHOLE else f"{row.gigabytes:.0f}",
             _number(row.relative_gigabytes),
+            f"{row.repeats:.0%}",
             f"{row.bytes_per_second:.0f}",
             _number(row.relative_speed),
         )

@@ -61,7 +61,8 @@ def acceptance(pipeline: Pipeline, sampler: str, batches: Iterable[Sequence[byte
     own = pipeline.with_sampler(sampler)
     outcomes: list[tuple[int, int]] = []
     for prompts in batches:
-        for step in own.steps(prompts, max_new_bytes=MOST_BYTES, temperature=0.0, stop=()):
+        room = min(MOST_BYTES, own.model.context_bytes - max(map(len, prompts)))
+        for step in own.steps(prompts, max_new_bytes=room, temperature=0.0, stop=()):
             if all(record.rounds or record.stop_reason for record in step.progress):
                 outcomes += [(r.drafted, r.accepted) for r in step.progress if r.rounds == 1]
                 break

@@ -66,8 +66,9 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
     context = min(context_bytes or model.context_bytes, model.context_bytes)
     denoises = bool(getattr(model.decoder, "denoises", False))
     samplers = sampler or [*DRAFTS, *(BLOCK_DRAFTS if denoises else ())]
-    longest = min(context, model.context_bytes - MOST_BYTES)
-    prompts = prefixes(documents, rounds, longest=max(longest, 1), seed=seed) if rounds else []
+    room = min(MOST_BYTES, model.context_bytes // 2)
+    longest = max(min(context, model.context_bytes - room), 1)
+    prompts = prefixes(documents, rounds, longest=longest, seed=seed) if rounds else []
     for spec in samplers:
         pipeline.with_sampler(spec).check(prompts or [b""], max_new_bytes=1)
     windows = sample(cut_windows(documents, context), max_bytes, seed)

@@ -1,0 +1,177 @@
+"""Held-out scores: masked accuracy against the plain reference, drafts against the engine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from blt_core.cli.app import run
+from blt_core.compare import repeats
+from blt_core.errors import DataError
+from blt_core.pipeline import Pipeline
+from blt_core.testing.reference import block_logits, row_logits, true_flags
+from blt_plugins.training import accuracy
+from blt_plugins.training.acceptance import acceptance, batched, prefixes
+from blt_plugins.training.accuracy import STARTS, block_accuracy
+from blt_plugins.training.block_diffusion import sample_starts
+from blt_plugins.training.loop import Trainer
+from blt_plugins.training.windows import cut_windows, make_batch
+from tests.engine.models import model as tiny_model
+from tests.engine.models import shape
+
+TEXTS = [b"def f(x):\n    return x + 1\n", b"import os, sys\nprint(os.getcwd())\n"]
+MODELS = [index for index in range(9) if not shape(index).reads_byte_states]
+
+
+def best(model, logits) -> list[int]:
+    allowed = logits.clone()
+    allowed[..., list(model.scheme.never_output)] = float("-inf")
+    return allowed.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("starts", STARTS)
+@pytest.mark.parametrize("index", MODELS)
+def test_accuracy_is_that_of_each_block_and_row_alone(index, starts, monkeypatch):
+    model, size = tiny_model(index), 5
+    # Every allowed start, where otherwise as many are drawn as there are patches.
+    monkeypatch.setattr(
+        accuracy,
+        "sample_starts",
+        lambda places, count, rng: sample_starts(places, places.sum(1), rng),
+    )
+    batch = make_batch(TEXTS, cut_windows(TEXTS, 100), model.scheme)
+    found = block_accuracy(model, [batch], size, starts)
+    counts, masked, own = [0] * size, [0] * size, [0] * size
+    for text in TEXTS:
+        ids = [model.scheme.bos, *model.scheme.encode(text), model.scheme.eos]
+        flags = true_flags(model, ids[:-1])
+        choices = best(model, row_logits(model, ids[:-1], flags))
+        inside = [i for i in range(1, len(ids)) if not flags[i]]
+        opens = [i for i in range(1, len(ids)) if flags[i]]
+        for start in opens if starts == "aligned" else inside:
+            # Nothing but the text before the block is given, so nothing after can leak.
+            block = [model.scheme.mask] * size
+            logits = block_logits(model, ids[:start], flags[: start + 1], block, start)
+            for j, choice in enumerate(best(model, logits)[: len(ids) - start]):
+                counts[j] += 1
+                masked[j] += choice == ids[start + j]
+                own[j] += choices[start + j - 1] == ids[start + j]
+    assert list(found.counts) == counts
+    assert found.masked == pytest.approx(
+        [n / max(c, 1) for n, c in zip(masked, counts, strict=True)]
+    )
+    assert found.autoregressive == pytest.approx(
+        [n / max(c, 1) for n, c in zip(own, counts, strict=True)]
+    )
+
+
+@pytest.fixture
+def trained(new_job, silent):
+    """The folder of a trained model whose decoder does not denoise."""
+    job = new_job()
+    Trainer(job, silent()).run()
+    return job.out / "model"
+
+
+@pytest.fixture
+def pipeline(trained):
+    return Pipeline.from_config({"schema": 1, "run": {"checkpoint": str(trained)}})
+
+
+def test_acceptance_is_what_the_first_draft_after_each_prompt_achieves(pipeline):
+    prompts = prefixes(TEXTS, 12, longest=20)
+    found = acceptance(pipeline, "blt-s draft_bytes=4", batched(prompts, 5))
+    verified = pipeline.with_sampler("blt-s draft_bytes=4")
+    stood = []
+    for prompt in prompts:
+        for step in verified.steps([prompt], max_new_bytes=40):
+            if step.progress[0].rounds:
+                stood.append(step.progress[0].accepted)
+                break
+    assert found.rounds == len(stood) == 12
+    assert found.accepted == sum(stood)
+    assert found.by_place == pytest.approx([sum(a > i for a in stood) / 12 for i in range(4)])
+    assert found.bytes_per_round == pytest.approx(1 + sum(stood) / 12)
+
+
+def test_prefixes_end_at_places_of_the_text_and_are_the_same_for_a_seed():
+    texts = [b"abcdefghijklmnop", b"", b"x", b"0123456789"]
+    found = prefixes(texts, 50, longest=4, seed=3)
+    assert found == prefixes(texts, 50, longest=4, seed=3) != prefixes(texts, 50, longest=4)
+    assert all(1 <= len(p) <= 4 and any(p in text for text in (texts[0], texts[3])) for p in found)
+    assert [len(p) for group in batched(found, 7) for p in group] == sorted(map(len, found))
+    with pytest.raises(DataError, match="no held-out text to draft after"):
+        prefixes([b"", b"x"], 1, longest=4)
+
+
+@pytest.mark.parametrize(
+    ("texts", "share"),
+    [([b"abcd"], 0.0), ([b"abababab"], 3 / 5), ([b"aaaa", b"abcdef"], 0.0), ([], 0.0)],
+)
+def test_repeats_are_runs_that_stood_in_the_same_text_before(texts, share):
+    assert repeats(texts, 4) == pytest.approx(share)
+
+
+def test_evaluate_reports_scores_for_people_and_machines(trained, texts, capsys):
+    arguments = ["evaluate", str(trained), str(texts), "--rounds", "3", "--max-bytes", "200"]
+    assert run(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "bits per byte" in shown
+    assert "blt-s draft_bytes=16" in shown
+    assert run([*arguments, "--json", "--sampler", "blt-s draft_bytes=2"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["blocks"] == []  # this decoder does not denoise
+    assert [each["sampler"] for each in record["acceptance"]] == ["blt-s draft_bytes=2"]
+    assert record["acceptance"][0]["rounds"] == 3
+    assert record["bits_per_byte"] > 0
+    assert 0 <= record["top1"] <= 1
+
+
+def test_evaluate_scores_the_blocks_of_a_decoder_that_denoises(
+    tables, new_job, silent, texts, capsys
+):
+    tables["decoder"]["denoises"] = True
+    job = new_job()
+    Trainer(job, silent()).run()
+    arguments = [
+        "evaluate",
+        str(job.out / "model"),
+        str(texts),
+        "--rounds",
+        "2",
+        "--block-bytes",
+        "4",
+    ]
+    assert run([*arguments, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [each["starts"] for each in record["blocks"]] == ["aligned", "inside"]
+    for each in record["blocks"]:
+        assert len(each["masked"]) == len(each["autoregressive"]) == len(each["counts"]) == 4
+        assert each["first_ratio"] == pytest.approx(each["masked"][0] / each["autoregressive"][0])
+    assert len(record["acceptance"]) == 4
+    assert run(arguments) == 0
+    assert "aligned blocks, all masked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--sampler", "blt-dv block_bytes=4"), "needs a decoder that denoises"),
+        (("--sampler", "blt-q"), "blt-q"),
+    ],
+)
+def test_evaluate_refuses_samplers_that_the_model_cannot_run(
+    trained, texts, capsys, change, message
+):
+    assert run(["evaluate", str(trained), str(texts), *change]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_evaluate_names_text_that_is_not_there(trained, tmp_path, capsys):
+    assert run(["evaluate", str(trained), str(tmp_path / "nothing.py")]) == 2
+    assert "nothing.py" in capsys.readouterr().err
+    empty = tmp_path / "empty.txt"
+    empty.write_bytes(b"")
+    assert run(["evaluate", str(trained), str(empty)]) == 2
+    assert "all the files are empty" in capsys.readouterr().err
