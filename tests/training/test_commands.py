@@ -133,6 +133,15 @@ def test_the_shipped_training_configs_check(name):
     assert len(caught.value.problems) == 1  # all else is in order
 
 
+def test_the_second_part_of_the_demo_checks_beside_the_checkpoint_of_the_first(trained):
+    config = load_config(resource("configs") / "train-python-blocks.toml")
+    short = {**config.tables["train"], "context_bytes": 64}  # as much as this model serves
+    config = config.with_table("train", short).with_run(checkpoint=str(trained))
+    with pytest.raises(ConfigError, match="no/corpus: no such folder") as caught:
+        make_job(config, load_plugins(), corpus=Path("no/corpus"))
+    assert len(caught.value.problems) == 1
+
+
 def test_calibrate_shows_the_threshold_and_a_histogram(blt, trained, texts):
     files = sorted(texts.glob("*/*.py"))
     outcome = blt("calibrate", trained, *files, "--target", 3)
