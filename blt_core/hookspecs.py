@@ -15,6 +15,9 @@ from blt_core.component import Component, Preset
 if TYPE_CHECKING:
     import typer
 
+    from blt_core.config import Config
+    from blt_core.plugins import Plugins
+
 PROJECT = "blt_core"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -36,6 +39,14 @@ def blt_commands(app: typer.Typer) -> None:
     """Add commands to the command line: ``@app.command() def …``.
 
     ``app`` is empty; its commands and groups join those of the others if all their names are new.
+    """
+
+
+@hookspec
+def blt_check(config: Config, plugins: Plugins) -> Mapping[str, object] | None:
+    """The tables, with every key, of a config that this plugin's commands run (for ``blt check``).
+
+    None for any other config. Raises ConfigError with all problems; nothing is built.
     """
 
 

@@ -23,12 +23,14 @@ import structlog
 from blt_core import hookspecs
 from blt_core._structure import UnsupportedType, check_params
 from blt_core.component import Component, Preset
-from blt_core.errors import PluginError, near_match
+from blt_core.errors import BltError, PluginError, near_match
 from blt_core.manifest import Manifest, canonical, load_manifest
 from blt_core.registry import BrokenPlugin, Entry, Origin, Registry, check_record
 
 if TYPE_CHECKING:
     import typer
+
+    from blt_core.config import Config
 
 _log = structlog.get_logger()
 
@@ -99,6 +101,22 @@ class Plugins:
                 taken |= _command_names(own)
                 app.registered_commands += own.registered_commands
                 app.registered_groups += own.registered_groups
+
+    def check(self, config: Config) -> Mapping[str, object] | None:
+        """The expanded tables of a config that the commands of a plugin run; None if none does.
+
+        Raises ConfigError with all problems of such a config. A plugin that raises anything else
+        counts as broken, and the others are asked.
+        """
+        for plugin in self.loaded:
+            try:
+                for tables in plugin.hook.blt_check(config=config, plugins=self):
+                    return dict(tables)
+            except BltError:  # noqa: PERF203 -- the others go on
+                raise
+            except Exception as error:  # noqa: BLE001
+                self._failed[plugin.origin, "blt_check"] = BrokenPlugin(plugin.origin, error)
+        return None
 
     def notify(self, hook: str, **arguments: object) -> None:
         """Call a run hook of all plugins. What one raises is logged, once, and ends nothing."""

@@ -9,6 +9,8 @@ import typer
 
 from blt_core import plugins as plugins_module
 from blt_core.component import Preset
+from blt_core.config import Config
+from blt_core.errors import ConfigError
 from blt_core.hookspecs import hookimpl
 from blt_core.manifest import load_manifest
 from blt_core.plugins import GROUP, load_plugins
@@ -196,6 +198,37 @@ def test_presets_are_components_like_any(load, fakes) -> None:
 
 
 # -- commands ------------------------------------------------------------------------------------
+
+
+class Checks:
+    """A plugin whose commands run configs with a table of this name."""
+
+    def __init__(self, table: str, found: object) -> None:
+        self.table, self.found = table, found
+
+    @hookimpl
+    def blt_check(self, config, plugins):
+        if self.table not in config.tables:
+            return None
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+def test_a_config_is_checked_by_the_plugin_that_runs_it(load) -> None:
+    plugins = load(
+        extra=[
+            ("a", "broken", Checks("grow", RuntimeError("oh"))),
+            ("b", "grower", Checks("grow", {"grow": {"speed": 1}})),
+            ("c", "cutter", Checks("cut", ConfigError([]))),
+        ]
+    )
+    assert plugins.check(Config.from_mapping({"schema": 1})) is None
+    assert plugins.broken == ()
+    assert plugins.check(Config.from_mapping({"grow": {}})) == {"grow": {"speed": 1}}
+    assert broken(plugins) == ["plugin 'broken' (a) is broken: RuntimeError: oh"]
+    with pytest.raises(ConfigError):
+        plugins.check(Config.from_mapping({"cut": {}}))
 
 
 class Commands:

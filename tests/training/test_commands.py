@@ -133,6 +133,35 @@ def test_the_shipped_training_configs_check(name):
     assert len(caught.value.problems) == 1  # all else is in order
 
 
+def test_check_shows_a_training_config_that_trains_the_same(blt, tables, tmp_path):
+    path, again = tmp_path / "tiny.toml", tmp_path / "again.toml"
+    path.write_text(tomli_w.dumps(tables))
+    shown = tomli.loads(blt("check", path).out)
+    assert "threshold" not in shown["patcher"]  # it is yet to be calibrated
+    assert shown["train"]["scorer"]["steps"] == 8
+    assert shown["objective"] == {"use": "ar"}
+    again.write_text(tomli_w.dumps(shown))
+    assert tomli.loads(blt("check", again).out) == shown
+    tables["train"]["clip"] = 0
+    path.write_text(tomli_w.dumps(tables))
+    outcome = blt("check", path)
+    assert outcome.code == 2
+    assert "train.clip: " in outcome.err
+
+
+def test_check_shows_a_config_that_trains_a_checkpoint_further(blt, trained, tables, tmp_path):
+    path, again = tmp_path / "more.toml", tmp_path / "again.toml"
+    del tables["train"]["scorer"]
+    kept = {key: tables[key] for key in ("schema", "corpus", "train")}
+    more = {**kept, "run": {"checkpoint": str(trained)}, "decoder": {"denoises": True}}
+    path.write_text(tomli_w.dumps(more))
+    shown = tomli.loads(blt("check", path).out)
+    assert shown["decoder"]["denoises"] is True
+    assert shown["patcher"]["threshold"] > 0
+    again.write_text(tomli_w.dumps(shown))
+    assert tomli.loads(blt("check", again).out) == shown
+
+
 def test_the_second_part_of_the_demo_checks_beside_the_checkpoint_of_the_first(trained):
     config = load_config(resource("configs") / "train-python-blocks.toml")
     short = {**config.tables["train"], "context_bytes": 64}  # as much as this model serves

@@ -89,6 +89,21 @@ def plan_training(config: Config, plugins: Plugins) -> tuple[Plan, Start]:
     return plan, start
 
 
+def training_tables(config: Config, plugins: Plugins) -> dict[str, Any]:
+    """The tables of a training config with every key; they train the same.
+
+    What training finds itself is left out: a threshold yet to be calibrated, and the training of a
+    scorer that comes from a checkpoint.
+    """
+    plan, start = plan_training(config, plugins)
+    tables = plan.describe()
+    if start.calibrates:
+        del tables["patcher"]["threshold"]
+    if start.tensors is not None:
+        del tables["train"]["scorer"]
+    return tables
+
+
 def train_settings(plan: Plan) -> TrainSettings:
     """``[train]``; a scorer that comes from a checkpoint is not trained."""
     settings: TrainSettings = plan.settings["train"]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from blt_core.component import Component
+from blt_core.config import Config
 from blt_core.hookspecs import hookimpl
+from blt_core.plugins import Plugins
 from blt_plugins.training import commands
 from blt_plugins.training.backend import TORCH_BACKEND
 from blt_plugins.training.block_diffusion import BLOCK_DIFFUSION_OBJECTIVE
 from blt_plugins.training.corpus import FOLDER_CORPUS
+from blt_plugins.training.job import training_tables
 from blt_plugins.training.objective import NEXT_BYTE
 from blt_plugins.training.settings import TrainSettings
 
@@ -27,6 +32,12 @@ def blt_settings() -> dict[str, type]:
 
 
 @hookimpl
+def blt_check(config: Config, plugins: Plugins) -> dict[str, Any] | None:
+    """Training configs: those with the table [train]."""
+    return training_tables(config, plugins) if "train" in config.tables else None
+
+
+@hookimpl
 def blt_commands(app: typer.Typer) -> None:
-    """``blt train`` and ``blt calibrate``."""
+    """``blt train``, ``blt calibrate`` and ``blt evaluate``."""
     commands.add_commands(app)
