@@ -2,7 +2,7 @@
 # All ways to generate, side by side on the held-out prompts, priced with the paper's 3B sizes.
 # Options are passed on to `blt compare` (--json, --plot FILE, --checkpoint …).
 set -euo pipefail
-cd "$(dirname "$0")/.."
+prompts="$(cd "$(dirname "$0")/prompts" && pwd)"
 
 one_step="unmasking.use=all"
 confidence="unmasking.use=confidence unmasking.alpha=0.7"
@@ -28,6 +28,6 @@ for size in 4 8 16; do
 done
 
 options=(--max-new-bytes 200 --cost-parameters 3b)
-for file in benchmarks/prompts/*.txt; do options+=(--prompt-file "$file"); done
+for file in "$prompts"/*.txt; do options+=(--prompt-file "$file"); done
 for sampler in "${samplers[@]}"; do options+=(--sampler "$sampler"); done
 exec "${BLT:-blt}" compare demo "${options[@]}" "$@"

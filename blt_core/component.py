@@ -110,8 +110,13 @@ def nested_kinds(params: type) -> dict[str, str]:
 
 def overridable_keys(params: type, *, training: bool = False) -> frozenset[str]:
     """Keys of a params class that a run, or training, may override beside a checkpoint."""
-    marks = {OVERRIDABLE, TRAINED} if training else {OVERRIDABLE}
-    return frozenset(f.name for f in attrs.fields(params) if marks & f.metadata.keys())
+    free = frozenset(f.name for f in attrs.fields(params) if OVERRIDABLE in f.metadata)
+    return free | trained_keys(params) if training else free
+
+
+def trained_keys(params: type) -> frozenset[str]:
+    """Keys of a params class that say what the part was trained to do."""
+    return frozenset(f.name for f in attrs.fields(params) if TRAINED in f.metadata)
 
 
 # -- ranges: validators for params fields; None passes, since the annotation says if it may be ----

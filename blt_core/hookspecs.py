@@ -15,9 +15,6 @@ from blt_core.component import Component, Preset
 if TYPE_CHECKING:
     import typer
 
-    from blt_core.config import Config
-    from blt_core.plugins import Plugins
-
 PROJECT = "blt_core"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -43,9 +40,10 @@ def blt_commands(app: typer.Typer) -> None:
 
 
 @hookspec
-def blt_check(config: Config, plugins: Plugins) -> Mapping[str, object] | None:
+def blt_check(config: object, plugins: object) -> Mapping[str, object] | None:
     """The tables, with every key, of a config that this plugin's commands run (for ``blt check``).
 
+    ``config``: a ``blt_core.config.Config``; ``plugins``: the loaded ``blt_core.plugins.Plugins``.
     None for any other config. Raises ConfigError with all problems; nothing is built.
     """
 

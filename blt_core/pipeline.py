@@ -288,24 +288,35 @@ def read_checkpoint(location: str, plugins: Plugins) -> tuple[dict[str, Any], Ma
 
 
 def build_model(plan: Plan, tensors: Mapping[str, Tensor] | None) -> Model:
-    """The model of a plan on its device, with a checkpoint's tensors or, without, random weights.
+    """The model of a plan, to run, with a checkpoint's tensors or, without, random weights.
+
+    Raises as :func:`new_model` does.
+    """
+    model = new_model(plan, tensors, plan.run.seed)
+    if tensors is None:
+        logger().warning("no checkpoint is named: the weights are random", config=str(plan.place))
+    model.modules().requires_grad_(requires_grad=False).eval()
+    return model
+
+
+def new_model(plan: Plan, tensors: Mapping[str, Tensor] | None, seed: int) -> Model:
+    """The model of a plan on its device, to train; random weights depend on ``seed`` alone.
 
     Raises ConfigError for a device that is not there, CheckpointError for tensors that do not fit.
     """
-    device, dtype = find_device(plan), getattr(torch, plan.run.dtype)
-    settings = plan.describe_model()
+    device = find_device(plan)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(plan.run.seed)
+        torch.manual_seed(seed)
         parts = {kind: plan.build(kind) for kind in MODEL_KINDS}
-    scheme, context = plan.model.scheme, plan.model.context_bytes
-    model = Model(**parts, scheme=scheme, context_bytes=context, settings=settings)
-    if tensors is None:
-        logger().warning("no checkpoint is named: the weights are random", config=str(plan.place))
-    else:
+    model = Model(
+        **parts,
+        scheme=plan.model.scheme,
+        context_bytes=plan.model.context_bytes,
+        settings=plan.describe_model(),
+    )
+    if tensors is not None:
         load_tensors(model.modules(), tensors, str(plan.run.checkpoint))
-    modules = model.to(device, dtype).modules()
-    modules.requires_grad_(requires_grad=False).eval()
-    return model
+    return model.to(device, getattr(torch, plan.run.dtype))
 
 
 def find_device(plan: Plan) -> torch.device:

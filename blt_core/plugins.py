@@ -30,8 +30,6 @@ from blt_core.registry import BrokenPlugin, Entry, Origin, Registry, check_recor
 if TYPE_CHECKING:
     import typer
 
-    from blt_core.config import Config
-
 _log = structlog.get_logger()
 
 GROUP = "blt_core"
@@ -102,11 +100,11 @@ class Plugins:
                 app.registered_commands += own.registered_commands
                 app.registered_groups += own.registered_groups
 
-    def check(self, config: Config) -> Mapping[str, object] | None:
+    def check(self, config: object) -> Mapping[str, object] | None:
         """The expanded tables of a config that the commands of a plugin run; None if none does.
 
         Raises ConfigError with all problems of such a config. A plugin that raises anything else
-        counts as broken, and the others are asked.
+        is logged, counts as broken, and the others are asked.
         """
         for plugin in self.loaded:
             try:
@@ -115,7 +113,9 @@ class Plugins:
             except BltError:  # noqa: PERF203 -- the others go on
                 raise
             except Exception as error:  # noqa: BLE001
-                self._failed[plugin.origin, "blt_check"] = BrokenPlugin(plugin.origin, error)
+                broken = BrokenPlugin(plugin.origin, error)
+                self._failed[plugin.origin, "blt_check"] = broken
+                _log.warning(f"{broken}; it is not asked", hook="blt_check")
         return None
 
     def notify(self, hook: str, **arguments: object) -> None:

@@ -51,7 +51,9 @@ def add_commands(app: typer.Typer) -> None:
         """Check a config and print it with every key, presets expanded. Builds nothing."""
         settings = inputs.find_config(config).with_run(checkpoint=checkpoint)
         settings, plugins = inputs.with_sampler(settings, sampler), load_plugins()
-        tables = plugins.check(settings) or plan_run(settings, plugins)[0].describe()
+        tables = plugins.check(settings)
+        if tables is None:
+            tables = plan_run(settings, plugins)[0].describe()
         tables = _without_none(tables)
         typer.echo(json.dumps(tables) if as_json else tomli_w.dumps(tables).rstrip("\n"))
 

@@ -4,8 +4,8 @@ Axes: b batch rows, h heads, g key/value heads, r query rows, t key rows, n bloc
 block, d width of a head. Queries come as (b, r, h, d), keys and values as (b, t, g, d).
 
 Dispatch: plainly causal spans use SDPA's causal kernel; a single new row needs no mask; windows
-over whole sequences are computed in bands of the window's width. Only ragged batches and several
-new rows over a cached prefix need a boolean mask, for which no fused kernel exists on some devices.
+over whole sequences are computed in bands of the window's width. Ragged batches, several new rows
+over a cached prefix, and blocks need a boolean mask, for which some devices have no fused kernel.
 """
 
 from __future__ import annotations
@@ -103,6 +103,8 @@ def attend_blocks(
     Scores are (n·B) × (t + B), so no square mask over clean rows and blocks is ever built (Fast
     BLT, gives the mask this equals).
     """
+    if not q.shape[1]:
+        return q  # no block: nothing to attend
     own_bnBB = seen_bnBt.new_ones(1) if own_bnBB is None else own_bnBB
     seen_bnBt = seen_bnBt.expand(*q.shape[:3], -1)
     own_bnBB = own_bnBB.expand(*q.shape[:3], own_k.shape[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,6 +97,18 @@ def test_unclosed_blocks_equal_the_layout_with_blocks_at_such_starts(
     block = state.open_block(size, start="frontier", closure="none")
     block.ids[0][:] = content
     same_logits(model, state.denoise(block)[0], trained)
+
+
+@pytest.mark.parametrize("index", range(9))
+def test_no_blocks_are_computed_as_readily_as_some(index):
+    model = models.model(index)
+    if not model.decoder.denoises:
+        pytest.skip("no blocks")
+    empty = torch.zeros((1, 0), dtype=torch.long)
+    blocks = Blocks(torch.zeros((1, 0, 4), dtype=torch.long), empty, empty)
+    rows = Rows(torch.tensor([random_ids(model, 30, 0)]), (30,))
+    output = model.forward(rows, model.patcher.flags(rows, None), blocks)
+    assert output.blocks.logits.shape == (1, 0, 4, model.scheme.size)
 
 
 @examples(60)

@@ -154,6 +154,7 @@ def test_check_shows_a_config_that_trains_a_checkpoint_further(blt, trained, tab
     del tables["train"]["scorer"]
     kept = {key: tables[key] for key in ("schema", "corpus", "train")}
     more = {**kept, "run": {"checkpoint": str(trained)}, "decoder": {"denoises": True}}
+    more["objective"] = {"use": "block-diffusion"}
     path.write_text(tomli_w.dumps(more))
     shown = tomli.loads(blt("check", path).out)
     assert shown["decoder"]["denoises"] is True
@@ -232,7 +233,7 @@ def test_calibrate_reads_a_config_that_names_a_checkpoint(blt, trained, texts, t
         (["{model}", "{file}", "--target", "9"], "9.0 bytes cannot be reached"),
         (["no/model", "{file}"], "no/model: no such checkpoint folder"),
         (["nothing", "{file}"], "nothing: "),
-        (["{config}", "{file}"], "run.checkpoint: missing; only a trained scorer"),
+        (["{config}", "{file}"], "run.checkpoint: missing; only a trained model"),
     ],
 )
 def test_calibrate_names_what_is_wrong(blt, trained, texts, config, tables, arguments, message):

@@ -91,8 +91,18 @@ def test_acceptance_is_what_the_first_draft_after_each_prompt_achieves(pipeline)
                 break
     assert found.rounds == len(stood) == 12
     assert found.accepted == sum(stood)
+    assert found.reached == (12, 12, 12, 12)
     assert found.by_place == pytest.approx([sum(a > i for a in stood) / 12 for i in range(4)])
+    assert found.accepted_share == pytest.approx(sum(stood) / 48)
     assert found.bytes_per_round == pytest.approx(1 + sum(stood) / 12)
+
+
+def test_a_sampler_that_verifies_nothing_has_bytes_a_round_but_no_acceptance(pipeline):
+    found = acceptance(pipeline, "ar", [[b"def ", b"x"]])
+    assert (found.rounds, found.drafted, found.accepted_share) == (2, 0, None)
+    assert found.bytes_per_round == 1
+    nothing = acceptance(pipeline, "ar", [])
+    assert (nothing.rounds, nothing.bytes_per_round, nothing.by_place) == (0, None, ())
 
 
 def test_prefixes_end_at_places_of_the_text_and_are_the_same_for_a_seed():
@@ -132,6 +142,7 @@ def test_evaluate_scores_the_blocks_of_a_decoder_that_denoises(
     tables, new_job, silent, texts, capsys
 ):
     tables["decoder"]["denoises"] = True
+    tables["objective"] = {"use": "block-diffusion", "block_bytes": 4}
     job = new_job()
     Trainer(job, silent()).run()
     arguments = [
@@ -148,7 +159,10 @@ def test_evaluate_scores_the_blocks_of_a_decoder_that_denoises(
     assert [each["starts"] for each in record["blocks"]] == ["aligned", "inside"]
     for each in record["blocks"]:
         assert len(each["masked"]) == len(each["autoregressive"]) == len(each["counts"]) == 4
-        assert each["first_ratio"] == pytest.approx(each["masked"][0] / each["autoregressive"][0])
+        for masked, own, ratio in zip(
+            each["masked"], each["autoregressive"], each["ratios"], strict=True
+        ):
+            assert ratio == (pytest.approx(masked / own) if own else None)
     assert len(record["acceptance"]) == 4
     assert run(arguments) == 0
     assert "aligned blocks, all masked" in capsys.readouterr().out
@@ -159,6 +173,7 @@ def test_evaluate_scores_the_blocks_of_a_decoder_that_denoises(
     [
         (("--sampler", "blt-dv block_bytes=4"), "needs a decoder that denoises"),
         (("--sampler", "blt-q"), "blt-q"),
+        (("--context-bytes", "65"), "--context-bytes: 65 is more than the model serves (64)"),
     ],
 )
 def test_evaluate_refuses_samplers_that_the_model_cannot_run(
@@ -174,4 +189,21 @@ def test_evaluate_names_text_that_is_not_there(trained, tmp_path, capsys):
     empty = tmp_path / "empty.txt"
     empty.write_bytes(b"")
     assert run(["evaluate", str(trained), str(empty)]) == 2
-    assert "all the files are empty" in capsys.readouterr().err
+    assert "all files are empty" in capsys.readouterr().err
+    assert run(["evaluate", "blt-1b", str(empty)]) == 2
+    assert "run.checkpoint: missing; only a trained model" in capsys.readouterr().err
+
+
+def test_evaluate_judges_drafts_greedily_whatever_the_config_says(trained, texts, tmp_path, capsys):
+    config = tmp_path / "warm.toml"
+    config.write_text(f'schema = 1\n[run]\ncheckpoint = "{trained}"\ntemperature = 0.8\n')
+    assert run(["evaluate", str(config), str(texts), "--rounds", "2"]) == 0
+    assert "blt-s" in capsys.readouterr().out
+
+
+def test_a_text_without_a_start_of_one_kind_is_scored_all_the_same():
+    model = tiny_model(MODELS[0])
+    batch = make_batch([b"x"], cut_windows([b"x"], 1), model.scheme)
+    found = block_accuracy(model, [batch], 4, "inside")
+    assert found.counts == (0, 0, 0, 0)
+    assert found.masked == found.ratios == (None,) * 4

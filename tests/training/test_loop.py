@@ -229,7 +229,7 @@ torch.set_num_threads(1)
 from blt_core.config import Config
 from blt_core.plugins import load_plugins
 from blt_plugins.training.job import make_job
-from blt_plugins.training.loop import Job, Trainer
+from blt_plugins.training.loop import Trainer
 
 class Report:
     def phase(self, name, step, steps): self.name = name
@@ -428,10 +428,35 @@ def test_a_run_from_a_checkpoint_is_resumed_where_it_was_stopped(silent, further
     assert_same_run(whole, again)
 
 
+def test_a_run_from_a_checkpoint_scores_the_scorer_that_it_stores(silent, further):
+    job = further(train={"steps": 2, "save_dtype": "bfloat16", "valid_bytes": 300})
+    Trainer(job, silent()).run()
+    _, model = stored(job.out / "model")
+    ours = tensors_of(job)
+    names = [name for name in ours if name.startswith("patcher.")]
+    assert names
+    assert all(torch.equal(ours[name], model[name].float()) for name in names)
+
+
+def test_training_does_not_write_over_the_checkpoint_it_starts_from(further):
+    with pytest.raises(ConfigError, match=r"run\.checkpoint: training would write over it"):
+        further("first")
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+def test_an_objective_must_train_what_the_config_claims(new_job, tables, claimed):
+    tables["decoder"]["denoises"] = claimed
+    if not claimed:
+        new_job()
+        return
+    with pytest.raises(ConfigError, match=r"decoder\.denoises: the objective 'ar' does not train"):
+        new_job()
+
+
 def test_what_a_checkpoint_gives_cannot_be_trained_or_given_again(further):
     with pytest.raises(ConfigError) as caught:
         further(train={"steps": 3, "scorer": {"steps": 2}})
-    assert "train.scorer: the scorer comes from the checkpoint" in str(caught.value)
+    assert "train.scorer: the scorer and its threshold come from" in str(caught.value)
     with pytest.raises(ConfigError, match=r"decoder\.layers: comes from the checkpoint"):
         further(decoder={"layers": 4})
 

@@ -87,5 +87,5 @@ def test_a_scorer_that_knows_nothing_costs_log2_of_the_ids(model):
     scorer = model.patcher.byte_scorer
     scorer.head.weight.data.zero_()
     text = b"x" * 63
-    result = evaluate_scorer(scorer, [batch_of([text], model)])
+    result = evaluate_scorer(scorer, [batch_of([text], model)], model.scheme)
     assert result.bits_per_byte == pytest.approx(math.log2(259) * 64 / 63)

@@ -110,6 +110,8 @@ class LocalDecoder(nn.Module):
 
     def __init__(self, params: LocalDecoderParams, context: BuildContext) -> None:
         super().__init__()
+        if params.denoises and context.scheme.mask is None:
+            raise ValueError("denoises: the model's id scheme has no [MASK] id (model.ids.mask)")
         self.denoises, self.reads_byte_states = params.denoises, params.reads_byte_states
         self.window, self.rope_theta = params.window, params.rope_theta
         self.head_dim, self.slots = params.dim // params.heads, params.slots

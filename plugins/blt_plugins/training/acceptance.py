@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -12,25 +13,41 @@ from blt_core.pipeline import Pipeline
 
 #: A round that drafts more bytes than this is cut off.
 MOST_BYTES = 64
+#: Drafts are judged so, whatever a config says.
+GREEDY: Mapping[str, Any] = {"temperature": 0.0, "stop": ()}
 
 
 @attrs.frozen
 class Acceptance:
     """One round after each of many prefixes of held-out text.
 
-    by_place: share of the rounds whose draft stood up to each place, as far as any draft went.
+    rounds: fewer than prefixes where the model ends a text at once. committed: bytes of these
+    rounds, the model's own included. reached, stood: drafts that have a byte at each place, and
+    those that were accepted up to it.
     """
 
     sampler: str
     rounds: int
     drafted: int
     accepted: int
-    by_place: tuple[float, ...]
+    committed: int
+    reached: tuple[int, ...]
+    stood: tuple[int, ...]
 
     @property
-    def bytes_per_round(self) -> float:
-        """Mean bytes committed a round, the model's own byte included."""
-        return self.accepted / self.rounds + 1
+    def accepted_share(self) -> float | None:
+        """Share of the drafted bytes that stand; None for a sampler that drafts nothing."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def bytes_per_round(self) -> float | None:
+        """Mean bytes committed a round; None without a round."""
+        return self.committed / self.rounds if self.rounds else None
+
+    @property
+    def by_place(self) -> tuple[float, ...]:
+        """Of the drafts that have a byte at each place, the share that stands up to it."""
+        return tuple(n / of for n, of in zip(self.stood, self.reached, strict=True))
 
 
 def prefixes(documents: Sequence[bytes], count: int, *, longest: int, seed: int = 0) -> list[bytes]:
@@ -59,19 +76,26 @@ def batched(prompts: Sequence[bytes], size: int = 16) -> list[list[bytes]]:
 def acceptance(pipeline: Pipeline, sampler: str, batches: Iterable[Sequence[bytes]]) -> Acceptance:
     """Let ``sampler`` draft once after each prompt of each batch, greedily."""
     own = pipeline.with_sampler(sampler)
-    outcomes: list[tuple[int, int]] = []
+    rounds: list[tuple[int, int, int]] = []
     for prompts in batches:
-        room = min(MOST_BYTES, own.model.context_bytes - max(map(len, prompts)))
-        for step in own.steps(prompts, max_new_bytes=room, temperature=0.0, stop=()):
-            if all(record.rounds or record.stop_reason for record in step.progress):
-                outcomes += [(r.drafted, r.accepted) for r in step.progress if r.rounds == 1]
-                break
-    longest = max((drafted for drafted, _ in outcomes), default=0)
-    stood = [sum(accepted > place for _, accepted in outcomes) for place in range(longest)]
+        rounds += _first_rounds(own, prompts)
+    longest = max((drafted for drafted, _, _ in rounds), default=0)
     return Acceptance(
         sampler,
-        rounds=len(outcomes),
-        drafted=sum(drafted for drafted, _ in outcomes),
-        accepted=sum(accepted for _, accepted in outcomes),
-        by_place=tuple(n / len(outcomes) for n in stood),
+        rounds=len(rounds),
+        drafted=sum(drafted for drafted, _, _ in rounds),
+        accepted=sum(accepted for _, accepted, _ in rounds),
+        committed=sum(committed for _, _, committed in rounds),
+        reached=tuple(sum(drafted > i for drafted, _, _ in rounds) for i in range(longest)),
+        stood=tuple(sum(accepted > i for _, accepted, _ in rounds) for i in range(longest)),
     )
+
+
+def _first_rounds(pipeline: Pipeline, prompts: Sequence[bytes]) -> list[tuple[int, int, int]]:
+    """(drafted, accepted, committed) of the first round after each prompt that has one."""
+    room = min(MOST_BYTES, pipeline.model.context_bytes - max(map(len, prompts)))
+    for step in pipeline.steps(prompts, max_new_bytes=room, **GREEDY):
+        if all(record.rounds or record.stop_reason for record in step.progress):
+            records = zip(step.progress, step.new, strict=True)
+            return [(r.drafted, r.accepted, len(new)) for r, new in records if r.rounds]
+    return []

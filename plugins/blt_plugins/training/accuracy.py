@@ -6,22 +6,26 @@ layout, whose rows are those of generation. Axes: b batch rows, r byte rows, n b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import attrs
 import torch
 from torch import Tensor
 
-from blt_core.errors import DataError
 from blt_core.model import Model, patch_layout
 from blt_core.protocols import UNSCORED
 from blt_core.types import Blocks
 from blt_plugins.training.block_diffusion import ids_from, sample_starts
+from blt_plugins.training.evaluate import greedy_ids
 from blt_plugins.training.windows import Batch
 
 Starts = Literal["aligned", "inside"]
 STARTS: tuple[Starts, ...] = ("aligned", "inside")
+
+
+#: Blocks of one pass, which bound its memory.
+BLOCKS = 256
 
 
 @attrs.frozen
@@ -30,55 +34,45 @@ class BlockAccuracy:
 
     starts: "aligned" with patches, or "inside" of one (the block reads the newest closed latent).
     masked: by the rows of a masked block, all in one pass. autoregressive: by the model's own
-    next-byte rows, of the same bytes.
+    next-byte rows, of the same bytes. Both are None at a place without a byte.
     """
 
     starts: Starts
     counts: tuple[int, ...]
-    masked: tuple[float, ...]
-    autoregressive: tuple[float, ...]
+    masked: tuple[float | None, ...]
+    autoregressive: tuple[float | None, ...]
 
     @property
-    def first_ratio(self) -> float:
-        """Masked accuracy over the model's own, on the first byte of blocks."""
-        return self.masked[0] / self.autoregressive[0] if self.autoregressive[0] else 0.0
+    def ratios(self) -> tuple[float | None, ...]:
+        """Masked accuracy over the model's own at each place; None where that is 0 or none."""
+        pairs = zip(self.masked, self.autoregressive, strict=True)
+        return tuple(m / own if m is not None and own else None for m, own in pairs)
 
 
 @torch.no_grad()
 def block_accuracy(
     model: Model, batches: Iterable[Batch], block_bytes: int, starts: Starts, *, seed: int = 0
 ) -> BlockAccuracy:
-    """Measure blocks at every patch start, or at as many random bytes inside of patches.
-
-    Raises DataError if the text has no such byte.
-    """
+    """Measure blocks at every patch start, or at as many random bytes inside of patches."""
     rng = torch.Generator().manual_seed(seed)
-    counts, masked, own = (torch.zeros(block_bytes, dtype=torch.long) for _ in range(3))
+    sums = torch.zeros(3, block_bytes, dtype=torch.long)
     for batch in batches:
-        scored, block_right, own_right = _right(model, batch, block_bytes, starts, rng)
-        counts += scored.sum((0, 1)).cpu()
-        masked += (block_right & scored).sum((0, 1)).cpu()
-        own += (own_right & scored).sum((0, 1)).cpu()
-    if counts[0] == 0:
-        raise DataError(f"no held-out byte to start a block at ({starts})")
-    per = counts.clamp(min=1)
-    return BlockAccuracy(
-        starts,
-        tuple(counts.tolist()),
-        tuple((masked / per).tolist()),
-        tuple((own / per).tolist()),
-    )
+        flags_br = model.patcher.flags(batch.rows, None)
+        text_br = batch.targets_br != UNSCORED
+        opens_br = flags_br & text_br
+        places_br = opens_br if starts == "aligned" else text_br & ~flags_br
+        start_bn = sample_starts(places_br, opens_br.sum(1), rng)
+        for some_bn in start_bn.split(BLOCKS, dim=1):
+            if some_bn.numel():
+                sums += _right(model, batch, flags_br, some_bn, block_bytes).cpu()
+    counts, masked, own = sums.tolist()
+    return BlockAccuracy(starts, tuple(counts), _shares(masked, counts), _shares(own, counts))
 
 
 def _right(
-    model: Model, batch: Batch, block_bytes: int, starts: Starts, rng: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(scored, right by masked rows, right by clean rows), each (b, n, B)."""
-    flags_br = model.patcher.flags(batch.rows, None)
-    text_br = batch.targets_br != UNSCORED
-    opens_br = flags_br & text_br
-    places_br = opens_br if starts == "aligned" else text_br & ~flags_br
-    start_bn = sample_starts(places_br, opens_br.sum(1), rng)
+    model: Model, batch: Batch, flags_br: Tensor, start_bn: Tensor, block_bytes: int
+) -> Tensor:
+    """(3, B): scored bytes at each place, and those that masked rows and clean rows name right."""
     truth_bnB = ids_from(start_bn, batch.targets_br, block_bytes)
     scored = truth_bnB != UNSCORED
     start_bn = start_bn.clamp(min=1)
@@ -87,12 +81,11 @@ def _right(
     output = model.forward(batch.rows, flags_br, Blocks(mask, start_bn, latent_bn))
     if output.clean is None or output.blocks is None:
         raise ValueError("the decoder gave no output for clean rows or for blocks")
-    best_br = _best(model, output.clean.logits)
-    own_bnB = ids_from(start_bn, best_br, block_bytes)
-    return scored, _best(model, output.blocks.logits) == truth_bnB, own_bnB == truth_bnB
+    masked_bnB = greedy_ids(output.blocks.logits, model.scheme)
+    own_bnB = ids_from(start_bn, greedy_ids(output.clean.logits, model.scheme), block_bytes)
+    right = (scored, scored & (masked_bnB == truth_bnB), scored & (own_bnB == truth_bnB))
+    return torch.stack([each.sum((0, 1)) for each in right])
 
 
-def _best(model: Model, logits: Tensor) -> Tensor:
-    """The likeliest ids that can be output."""
-    never = torch.tensor(model.scheme.never_output, device=logits.device)
-    return logits.index_fill(-1, never, float("-inf")).argmax(-1)
+def _shares(parts: Sequence[int], counts: Sequence[int]) -> tuple[float | None, ...]:
+    return tuple(n / of if of else None for n, of in zip(parts, counts, strict=True))

@@ -139,7 +139,7 @@ class BlockDiffusionObjective:
 
         ``rate_bn`` is on the CPU, as ``rng`` is.
         """
-        truth_bnB = self._ids_from(start_bn, targets_br)
+        truth_bnB = ids_from(start_bn, targets_br, self.params.block_bytes)
         noise = torch.rand(truth_bnB.shape, generator=rng)
         scored = truth_bnB != UNSCORED
         hidden = (noise < rate_bn[..., None]).to(scored.device) & scored
@@ -152,8 +152,9 @@ class BlockDiffusionObjective:
 
     def _stale(self, start_bn: Tensor, targets_br: Tensor) -> TrainedBlocks:
         """Causal blocks of clean bytes whose rows predict the byte after their own."""
-        given = self._ids_from(start_bn, targets_br)
-        after = self._ids_from(torch.where(start_bn > 0, start_bn + 1, 0), targets_br)
+        size = self.params.block_bytes
+        given = ids_from(start_bn, targets_br, size)
+        after = ids_from(torch.where(start_bn > 0, start_bn + 1, 0), targets_br, size)
         scored = (given != UNSCORED) & (after != UNSCORED)
         weights = scored.cpu().double() / scored.sum().clamp(min=1).cpu()
         return TrainedBlocks(
@@ -162,9 +163,6 @@ class BlockDiffusionObjective:
             after.masked_fill(~scored, UNSCORED),
             weights,
         )
-
-    def _ids_from(self, start_bn: Tensor, targets_br: Tensor) -> Tensor:
-        return ids_from(start_bn, targets_br, self.params.block_bytes)
 
 
 def ids_from(start_bn: Tensor, targets_br: Tensor, block_bytes: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from blt_core.errors import DataError
 from blt_core.model import Model
 from blt_core.protocols import UNSCORED, ByteScorer
+from blt_core.types import IdScheme
 from blt_plugins.training.windows import Batch
 
 
@@ -24,7 +25,7 @@ class HeldOut:
     """A held-out score.
 
     bits_per_byte: nats of all bytes and EOS, by ln 2 and the number of bytes. top1: share of bytes
-    and EOS to which the model gives the highest probability. mean_patch_bytes: of the patches
+    and EOS that the model would output greedily. mean_patch_bytes: of the patches
     after BOS.
     """
 
@@ -48,24 +49,32 @@ def evaluate_model(model: Model, batches: Iterable[Batch]) -> HeldOut:
             raise ValueError("the decoder gave no output for clean rows")
         return output.logits
 
-    result = _evaluate(logits, batches)
+    result = _evaluate(logits, batches, model.scheme)
     return attrs.evolve(result, mean_patch_bytes=result.bytes / max(patches[0], 1))
 
 
 @torch.no_grad()
-def evaluate_scorer(scorer: ByteScorer, batches: Iterable[Batch]) -> HeldOut:
+def evaluate_scorer(scorer: ByteScorer, batches: Iterable[Batch], scheme: IdScheme) -> HeldOut:
     """Score whole windows with the byte scorer. Raises DataError without a byte."""
-    return _evaluate(lambda batch: scorer.logits(batch.rows, None), batches)
+    return _evaluate(lambda batch: scorer.logits(batch.rows, None), batches, scheme)
 
 
-def _evaluate(logits: Callable[[Batch], Tensor], batches: Iterable[Batch]) -> HeldOut:
+def greedy_ids(logits: Tensor, scheme: IdScheme) -> Tensor:
+    """(…): the likeliest ids that may be output, of logits (…, V)."""
+    never = torch.tensor(scheme.never_output, device=logits.device)
+    return logits.index_fill(-1, never, float("-inf")).argmax(-1)
+
+
+def _evaluate(
+    logits: Callable[[Batch], Tensor], batches: Iterable[Batch], scheme: IdScheme
+) -> HeldOut:
     nats, size, right, scored = 0.0, 0, 0, 0
     for batch in batches:
         targets = batch.targets_br.flatten()
         found = logits(batch).float().flatten(0, 1)
         losses = functional.cross_entropy(found, targets, ignore_index=UNSCORED, reduction="none")
         nats += float(losses.cpu().double().sum())
-        right += int((found.argmax(-1) == targets).sum())
+        right += int((greedy_ids(found, scheme) == targets).sum())
         scored += batch.scored
         size += sum(batch.sizes)
     if size == 0:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 from torch import Tensor
 
-from blt_core.checkpoint import load_tensors
-from blt_core.component import BuildContext
+from blt_core.component import BuildContext, trained_keys
 from blt_core.config import MODEL_KINDS, Config, RunSettings
-from blt_core.errors import ConfigError, PluginError
-from blt_core.model import Model
-from blt_core.pipeline import find_device, read_checkpoint
+from blt_core.errors import ConfigError, PluginError, Problem
+from blt_core.pipeline import new_model, read_checkpoint
 from blt_core.plugins import Plugins
 from blt_core.wiring import Plan, build_node, merge_checkpoint, resolve, resolve_component
 from blt_plugins.training.loop import Job
@@ -36,14 +33,17 @@ def make_job(
     """
     if corpus is not None:
         config = with_corpus(config, corpus)
-    plan, start = plan_training(config, plugins)
-    settings = train_settings(plan)
+    training = plan_training(config, plugins)
+    plan, settings = training.plan, training.settings
     folder = out or Path(settings.out or f"runs/{Path(plan.place.source).stem}")
+    if plan.run.checkpoint is not None and _same(folder / "model", Path(plan.run.checkpoint)):
+        text = f"training would write over it; write to another place than {folder}"
+        raise ConfigError([plan.place.child("run", "checkpoint").problem(text)])
     described = plan.describe()
     node = resolve_component("checkpoint_format", {"use": "folder"}, plugins)
     return Job(
         corpus=plan.build("corpus"),
-        model=new_model(plan, settings.seed, start),
+        model=new_model(plan, training.tensors, settings.seed),
         objective=plan.build("objective"),
         backend=plan.build("training_backend"),
         format=build_node(node, BuildContext(plan.model.scheme), plugins.registry),
@@ -52,24 +52,40 @@ def make_job(
             "run": {"dtype": plan.run.dtype, "checkpoint": plan.run.checkpoint},
             **{k: described[k] for k in ("model", *MODEL_KINDS, *DEFAULTS)},
         },
-        calibrates=start.calibrates,
+        calibrates=training.calibrates,
         out=folder,
     )
 
 
 @attrs.frozen(eq=False)
-class Start:
-    """What training starts from.
+class TrainingPlan:
+    """A training config that has passed every check, ready to build.
 
-    tensors: of a checkpoint, None for random weights. calibrates: whether the patcher's threshold
-    (0 in the plan) is yet to be found.
+    settings: ``[train]``; a scorer that comes from a checkpoint is not trained. tensors: to start
+    from, None for random weights. calibrates: whether the patcher's threshold (0 in the plan) is
+    yet to be found.
     """
 
+    plan: Plan
+    settings: TrainSettings
     tensors: Mapping[str, Tensor] | None
     calibrates: bool
 
+    def describe(self) -> dict[str, Any]:
+        """The tables with every key; they train the same.
 
-def plan_training(config: Config, plugins: Plugins) -> tuple[Plan, Start]:
+        What training finds itself is left out: a threshold yet to be calibrated, and the training
+        of a scorer that comes from a checkpoint.
+        """
+        tables = self.plan.describe()
+        if self.calibrates:
+            del tables["patcher"]["threshold"]
+        elif self.tensors is not None:
+            del tables["train"]["scorer"]
+        return tables
+
+
+def plan_training(config: Config, plugins: Plugins) -> TrainingPlan:
     """Check a training config whole, its checkpoint's tables included; nothing is built.
 
     Raises ConfigError with all problems, CheckpointError for a checkpoint that cannot be read.
@@ -77,39 +93,28 @@ def plan_training(config: Config, plugins: Plugins) -> tuple[Plan, Start]:
     for kind, table in DEFAULTS.items():
         if kind not in config.tables:
             config = config.with_table(kind, table)
+    stored: Mapping[str, Any] = {}
     tensors = None
     if config.checkpoint is not None:
-        tables, tensors = read_checkpoint(config.checkpoint, plugins)
-        config = merge_checkpoint(config, tables, plugins, training=True)
-    start = Start(tensors, calibrates=_lacks_threshold(config, plugins))
-    if start.calibrates:
+        stored, tensors = read_checkpoint(config.checkpoint, plugins)
+        config = merge_checkpoint(config, stored, plugins, training=True)
+    calibrates = _lacks_threshold(config, plugins)
+    if calibrates:
         config = config.with_table("patcher", {**config.tables["patcher"], "threshold": 0.0})
     plan = resolve(config, plugins, needs=NEEDS)
-    _check(plan, config, start)
-    return plan, start
-
-
-def training_tables(config: Config, plugins: Plugins) -> dict[str, Any]:
-    """The tables of a training config with every key; they train the same.
-
-    What training finds itself is left out: a threshold yet to be calibrated, and the training of a
-    scorer that comes from a checkpoint.
-    """
-    plan, start = plan_training(config, plugins)
-    tables = plan.describe()
-    if start.calibrates:
-        del tables["patcher"]["threshold"]
-    if start.tensors is not None:
-        del tables["train"]["scorer"]
-    return tables
-
-
-def train_settings(plan: Plan) -> TrainSettings:
-    """``[train]``; a scorer that comes from a checkpoint is not trained."""
     settings: TrainSettings = plan.settings["train"]
-    if plan.run.checkpoint is None:
-        return settings
-    return attrs.evolve(settings, scorer=attrs.evolve(settings.scorer, steps=0))
+    own_scorer = config.tables["train"].get("scorer", {})
+    if tensors is not None:
+        settings = attrs.evolve(settings, scorer=attrs.evolve(settings.scorer, steps=0))
+    training = TrainingPlan(plan, settings, tensors, calibrates)
+    problems = [*_problems(training, own_scorer), *_untrained(plan, stored)]
+    if problems:
+        raise ConfigError(problems)
+    return training
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def with_corpus(config: Config, folder: Path) -> Config:
@@ -118,25 +123,6 @@ def with_corpus(config: Config, folder: Path) -> Config:
     kept: Mapping[str, Any] = table if isinstance(table, Mapping) else {"use": "folder"}
     tables = {k: v for k, v in kept.items() if k != "valid_path"}
     return config.with_table("corpus", {**tables, "path": str(folder)})
-
-
-def new_model(plan: Plan, seed: int, start: Start) -> Model:
-    """The model to train, on the run's device: random weights depend on ``seed`` alone.
-
-    Raises CheckpointError for tensors that do not fit.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        parts = {kind: plan.build(kind) for kind in MODEL_KINDS}
-    model = Model(
-        **parts,
-        scheme=plan.model.scheme,
-        context_bytes=plan.model.context_bytes,
-        settings=plan.describe_model(),
-    )
-    if start.tensors is not None:
-        load_tensors(model.modules(), start.tensors, str(plan.run.checkpoint))
-    return model.to(find_device(plan), getattr(torch, plan.run.dtype))
 
 
 def _lacks_threshold(config: Config, plugins: Plugins) -> bool:
@@ -151,17 +137,22 @@ def _lacks_threshold(config: Config, plugins: Plugins) -> bool:
     return any(field.name == "threshold" for field in attrs.fields(params))
 
 
-def _check(plan: Plan, config: Config, start: Start) -> None:
-    """Raise ConfigError with what only training finds fault with."""
-    table = config.tables["train"]
-    settings: TrainSettings = plan.settings["train"]
+def _problems(training: TrainingPlan, own_scorer: Mapping[str, Any]) -> list[Problem]:
+    """What only training finds fault with. own_scorer: ``[train.scorer]`` as it is written."""
+    plan, settings = training.plan, training.settings
     context, limit = settings.context_bytes, plan.model.context_bytes
     target = settings.scorer.target_patch_bytes
     longest = getattr(plan.node("patcher").params, "max_patch_bytes", None)
+    continues = training.tensors is not None
     found = {
-        ("train", "scorer"): start.tensors is not None
-        and "scorer" in table
-        and "the scorer comes from the checkpoint and is not trained again; remove this table",
+        ("train", "scorer"): continues
+        and not training.calibrates
+        and own_scorer
+        and "the scorer and its threshold come from the checkpoint; remove this table",
+        ("train", "scorer", "steps"): continues
+        and training.calibrates
+        and own_scorer.get("steps")
+        and "the scorer comes from the checkpoint and is not trained again; remove this key",
         ("run", "dtype"): plan.run.dtype == "bfloat16"
         and "training runs in float32; train.save_dtype is what models are written in",
         ("run", "seed"): plan.run.seed not in (RunSettings().seed, settings.seed)
@@ -169,11 +160,25 @@ def _check(plan: Plan, config: Config, start: Start) -> None:
         ("train", "context_bytes"): context is not None
         and context > limit
         and f"{context} is more than the model serves (model.context_bytes = {limit})",
-        ("train", "scorer", "target_patch_bytes"): start.calibrates
+        ("train", "scorer", "target_patch_bytes"): training.calibrates
         and longest is not None
         and target > longest
         and f"{target} is more than the longest patch (patcher.max_patch_bytes = {longest})",
     }
-    problems = [plan.place.child(*path).problem(text) for path, text in found.items() if text]
-    if problems:
-        raise ConfigError(problems)
+    return [plan.place.child(*path).problem(text) for path, text in found.items() if text]
+
+
+def _untrained(plan: Plan, stored: Mapping[str, Any]) -> Iterator[Problem]:
+    """Abilities that the config claims, and that neither its objective nor what came before gives.
+
+    stored: the tables of the checkpoint that training starts from.
+    """
+    objective = plan.node("objective")
+    for kind in MODEL_KINDS:
+        node = plan.node(kind)
+        for key in sorted(trained_keys(type(node.params))):
+            had = stored.get(kind, {}).get(key, False)
+            given = f"{kind}.{key}" in objective.component.requires
+            if getattr(node.params, key) and not had and not given:
+                text = f"the objective {objective.name!r} does not train this"
+                yield plan.place.child(kind, key).problem(text)

@@ -188,7 +188,7 @@ class Trainer:
                 clock = Clock()
             self._look_after(phase, step + 1)
         if phase.name == SCORER:
-            self._end_scorer(phase)
+            self._end_scorer()
 
     def _step(self, phase: Phase, step: int) -> tuple[dict[str, float], int]:
         """One optimizer step: its figures (loss in nats a byte) and its bytes."""
@@ -248,13 +248,12 @@ class Trainer:
 
     # -- between the phases ----------------------------------------------------------------------
 
-    def _end_scorer(self, phase: Phase) -> None:
-        """Round the scorer to what is stored, so that training sees the patches of later use."""
-        round_parameters(phase.module, self._dtype)
+    def _end_scorer(self) -> None:
+        """Log the scorer's score."""
         scorer = trainable_scorer(self._job.model)
         if scorer is None or not self._data.valid:
             return
-        held_out = evaluate_scorer(scorer.part, self._data.valid)
+        held_out = evaluate_scorer(scorer.part, self._data.valid, self._job.model.scheme)
         self._metrics.write(phase=PATCHES, step=0, scorer_bits_per_byte=held_out.bits_per_byte)
         self._report.note(f"scorer: {held_out.bits_per_byte:.4f} held-out bits per byte")
 
@@ -265,8 +264,14 @@ class Trainer:
         self._save(phase.name, 0, {})
 
     def _fix_patches(self) -> None:
-        """Calibrate the patcher where its threshold is not given."""
+        """Calibrate the patcher where its threshold is not given.
+
+        First its scorer is rounded to what is stored, so that training sees the patches of later
+        use.
+        """
         patcher = self._job.model.patcher
+        if scorer := trainable_scorer(self._job.model):
+            round_parameters(scorer.module, self._dtype)
         if self._job.calibrates and isinstance(patcher, ThresholdPatcher):
             target = self._settings.scorer.target_patch_bytes
             found = calibrate(patcher, self._data.calibration, target)

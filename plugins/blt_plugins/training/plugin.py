@@ -14,7 +14,7 @@ from blt_plugins.training import commands
 from blt_plugins.training.backend import TORCH_BACKEND
 from blt_plugins.training.block_diffusion import BLOCK_DIFFUSION_OBJECTIVE
 from blt_plugins.training.corpus import FOLDER_CORPUS
-from blt_plugins.training.job import training_tables
+from blt_plugins.training.job import plan_training
 from blt_plugins.training.objective import NEXT_BYTE
 from blt_plugins.training.settings import TrainSettings
 
@@ -34,7 +34,7 @@ def blt_settings() -> dict[str, type]:
 @hookimpl
 def blt_check(config: Config, plugins: Plugins) -> dict[str, Any] | None:
     """Training configs: those with the table [train]."""
-    return training_tables(config, plugins) if "train" in config.tables else None
+    return plan_training(config, plugins).describe() if "train" in config.tables else None
 
 
 @hookimpl

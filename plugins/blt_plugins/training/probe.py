@@ -16,12 +16,18 @@ from rich.table import Table
 from blt_core.cli.inputs import DeviceOption, JsonOption
 from blt_core.cli.progress import progress_bar
 from blt_core.errors import DataError
-from blt_core.pipeline import Pipeline
-from blt_plugins.training.acceptance import MOST_BYTES, Acceptance, acceptance, batched, prefixes
+from blt_plugins.training.acceptance import (
+    GREEDY,
+    MOST_BYTES,
+    Acceptance,
+    acceptance,
+    batched,
+    prefixes,
+)
 from blt_plugins.training.accuracy import STARTS, BlockAccuracy, block_accuracy
-from blt_plugins.training.corpus import find_files, read_document
+from blt_plugins.training.corpus import read_document
 from blt_plugins.training.evaluate import HeldOut, evaluate_model
-from blt_plugins.training.threshold import BATCH_BYTES, find_source
+from blt_plugins.training.threshold import BATCH_BYTES, find_source, load_trained
 from blt_plugins.training.windows import Batch, cut_windows, make_batch, pack, sample
 
 #: Samplers whose drafts are judged, by whether the decoder denoises.
@@ -61,16 +67,19 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on held-out text: bits per byte, masked accuracy, and how far drafts stand."""
-    pipeline = Pipeline.load(find_source(source).with_run(device=device))
+    pipeline = load_trained(find_source(source).with_run(device=device))
     model, documents = pipeline.model, read_documents(files)
-    context = min(context_bytes or model.context_bytes, model.context_bytes)
+    limit = model.context_bytes
+    context = limit if context_bytes is None else context_bytes
+    if context > limit:
+        raise DataError(f"--context-bytes: {context} is more than the model serves ({limit})")
     denoises = bool(getattr(model.decoder, "denoises", False))
     samplers = sampler or [*DRAFTS, *(BLOCK_DRAFTS if denoises else ())]
-    room = min(MOST_BYTES, model.context_bytes // 2)
-    longest = max(min(context, model.context_bytes - room), 1)
-    prompts = prefixes(documents, rounds, longest=longest, seed=seed) if rounds else []
+    longest = min(context, limit - min(MOST_BYTES, limit // 2))
+    wanted = rounds if limit > 1 else 0
+    prompts = prefixes(documents, wanted, longest=longest, seed=seed) if wanted else []
     for spec in samplers:
-        pipeline.with_sampler(spec).check(prompts or [b""], max_new_bytes=1)
+        pipeline.with_sampler(spec).check(prompts or [b""], max_new_bytes=1, **GREEDY)
     windows = sample(cut_windows(documents, context), max_bytes, seed)
     batches = [make_batch(documents, group, model.scheme) for group in pack(windows, BATCH_BYTES)]
     with progress_bar() as bar:
@@ -101,22 +110,26 @@ def read_documents(paths: Sequence[Path]) -> list[bytes]:
     """Files, and all files below folders. Raises DataError for what cannot be read."""
     found: list[Path] = []
     for path in paths:
-        found += find_files(path, "**/*") if path.is_dir() else [path]
-    documents = [read_document(path) for path in found]
-    if not any(documents):
-        raise DataError("no held-out text: all the files are empty")
-    return [text for text in documents if text]
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found += [file for file in inside if not file.is_dir()]
+    documents = [text for path in found if (text := read_document(path))]
+    if not documents:
+        raise DataError("no held-out text: there is no file, or all files are empty")
+    return documents
 
 
 def as_record(result: Evaluation) -> dict[str, Any]:
     """The stable JSON form of an evaluation; documented in docs/cli.md."""
     return {
         **attrs.asdict(result.held_out),
-        "blocks": [
-            {**attrs.asdict(each), "first_ratio": each.first_ratio} for each in result.blocks
-        ],
+        "blocks": [{**attrs.asdict(each), "ratios": each.ratios} for each in result.blocks],
         "acceptance": [
-            {**attrs.asdict(each), "bytes_per_round": each.bytes_per_round}
+            {
+                **attrs.asdict(each),
+                "accepted_share": each.accepted_share,
+                "bytes_per_round": each.bytes_per_round,
+                "by_place": each.by_place,
+            }
             for each in result.acceptance
         ],
     }
@@ -134,26 +147,35 @@ def _show(result: Evaluation) -> None:
             f"\n{each.starts} blocks, all masked: right bytes by place, beside the model's own"
         )
         table = Table(box=None, header_style="bold")
-        for name in ("place", "masked", "autoregressive", "ratio"):
+        for name in ("place", "bytes", "masked", "autoregressive", "ratio"):
             table.add_column(name, justify="right")
-        for place, (masked, own) in enumerate(zip(each.masked, each.autoregressive, strict=True)):
-            ratio = f"{masked / own:.2f}" if own else "–"
-            table.add_row(str(place + 1), f"{masked:.1%}", f"{own:.1%}", ratio)
+        columns = zip(each.counts, each.masked, each.autoregressive, each.ratios, strict=True)
+        for place, (count, masked, own, ratio) in enumerate(columns):
+            shares = (_show_number(masked, ".1%"), _show_number(own, ".1%"))
+            table.add_row(str(place + 1), str(count), *shares, _show_number(ratio, ".2f"))
         console.print(table)
     if not result.acceptance:
         return
-    console.print("\none draft after each of many held-out prefixes")
+    console.print("\none draft after each of many held-out prefixes, and how many stand to a place")
     table = Table(box=None, header_style="bold")
     table.add_column("sampler")
-    for name in ("drafts", "accepted", "bytes a round", "place 1", "4", "8", "16"):
+    for name in ("drafts", "accepted", "bytes a round", *(f"to {place}" for place in PLACES)):
         table.add_column(name, justify="right")
     for drafts in result.acceptance:
-        places = [p for p in (1, 4, 8, 16) if p <= len(drafts.by_place)]
+        stood = dict(enumerate(drafts.by_place, start=1))
         table.add_row(
             escape(drafts.sampler),
             str(drafts.rounds),
-            f"{drafts.accepted / max(drafts.drafted, 1):.1%}",
-            f"{drafts.bytes_per_round:.2f}",
-            *(f"{drafts.by_place[place - 1]:.0%}" for place in places),
+            _show_number(drafts.accepted_share, ".1%"),
+            _show_number(drafts.bytes_per_round, ".2f"),
+            *(_show_number(stood.get(place), ".0%") for place in PLACES),
         )
     console.print(table)
+
+
+#: Places of a draft that the table shows.
+PLACES = (1, 4, 8, 16)
+
+
+def _show_number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

@@ -10,7 +10,7 @@ from blt_core.cli.inputs import find_config
 from blt_core.component import BuildContext
 from blt_core.config import Config
 from blt_core.errors import CheckpointError, ConfigError, DataError
-from blt_core.pipeline import build_model, plan_run
+from blt_core.pipeline import Pipeline
 from blt_core.plugins import Plugins
 from blt_core.protocols import CheckpointFormat, ThresholdPatcher
 from blt_core.wiring import build_node, resolve_component
@@ -29,21 +29,25 @@ def calibrate_source(
 
     Raises ConfigError, CheckpointError or DataError for what cannot be read or calibrated.
     """
-    plan, tensors = plan_run(find_source(source), plugins)
-    if tensors is None:
-        text = "missing; only a trained scorer can be calibrated"
-        raise ConfigError([plan.place.child("run", "checkpoint").problem(text)])
-    node = plan.node("patcher")
-    documents = [read_document(path) for path in files]
-    model = build_model(plan, tensors)
+    pipeline = load_trained(find_source(source), plugins)
+    documents, model = [read_document(path) for path in files], pipeline.model
     if not isinstance(model.patcher, ThresholdPatcher):
-        raise DataError(f"{source}: the patcher {node.name!r} has no threshold to calibrate")
+        name = pipeline.plan.node("patcher").name
+        raise DataError(f"{source}: the patcher {name!r} has no threshold to calibrate")
     windows = [w for w in cut_windows(documents, model.context_bytes) if documents[w.document]]
     batches = (
         make_batch(documents, group, model.scheme).to(model.device)
         for group in pack(windows, BATCH_BYTES)
     )
     return calibrate(model.patcher, batches, target)
+
+
+def load_trained(config: Config, plugins: Plugins | None = None) -> Pipeline:
+    """The pipeline of a config that names a checkpoint; ConfigError for one that does not."""
+    if config.checkpoint is None:
+        text = "missing; only a trained model can be measured"
+        raise ConfigError([config.tables.place.child("run", "checkpoint").problem(text)])
+    return Pipeline.load(config, plugins)
 
 
 def find_source(source: str) -> Config:
