@@ -35,7 +35,9 @@ def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    # The legend has a line for each sampler, as long as its spec; the points need room beside it.
+    legend = max(len(row.spec) for row in rows) * 0.065 + 0.8
+    figure = Figure(figsize=(6 + legend, max(5, 0.16 * len(rows) + 0.8)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for index, row in enumerate(rows):

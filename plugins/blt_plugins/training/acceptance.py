@@ -13,6 +13,8 @@ from blt_core.pipeline import Pipeline
 
 #: A round that drafts more bytes than this is cut off.
 MOST_BYTES = 64
+#: Longest prefix: more of it changes drafts little, and reading it is what takes time.
+PREFIX_BYTES = 512
 #: Drafts are judged so, whatever a config says.
 GREEDY: Mapping[str, Any] = {"temperature": 0.0, "stop": ()}
 

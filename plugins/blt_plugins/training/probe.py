@@ -19,6 +19,7 @@ from blt_core.errors import DataError
 from blt_plugins.training.acceptance import (
     GREEDY,
     MOST_BYTES,
+    PREFIX_BYTES,
     Acceptance,
     acceptance,
     batched,
@@ -75,7 +76,7 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
         raise DataError(f"--context-bytes: {context} is more than the model serves ({limit})")
     denoises = bool(getattr(model.decoder, "denoises", False))
     samplers = sampler or [*DRAFTS, *(BLOCK_DRAFTS if denoises else ())]
-    longest = min(context, limit - min(MOST_BYTES, limit // 2))
+    longest = min(context, PREFIX_BYTES, limit - min(MOST_BYTES, limit // 2))
     wanted = rounds if limit > 1 else 0
     prompts = prefixes(documents, wanted, longest=longest, seed=seed) if wanted else []
     for spec in samplers:
