@@ -99,11 +99,9 @@ def test_unclosed_blocks_equal_the_layout_with_blocks_at_such_starts(
     same_logits(model, state.denoise(block)[0], trained)
 
 
-@pytest.mark.parametrize("index", range(9))
+@pytest.mark.parametrize("index", [i for i in range(9) if models.model(i).decoder.denoises])
 def test_no_blocks_are_computed_as_readily_as_some(index):
     model = models.model(index)
-    if not model.decoder.denoises:
-        pytest.skip("no blocks")
     empty = torch.zeros((1, 0), dtype=torch.long)
     blocks = Blocks(torch.zeros((1, 0, 4), dtype=torch.long), empty, empty)
     rows = Rows(torch.tensor([random_ids(model, 30, 0)]), (30,))

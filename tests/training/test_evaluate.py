@@ -190,6 +190,11 @@ def test_evaluate_names_text_that_is_not_there(trained, tmp_path, capsys):
     empty.write_bytes(b"")
     assert run(["evaluate", str(trained), str(empty)]) == 2
     assert "all files are empty" in capsys.readouterr().err
+    hidden = tmp_path / "folder/.git/config"
+    hidden.parent.mkdir(parents=True)
+    hidden.write_bytes(b"text")
+    assert run(["evaluate", str(trained), str(tmp_path / "folder")]) == 2
+    assert "there is no file" in capsys.readouterr().err
     assert run(["evaluate", "blt-1b", str(empty)]) == 2
     assert "run.checkpoint: missing; only a trained model" in capsys.readouterr().err
 

@@ -75,14 +75,23 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
         what = "is not a folder" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: {what}; corpus.path (or --corpus) names a folder of text files")
     try:
-        found = [path for path in folder.glob(pattern) if path.is_file()]
+        files = visible_files(folder, pattern)
     except (ValueError, NotImplementedError) as error:
         text = f"corpus.pattern: {pattern!r} is no glob below a folder: {error}"
         raise DataError(text) from error
-    shown = [part for part in Path(pattern).parts if _is_hidden(part)]
-    files = [path for path in found if not _hides(path.relative_to(folder), shown)]
     if not files:
         raise DataError(f"{folder}: no file matches {pattern!r} (corpus.pattern)")
+    return files
+
+
+def visible_files(folder: Path, pattern: str = "**/*") -> list[Path]:
+    """The files below ``folder`` that match, sorted; hidden ones only where the pattern names them.
+
+    Raises ValueError or NotImplementedError for what is no glob below a folder.
+    """
+    found = [path for path in folder.glob(pattern) if path.is_file()]
+    shown = [part for part in Path(pattern).parts if _is_hidden(part)]
+    files = [path for path in found if not _hides(path.relative_to(folder), shown)]
     return sorted(files, key=lambda path: path.relative_to(folder).parts)
 
 

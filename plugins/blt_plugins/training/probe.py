@@ -26,7 +26,7 @@ from blt_plugins.training.acceptance import (
     prefixes,
 )
 from blt_plugins.training.accuracy import STARTS, BlockAccuracy, block_accuracy
-from blt_plugins.training.corpus import read_document
+from blt_plugins.training.corpus import read_document, visible_files
 from blt_plugins.training.evaluate import HeldOut, evaluate_model
 from blt_plugins.training.threshold import BATCH_BYTES, find_source, load_trained
 from blt_plugins.training.windows import Batch, cut_windows, make_batch, pack, sample
@@ -108,11 +108,10 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
 
 
 def read_documents(paths: Sequence[Path]) -> list[bytes]:
-    """Files, and all files below folders. Raises DataError for what cannot be read."""
+    """Files, and those below folders as a corpus takes them; DataError for unreadable ones."""
     found: list[Path] = []
     for path in paths:
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found += [file for file in inside if not file.is_dir()]
+        found += visible_files(path) if path.is_dir() else [path]
     documents = [text for path in found if (text := read_document(path))]
     if not documents:
         raise DataError("no held-out text: there is no file, or all files are empty")
