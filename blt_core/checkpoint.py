@@ -10,13 +10,15 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from blt_core.config import MODEL_KINDS, SCHEMA
@@ -56,6 +58,83 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.detach().to("cpu", target).contiguous()
 
 
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name, each read when it is asked for; their shapes are known before."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not read."""
+
+
+class StoredTensors(LazyTensors):
+    """The tensors of safetensors files, each a view of a memory map of its own.
+
+    So memory holds no more than what is used of a tensor that stays as it is stored; and the map of
+    one that is cast or joined with others ends with it. The files are those that had their names
+    when this was made, whatever replaces them. Raises CheckpointError for a file that cannot be
+    read, and for a tensor that several files hold.
+    """
+
+    def __init__(self, *paths: Path) -> None:
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, _File] = {}
+        for path in paths:
+            stored = _File(path)
+            with stored.opened() as file:
+                for name in file.keys():  # noqa: SIM118 -- no mapping
+                    if name in self._files:
+                        raise CheckpointError(f"{path}: {name} is in {self._files[name]} too")
+                    self._files[name] = stored
+                    self._shapes[name] = tuple(file.get_slice(name).get_shape())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self._shapes[name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        with self._files[name].opened() as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+class _File:
+    """A safetensors file that can be opened again after its name was given to another one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._errors():
+            handle = path.open("rb")
+        self._number = handle.fileno()
+        weakref.finalize(self, handle.close)
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Any]:
+        """The open file, of safetensors' own type. Raises CheckpointError if it is damaged."""
+        by_number = Path(f"/dev/fd/{self._number}")
+        name = str(by_number if by_number.exists() else self._path)
+        with self._errors(), safe_open(name, framework="pt") as file:
+            yield file
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{self._path}: truncated or no safetensors file ({error}); "
+                "copy or download it again, or train it anew"
+            ) from error
+
+
 def load_tensors(modules: nn.ModuleDict, tensors: Mapping[str, Tensor], place: str) -> None:
     """Copy ``tensors`` into the parameters of ``modules``, cast to the dtype these have.
 
@@ -63,20 +142,51 @@ def load_tensors(modules: nn.ModuleDict, tensors: Mapping[str, Tensor], place: s
     misshapen tensor; ``place`` says where they come from.
     """
     state = modules.state_dict()
+    _check_fit(state, tensors, place)
+    with torch.no_grad():
+        for name, own in state.items():
+            own.copy_(tensors[name])
+
+
+def adopt_tensors(
+    modules: nn.ModuleDict,
+    tensors: Mapping[str, Tensor],
+    place: str,
+    cast: Callable[[str, Tensor], Tensor],
+) -> None:
+    """Put ``cast(name, tensor)`` in the place of every parameter and buffer, one at a time.
+
+    What ``cast`` gives back as it is is not copied. Raises as :func:`load_tensors` does.
+    """
+    state = modules.state_dict(keep_vars=True)
+    _check_fit(state, tensors, place)
+    adopted: dict[int, Tensor] = {}  # a parameter that two modules share stays one
+    for name, own in state.items():
+        if id(own) not in adopted:
+            tensor = cast(name, tensors[name])
+            adopted[id(own)] = (
+                nn.Parameter(tensor, requires_grad=own.requires_grad)
+                if isinstance(own, nn.Parameter)
+                else tensor
+            )
+        path, _, leaf = name.rpartition(".")
+        setattr(modules.get_submodule(path), leaf, adopted[id(own)])
+
+
+def _check_fit(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], place: str) -> None:
     problems = [f"{name}: missing" for name in state if name not in tensors]
     problems += [f"{name}: not a parameter of this model" for name in tensors if name not in state]
-    found = {name: tensors[name] for name in state if name in tensors}
-    problems += [
-        f"{name}: expected {tuple(state[name].shape)}, found {tuple(tensor.shape)}"
-        for name, tensor in found.items()
-        if tensor.shape != state[name].shape
-    ]
+    for name, own in state.items():
+        found = _shape(tensors, name) if name in tensors else own.shape
+        if found != own.shape:
+            problems.append(f"{name}: expected {tuple(own.shape)}, found {tuple(found)}")
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise CheckpointError(f"{place}: the tensors do not fit the model of its config:\n{lines}")
-    with torch.no_grad():
-        for name, tensor in found.items():
-            state[name].copy_(tensor)
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    return tensors.shape(name) if isinstance(tensors, LazyTensors) else tuple(tensors[name].shape)
 
 
 @contextlib.contextmanager

@@ -25,8 +25,8 @@ NEAR_TIE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.25}
 class Difference:
     """Where an output leaves the reference's, and how close the call was there.
 
-    first_difference: index of the first differing new byte. logit_margin: gap between the two
-    highest logits at that byte. flag_margin: smallest distance of a new byte's entropy from the
+    first_difference: index of the first differing new id. logit_margin: gap between the two
+    highest logits at that id. flag_margin: smallest distance of a new byte's entropy from the
     patcher's threshold up to there, in nats (None for patchers without one). near_tie: whether
     either margin is below NEAR_TIE (a patcher computes in float32 at least).
     """
@@ -43,7 +43,7 @@ class Row:
 
     relative_gigabytes, relative_speed: ratios to the first sampler's, None where that is 0.
 
-    agreement: share of the first sampler's bytes that stand at the same places here. repeats: share
+    agreement: share of the first sampler's ids that stand at the same places here. repeats: share
     of the runs of REPEAT_BYTES bytes that stood in the same output before, which makes drafting
     easy. differences: one for each prompt whose output differs. results: of each prompt.
     """
@@ -166,7 +166,7 @@ def _speed(results: Sequence[Generation]) -> float:
 
 
 def _agreement(results: Sequence[Generation], expected: Sequence[Generation]) -> float:
-    pairs = [(r.output, e.output) for r, e in zip(results, expected, strict=True)]
+    pairs = [(r.ids, e.ids) for r, e in zip(results, expected, strict=True)]
     same = sum(a == b for got, want in pairs for a, b in zip(got, want, strict=False))
     return same / max(sum(len(want) for _, want in pairs), 1)
 
@@ -176,18 +176,18 @@ def _differences(
 ) -> tuple[Difference, ...]:
     pairs = zip(results, expected, strict=True)
     return tuple(
-        explain(model, want.prompt, want.output, got.output)
-        for got, want in pairs
-        if got.output != want.output
+        explain(model, want.prompt, want.ids, got.ids) for got, want in pairs if got.ids != want.ids
     )
 
 
 @torch.inference_mode()
-def explain(model: Model, prompt: str | bytes, expected: bytes, found: bytes) -> Difference:
-    """Where ``found`` leaves ``expected``, both continuing ``prompt``, and the margins there."""
+def explain(
+    model: Model, prompt: str | bytes, expected: Sequence[int], found: Sequence[int]
+) -> Difference:
+    """Where ids ``found`` leave those ``expected``, both continuing ``prompt``; margins there."""
     pairs = zip(expected, found, strict=False)
     shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
-    ids = [model.scheme.bos, *model.scheme.encode(to_bytes(prompt) + expected[:shared])]
+    ids = [model.scheme.bos, *model.scheme.encode(to_bytes(prompt)), *expected[:shared]]
     rows = Rows(torch.tensor([ids], device=model.device), (len(ids),))
     output = model.forward(rows, model.patcher.flags(rows, None)).clean
     if output is None:

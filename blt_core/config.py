@@ -74,6 +74,7 @@ class IdSettings:
     eos: int = attrs.field(default=257, validator=at_least(0))
     mask: int | None = attrs.field(default=None, validator=at_least(0))
     size: int = attrs.field(default=259, validator=at_least(258))
+    outputs_specials: bool = False
 
     def __attrs_post_init__(self) -> None:
         special = {"bos": self.bos, "eos": self.eos, "mask": self.mask}
@@ -90,7 +91,7 @@ class IdSettings:
     @property
     def scheme(self) -> IdScheme:
         """The scheme that these settings describe."""
-        return IdScheme(self.byte_offset, self.bos, self.eos, self.mask, self.size)
+        return IdScheme(**attrs.asdict(self))
 
 
 @attrs.frozen

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Literal
 
 import attrs
@@ -15,7 +16,7 @@ from blt_core.errors import EngineError, RequestError
 from blt_core.model import Model
 from blt_core.protocols import Sampler
 from blt_core.state import DecodeState
-from blt_core.types import Draws, Passes, Round, Sampling
+from blt_core.types import Draws, IdScheme, Passes, Round, Sampling
 
 StopReason = Literal["length", "eos", "stop"]
 
@@ -53,13 +54,14 @@ class Request:
 class Progress:
     """What one batch row has output and caused so far.
 
-    rounds counts sampler rounds, without one that only reads the prompt. accepted: drafted ids
-    that verification let stand (also such that an EOS or stop string then cuts off), without the
-    model's own.
+    ids: those of the output, special ids that show as no byte included, EOS not. rounds counts
+    sampler rounds, without one that only reads the prompt. accepted: drafted ids that verification
+    let stand (also such that an EOS or stop string then cuts off), without the model's own.
     """
 
     request: Request
     output: bytearray = attrs.field(factory=bytearray)
+    ids: list[int] = attrs.field(factory=list)
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -132,9 +134,10 @@ def _rounds(
 def check_round(state: DecodeState, lengths: Sequence[int], done: Round) -> None:
     """Raise EngineError unless ``done`` says what a sampler did to texts of these ``lengths``.
 
-    Every unfinished row gets at least one id, all of them bytes or EOS: those that were added.
+    Every unfinished row gets at least one id, all of them such as may be output: those added.
     """
     scheme, batch = state.scheme, len(lengths)
+    never = set(scheme.never_output)
     if not isinstance(done, Round) or not (
         len(done.ids) == len(done.drafted) == len(done.accepted) == batch
     ):
@@ -151,10 +154,9 @@ def check_round(state: DecodeState, lengths: Sequence[int], done: Round) -> None
                 f"but the text has {added}"
             )
         for token in added:
-            if not scheme.is_byte(token) and token != scheme.eos:
+            if token in never or not 0 <= token < scheme.size:
                 raise EngineError(
-                    f"the sampler committed id {token} to batch row {row}; "
-                    "only bytes and EOS are output"
+                    f"the sampler committed id {token} to batch row {row}, which is never output"
                 )
 
 
@@ -167,9 +169,11 @@ def _account(
         if not left:
             new.append(b"")
             continue
-        added, record.stop_reason = end(record, done.ids[row], state)
-        state.spend(row, left if record.stop_reason else len(added))
+        ids, record.stop_reason = end(record, done.ids[row], state)
+        state.spend(row, left if record.stop_reason else len(ids))
+        added = state.scheme.decode(ids)
         record.output += added
+        record.ids += ids
         record.passes = state.passes(row)
         record.rounds += not done.prefill
         record.drafted += done.drafted[row]
@@ -184,22 +188,27 @@ def _account(
 
 def end(
     record: Progress, ids: Sequence[int], state: DecodeState
-) -> tuple[bytes, StopReason | None]:
-    """The bytes of ``ids`` that count, and why the output ends with them, if it does.
+) -> tuple[list[int], StopReason | None]:
+    """Those of ``ids`` that count, and why the output ends with them, if it does.
 
-    Bytes after the first EOS or stop string are dropped; EOS itself is no byte.
+    What follows the first EOS or stop string is dropped; EOS itself is none of the output.
     """
     scheme = state.scheme
     reason: StopReason | None = None
     ids = list(ids)
     if scheme.eos in ids:
         ids, reason = ids[: ids.index(scheme.eos)], "eos"
-    added = scheme.decode(ids)
-    room = record.request.max_new_bytes - len(record.output)
-    if len(added) >= room:  # also where EOS follows: one byte at a time, none would be read there
-        added, reason = added[:room], "length"
-    text = bytes(record.output) + added
+    room = record.request.max_new_bytes - len(record.ids)
+    if len(ids) >= room:  # also where EOS follows: one byte at a time, none would be read there
+        ids, reason = ids[:room], "length"
+    text = bytes(record.output) + scheme.decode(ids)
     ends = [at + len(s) for s in record.request.stop if (at := text.find(s)) >= 0]
     if ends:
-        added, reason = added[: min(ends) - len(record.output)], "stop"
-    return added, reason
+        ids, reason = _reaching(scheme, ids, min(ends) - len(record.output)), "stop"
+    return ids, reason
+
+
+def _reaching(scheme: IdScheme, ids: Sequence[int], count: int) -> list[int]:
+    """The shortest beginning of ``ids`` that shows as ``count`` bytes."""
+    shown = list(accumulate(map(scheme.is_byte, ids), initial=0))
+    return list(ids[: shown.index(count)])

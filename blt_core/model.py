@@ -46,13 +46,9 @@ class Model:
         return nn.ModuleDict({k: part for k, part in parts.items() if isinstance(part, nn.Module)})
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Model:
-        """Move all parameters, in place; returns the model itself.
-
-        A patcher stays in float32 at least: its flags must be those that it was calibrated for.
-        """
-        self.modules().to(device=device, dtype=dtype)
-        if isinstance(self.patcher, nn.Module) and torch.finfo(dtype).bits < _PATCHER_BITS:
-            self.patcher.to(dtype=torch.float32)
+        """Move all parameters, in place, to ``part_dtype`` of each part; returns the model."""
+        for kind, part in self.modules().items():
+            part.to(device=device, dtype=part_dtype(kind, dtype))
         return self
 
     @property
@@ -109,7 +105,13 @@ def patch_layout(flags_br: Tensor, lengths: tuple[int, ...]) -> tuple[Patches, T
     return Patches(starts * (sizes > 0), sizes, counts), latent_br
 
 
-_PATCHER_BITS = 32
+def part_dtype(kind: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a part in a model that runs in ``dtype``.
+
+    A patcher stays in float32 at least: its flags must be those that it was calibrated for.
+    """
+    narrow = torch.finfo(dtype).bits < torch.finfo(torch.float32).bits
+    return torch.float32 if kind == "patcher" and narrow else dtype
 
 
 def _size(part: object) -> int:

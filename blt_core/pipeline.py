@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -14,17 +15,18 @@ from typing import Any, overload
 import attrs
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from blt_core._inline import parse_inline
 from blt_core._structure import Invalid, plain, read_table
 from blt_core._tables import Place, Table
-from blt_core.checkpoint import load_tensors
+from blt_core.checkpoint import adopt_tensors
 from blt_core.component import BuildContext
 from blt_core.config import MODEL_KINDS, Config, RunSettings, load_config
 from blt_core.engine import Progress, Request, Step, StopReason, check_requests, decode
 from blt_core.errors import CheckpointError, ConfigError, Problem, RequestError, near_match
 from blt_core.log import logger
-from blt_core.model import Model
+from blt_core.model import Model, part_dtype
 from blt_core.plugins import Plugins, load_plugins
 from blt_core.protocols import CheckpointFormat, CostModel, Sampler
 from blt_core.types import Cost, Parameters, Passes, Sampling
@@ -40,14 +42,16 @@ Prompt = str | bytes | bytearray | memoryview
 class Generation:
     """What one prompt gave. Times are wall-clock seconds, shared with the rest of its batch.
 
-    output: the new bytes. rounds: sampler rounds after the one that read the prompt. passes: what
-    this prompt cost as if it ran alone; ``cost`` prices them. prefill_seconds: until the first
-    output; seconds: after it, to the end of this output; bytes_per_second: the output after the
-    first by ``seconds``. stop_reason: "length", "eos" or "stop"; None while it goes on.
+    output: the new bytes; ids: theirs, and special ids that show as no byte. rounds: sampler rounds
+    after the one that read the prompt. passes: what this prompt cost as if it ran alone; ``cost``
+    prices them. prefill_seconds: until the first output; seconds: after it, to the end of this
+    output; bytes_per_second: the output after the first by ``seconds``. stop_reason: "length",
+    "eos" or "stop"; None while it goes on.
     """
 
     prompt: bytes
     output: bytes
+    ids: tuple[int, ...]
     passes: Passes
     rounds: int
     drafted: int
@@ -183,6 +187,7 @@ class Pipeline:
         return Generation(
             prompt=record.request.prompt,
             output=bytes(record.output),
+            ids=tuple(record.ids),
             passes=record.passes,
             rounds=record.rounds,
             drafted=record.drafted,
@@ -302,21 +307,50 @@ def build_model(plan: Plan, tensors: Mapping[str, Tensor] | None) -> Model:
 def new_model(plan: Plan, tensors: Mapping[str, Tensor] | None, seed: int) -> Model:
     """The model of a plan on its device, to train; random weights depend on ``seed`` alone.
 
-    Raises ConfigError for a device that is not there, CheckpointError for tensors that do not fit.
+    Tensors that are stored in the model's own dtype are not copied. Raises ConfigError for a device
+    that is not there, CheckpointError for tensors that do not fit.
     """
-    device = find_device(plan)
+    device, dtype = find_device(plan), getattr(torch, plan.run.dtype)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        parts = {kind: plan.build(kind) for kind in MODEL_KINDS}
+        with contextlib.nullcontext() if tensors is None else NoRandomWeights():
+            parts = {kind: plan.build(kind) for kind in MODEL_KINDS}
     model = Model(
         **parts,
         scheme=plan.model.scheme,
         context_bytes=plan.model.context_bytes,
         settings=plan.describe_model(),
     )
+
+    def cast(name: str, tensor: Tensor) -> Tensor:
+        kind = name.partition(".")[0]
+        return tensor.to(device, part_dtype(kind, dtype) if tensor.is_floating_point() else None)
+
     if tensors is not None:
-        load_tensors(model.modules(), tensors, str(plan.run.checkpoint))
-    return model.to(device, getattr(torch, plan.run.dtype))
+        adopt_tensors(model.modules(), tensors, str(plan.run.checkpoint), cast)
+    return model.to(device, dtype)
+
+
+class NoRandomWeights(TorchFunctionMode):
+    """Parts made within draw no weights: memory of a checkpoint's size is reserved, not filled.
+
+    What a part computes beside its parameters (tables of positions, say) is computed as ever.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Give a tensor back as it is where it would be filled at random."""
+        if getattr(func, "__name__", "") not in _DRAWING:
+            return func(*args, **(kwargs or {}))
+        return args[0] if args else (kwargs or {})["tensor"]
+
+
+#: Functions that fill a tensor at random: methods of tensors, and those of ``torch.nn.init``.
+_DRAWING = frozenset(
+    "uniform_ normal_ trunc_normal_ kaiming_uniform_ kaiming_normal_ xavier_uniform_ "
+    "xavier_normal_ orthogonal_ sparse_".split()
+)
 
 
 def find_device(plan: Plan) -> torch.device:

@@ -24,6 +24,8 @@ class IdScheme:
     """How bytes and special symbols map to ids: byte v is id ``byte_offset + v``.
 
     ``size`` is V, the number of ids. ``mask`` is None where a model has no [MASK] entry.
+    ``outputs_specials``: whether ids that stand for no byte may be output; they count as bytes
+    towards a request's length, are read on, and show as nothing.
     """
 
     byte_offset: int = 0
@@ -31,6 +33,7 @@ class IdScheme:
     eos: int = 257
     mask: int | None = 258
     size: int = 259
+    outputs_specials: bool = False
 
     def encode(self, data: bytes) -> list[int]:
         """Ids of ``data``, without BOS."""
@@ -47,7 +50,9 @@ class IdScheme:
 
     @property
     def never_output(self) -> tuple[int, ...]:
-        """Ids that a model may read but must not produce: all but the bytes and EOS."""
+        """Ids that a model may read but must not produce: [MASK], and maybe other specials."""
+        if self.outputs_specials:
+            return () if self.mask is None else (self.mask,)
         return tuple(i for i in range(self.size) if not self.is_byte(i) and i != self.eos)
 
 

@@ -12,9 +12,11 @@ from blt_core.nn.layers import (
     initialise,
     new_span,
 )
+from blt_core.nn.linear import Linear
 
 __all__ = [
     "NORM_EPS",
+    "Linear",
     "RowCache",
     "SelfAttention",
     "Span",

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from blt_core.nn.attention import attend, rotary_angles, rotate
 from blt_core.nn.cache import RowCache, Span
+from blt_core.nn.linear import Linear
 
 NORM_EPS = 1e-5
 
@@ -20,8 +21,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, dim, bias=False)
+        self.gate_up = Linear(dim, 2 * hidden)
+        self.down = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) to (…, D)."""
@@ -36,8 +37,8 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, kv_heads: int) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
-        self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
+        self.qkv = Linear(dim, (heads + 2 * kv_heads) * self.head_dim)
+        self.out = Linear(dim, dim)
 
     def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (…, h, d) and keys, and values (…, g, d), of rows (…, D)."""

@@ -39,7 +39,7 @@ def round_of(*ids: int, rows: int = 2) -> Round:
     [
         ([], round_of(), "committed nothing"),
         ([66], round_of(65), r"says that it committed \[65\].*the text has \[66\]"),
-        ([256], round_of(256), "committed id 256.*only bytes and EOS"),
+        ([256], round_of(256), "committed id 256.*which is never output"),
         ([65, 258], round_of(65, 258), "committed id 258"),
         ([65], None, "not a Round of 2 batch rows"),
         ([65], round_of(65, rows=1), "not a Round of 2 batch rows"),

@@ -87,8 +87,10 @@ def test_end_rules_drop_what_follows_the_first_of_eos_stop_and_length():
     state, eos = DecodeState(model, [[]], [9]), model.scheme.eos
 
     def ending(output, ids, room=9, stop=()):
-        record = Progress(Request(b"", room, stop), bytearray(output))
-        return end(record, ids, state)
+        before = model.scheme.encode(output)
+        record = Progress(Request(b"", room, stop), bytearray(output), before)
+        kept, reason = end(record, ids, state)
+        return model.scheme.decode(kept), reason
 
     assert ending(b"", [97, eos, 98, eos]) == (b"a", "eos")
     assert ending(b"", [eos]) == (b"", "eos")

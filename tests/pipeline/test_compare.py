@@ -9,8 +9,8 @@ from blt_core.types import Rows
 
 def test_explain_finds_the_first_difference_and_the_margin_of_the_models_own_choice(pipeline):
     result = pipeline.generate("abc", max_new_bytes=20)
-    output = result.output
-    wrong = output[:7] + bytes([output[7] ^ 1]) + output[8:]
+    output = result.ids
+    wrong = (*output[:7], output[7] ^ 1, *output[8:])
     found = explain(pipeline.model, "abc", output, wrong)
     ids = torch.tensor([[256, *b"abc", *output[:7]]])
     rows = Rows(ids, (ids.shape[1],))
@@ -28,6 +28,6 @@ def test_a_lossy_sampler_is_reported_as_different_and_not_as_a_near_tie(pipeline
     )
     assert rows[1].identical or rows[1].near_ties == len(rows[1].differences)
     noisy = pipeline.with_sampler("ar")
-    first = pipeline.generate("ab", max_new_bytes=15).output
-    other = noisy.generate("ab", max_new_bytes=15, temperature=5.0, seed=1).output
+    first = pipeline.generate("ab", max_new_bytes=15).ids
+    other = noisy.generate("ab", max_new_bytes=15, temperature=5.0, seed=1).ids
     assert not explain(pipeline.model, "ab", first, other).near_tie

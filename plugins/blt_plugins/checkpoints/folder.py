@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import tomli
 import tomli_w
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from blt_core.checkpoint import CONFIG, MODEL_FILES, TENSORS, current_folder, replace_folder
+from blt_core.checkpoint import (
+    CONFIG,
+    MODEL_FILES,
+    TENSORS,
+    StoredTensors,
+    current_folder,
+    replace_folder,
+)
 from blt_core.component import BuildContext, Component
 from blt_core.errors import CheckpointError
 
@@ -68,36 +74,6 @@ class FolderFormat:
 
 
 _BOTH = " and ".join(MODEL_FILES)
-
-
-class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, memory-mapped and read one by one."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file = _open(path)
-            self._names: tuple[str, ...] = tuple(self._file.keys())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path}: truncated or no safetensors file ({error}); "
-                "copy or download it again, or train it anew"
-            ) from error
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _open(path: Path) -> Any:
-    return safe_open(str(path), framework="pt")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from blt_core.component import BuildContext, Component, at_least, more_than, overridable, trained
 from blt_core.nn import (
     NORM_EPS,
+    Linear,
     RowCache,
     SelfAttention,
     Span,
@@ -35,6 +36,8 @@ class LocalDecoderParams:
     slots: key vectors that each latent gives (k). window: how many bytes a row sees, itself
     included (None: all). denoises: trained on masked blocks. reads_byte_states: starts from the
     encoder's byte states (whose width, byte_dim, must be dim) and embeds no bytes itself.
+    double_residual: rows add themselves twice to what they read of latents, as in the released BLT
+    weights.
     """
 
     dim: int = attrs.field(validator=at_least(2))
@@ -47,6 +50,7 @@ class LocalDecoderParams:
     rope_theta: float = attrs.field(default=500_000.0, validator=more_than(0))
     denoises: bool = trained(default=False)
     reads_byte_states: bool = False
+    double_residual: bool = False
 
     def __attrs_post_init__(self) -> None:
         check_heads(self.dim, self.heads, self.heads)
@@ -118,12 +122,15 @@ class LocalDecoder(nn.Module):
         self.embed = (
             None if params.reads_byte_states else nn.Embedding(context.scheme.size, params.dim)
         )
-        self.from_latent = nn.Linear(params.latent_dim, params.slots * params.dim, bias=False)
+        self.from_latent = Linear(params.latent_dim, params.slots * params.dim)
         self.layers = nn.ModuleList(
-            DecoderLayer(params.dim, params.heads, params.hidden) for _ in range(params.layers)
+            DecoderLayer(
+                params.dim, params.heads, params.hidden, double_residual=params.double_residual
+            )
+            for _ in range(params.layers)
         )
         self.norm = nn.RMSNorm(params.dim, eps=NORM_EPS)
-        self.head = nn.Linear(params.dim, context.scheme.size, bias=False)
+        self.head = Linear(params.dim, context.scheme.size)
         initialise(self, params.layers)
 
     def new_cache(self, batch: int) -> LocalDecoderCache:
@@ -223,10 +230,11 @@ def block_masks(
 
 
 class DecoderLayer(nn.Module):
-    """x + latent attention, then x + self-attention, then x + mlp."""
+    """x + latent attention, then x + self-attention, then x + mlp; see ``double_residual``."""
 
-    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, *, double_residual: bool) -> None:
         super().__init__()
+        self.double_residual = double_residual
         self.latent_attention = LatentAttention(dim, heads)
         self.attention_norm = nn.RMSNorm(dim, eps=NORM_EPS)
         self.attention = SelfAttention(dim, heads, heads)
@@ -237,7 +245,7 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, latent_kv: Tensor, plan: RowPlan, cache: RowCache | None, lane: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Clean rows (b, r, D), and their own keys and values."""
-        x = x + self.latent_attention(x[:, :, None], latent_kv, plan.latent_br)[:, :, 0]
+        x = self._read(x[:, :, None], latent_kv, plan.latent_br)[:, :, 0]
         attended, keys, values = self.attention(
             self.attention_norm(x), plan.angles, plan.span, cache, lane
         )
@@ -248,12 +256,16 @@ class DecoderLayer(nn.Module):
         self, y: Tensor, latent_kv: Tensor, plan: BlockPlan, keys: Tensor, values: Tensor
     ) -> Tensor:
         """Block rows (b, n, B, D) over the clean keys and values (b, t, h, d)."""
-        y = y + self.latent_attention(y, latent_kv, plan.latent_bn)
+        y = self._read(y, latent_kv, plan.latent_bn)
         q, k, v = self.attention.project(self.attention_norm(y), plan.angles)
         keys, values = plan.within_reach(keys), plan.within_reach(values)
         attended = attend_blocks(q, k, v, keys, values, plan.seen_bnBt, plan.own_bnBB)
         y = y + self.attention.out(attended.flatten(-2))
         return y + self.mlp(self.mlp_norm(y))
+
+    def _read(self, x: Tensor, latent_kv: Tensor, latent_bn: Tensor) -> Tensor:
+        read: Tensor = self.latent_attention(x, latent_kv, latent_bn)
+        return (x + x if self.double_residual else x) + read
 
 
 LOCAL_DECODER = Component(

@@ -10,19 +10,29 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from blt_core.component import BuildContext, Component, at_least, more_than, overridable
-from blt_core.nn import NORM_EPS, RowCache, Transformer, check_heads, initialise, new_span
+from blt_core.component import BuildContext, Component, at_least, between, more_than, overridable
+from blt_core.nn import (
+    NORM_EPS,
+    Linear,
+    RowCache,
+    Transformer,
+    check_heads,
+    initialise,
+    new_span,
+)
 from blt_core.types import Patches, Rows
-from blt_plugins.local.ngrams import HashNgrams
+from blt_plugins.local.ngrams import PRIMES, HashNgrams, NgramHash
 
 
 @attrs.frozen(kw_only=True)
 class LocalEncoderParams:
     """Sizes of the encoder.
 
-    slots: query vectors a patch (k). ngram_sizes, ngram_rows: hash n-gram tables (none if empty).
-    window: how many bytes a row sees, itself included (None: all). latent_dim: width of the
-    global model; a projection is added where slots · dim differs from it.
+    slots: query vectors a patch (k). ngram_sizes, ngram_rows: hash n-gram tables (none if empty);
+    ngram_hash, ngram_functions: how they are looked up. window: how many bytes a row sees, itself
+    included (None: all). latent_dim: width of the global model; a projection is added where
+    slots · dim differs from it. double_residual: patch queries add themselves twice to what they
+    attend to, as in the released BLT weights.
     """
 
     dim: int = attrs.field(validator=at_least(2))
@@ -34,6 +44,9 @@ class LocalEncoderParams:
     window: int | None = overridable(default=None, validator=at_least(1))
     ngram_sizes: list[int] = attrs.field(factory=lambda: [3, 4, 5, 6, 7, 8])
     ngram_rows: int = attrs.field(default=500_002, validator=at_least(1))
+    ngram_hash: NgramHash = "mixed"
+    ngram_functions: int = attrs.field(default=1, validator=between(1, len(PRIMES)))
+    double_residual: bool = False
     rope_theta: float = attrs.field(default=500_000.0, validator=more_than(0))
 
     def __attrs_post_init__(self) -> None:
@@ -43,6 +56,8 @@ class LocalEncoderParams:
             raise ValueError(f"ngram_sizes: expected different sizes of at least 1, got {sizes}")
         if sizes and self.window is not None and max(sizes) > self.window:
             raise ValueError(f"window {self.window} is shorter than n-grams of {max(sizes)} bytes")
+        if self.ngram_hash == "mixed" and self.ngram_functions > 1:
+            raise ValueError("ngram_functions: only the published hash has more than one")
 
 
 class LocalEncoder(nn.Module):
@@ -52,7 +67,13 @@ class LocalEncoder(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(context.scheme.size, params.dim)
         self.ngrams = (
-            HashNgrams(params.ngram_sizes, params.ngram_rows, params.dim)
+            HashNgrams(
+                params.ngram_sizes,
+                params.ngram_rows,
+                params.dim,
+                hash=params.ngram_hash,
+                functions=params.ngram_functions,
+            )
             if params.ngram_sizes
             else None
         )
@@ -64,11 +85,11 @@ class LocalEncoder(nn.Module):
             window=params.window,
             rope_theta=params.rope_theta,
         )
-        self.pooling = PatchAttention(params.dim, params.heads, params.slots)
-        wide = params.slots * params.dim
-        self.to_latent = (
-            nn.Linear(wide, params.latent_dim, bias=False) if wide != params.latent_dim else None
+        self.pooling = PatchAttention(
+            params.dim, params.heads, params.slots, double_residual=params.double_residual
         )
+        wide = params.slots * params.dim
+        self.to_latent = Linear(wide, params.latent_dim) if wide != params.latent_dim else None
         initialise(self, params.layers)
 
     @property
@@ -97,16 +118,16 @@ class LocalEncoder(nn.Module):
 class PatchAttention(nn.Module):
     """k queries a patch, made from its max-pooled states, attend to the bytes of that patch."""
 
-    def __init__(self, dim: int, heads: int, slots: int) -> None:
+    def __init__(self, dim: int, heads: int, slots: int, *, double_residual: bool) -> None:
         super().__init__()
         check_heads(dim, heads, heads)
-        self.heads, self.slots = heads, slots
-        self.queries = nn.Linear(dim, slots * dim, bias=False)
+        self.heads, self.slots, self.double_residual = heads, slots, double_residual
+        self.queries = Linear(dim, slots * dim)
         self.query_norm = nn.RMSNorm(dim, eps=NORM_EPS)
         self.state_norm = nn.RMSNorm(dim, eps=NORM_EPS)
-        self.q = nn.Linear(dim, dim, bias=False)
-        self.kv = nn.Linear(dim, 2 * dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
+        self.q = Linear(dim, dim)
+        self.kv = Linear(dim, 2 * dim)
+        self.out = Linear(dim, dim)
 
     def forward(self, states_brD: Tensor, patches: Patches) -> Tensor:
         """(b, m, k, D)."""
@@ -119,7 +140,7 @@ class PatchAttention(nn.Module):
         scores = torch.einsum("bmkhd,bmlhd->bmhkl", q * q.shape[-1] ** -0.5, k)
         weights = scores.masked_fill(~inside_bml[:, :, None, None], float("-inf")).softmax(-1)
         attended = torch.einsum("bmhkl,bmlhd->bmkhd", weights, v)
-        return x + self.out(attended.flatten(-2))
+        return (x + x if self.double_residual else x) + self.out(attended.flatten(-2))
 
 
 def patch_places(patches: Patches, rows: int) -> tuple[Tensor, Tensor]:

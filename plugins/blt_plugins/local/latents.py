@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blt_core.nn import NORM_EPS, RowCache, check_heads
+from blt_core.nn import NORM_EPS, Linear, RowCache, check_heads
 from blt_core.types import Latents
 
 
@@ -22,9 +22,9 @@ class LatentAttention(nn.Module):
         self.heads = heads
         self.row_norm = nn.RMSNorm(dim, eps=NORM_EPS)
         self.slot_norm = nn.RMSNorm(dim, eps=NORM_EPS)
-        self.q = nn.Linear(dim, dim, bias=False)
-        self.kv = nn.Linear(dim, 2 * dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
+        self.q = Linear(dim, dim)
+        self.kv = Linear(dim, 2 * dim)
+        self.out = Linear(dim, dim)
 
     def keys_values(self, slots_bmkD: Tensor) -> Tensor:
         """(b, m, k, 2h, d): what is remembered of latents; the first h heads are keys."""

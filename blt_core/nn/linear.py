@@ -1,0 +1,28 @@
+"""The linear map of the torch parts: no bias, and single rows at the speed of memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class Linear(nn.Linear):
+    """x · weightᵀ, (…, in) to (…, out).
+
+    Decoding one byte multiplies one row, which takes as long as reading the weight. On a CPU, in
+    half precision, the matrix-vector product reads it about 1.5 times as fast as the product that
+    ``functional.linear`` picks.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__(dim_in, dim_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As ``functional.linear``."""
+        weight = self.weight
+        single = x.numel() == weight.shape[1]
+        if single and weight.dtype in _HALF and weight.device.type == "cpu":
+            return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
+        return super().forward(x)
