@@ -154,3 +154,12 @@ class Config:
 def load_config(path: str | Path) -> Config:
     """Read a TOML file; ConfigError if it is missing, unreadable or malformed."""
     return Config(read_toml(Path(path)))
+
+
+def without_none(value: Any) -> Any:
+    """The same tables and lists less the tables' None values, which TOML has no word for."""
+    if isinstance(value, Mapping):
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [without_none(item) for item in value]
+    return value

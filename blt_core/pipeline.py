@@ -347,9 +347,9 @@ class NoRandomWeights(TorchFunctionMode):
 
 
 #: Functions that fill a tensor at random: methods of tensors, and those of ``torch.nn.init``.
-_DRAWING = frozenset(
-    "uniform_ normal_ trunc_normal_ kaiming_uniform_ kaiming_normal_ xavier_uniform_ "
-    "xavier_normal_ orthogonal_ sparse_".split()
+_DRAWING = (
+    *("normal_", "trunc_normal_", "kaiming_normal_", "xavier_normal_"),
+    *("uniform_", "kaiming_uniform_", "xavier_uniform_", "orthogonal_", "sparse_"),
 )
 
 

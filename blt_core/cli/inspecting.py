@@ -13,6 +13,7 @@ from rich.table import Table
 
 from blt_core.cli import inputs
 from blt_core.component import Preset
+from blt_core.config import without_none
 from blt_core.errors import PluginError, near_match
 from blt_core.pipeline import plan_run
 from blt_core.plugins import Plugins, load_plugins
@@ -54,7 +55,7 @@ def add_commands(app: typer.Typer) -> None:
         tables = plugins.check(settings)
         if tables is None:
             tables = plan_run(settings, plugins)[0].describe()
-        tables = _without_none(tables)
+        tables = without_none(tables)
         typer.echo(json.dumps(tables) if as_json else tomli_w.dumps(tables).rstrip("\n"))
 
 
@@ -109,9 +110,3 @@ def _show(loaded: Plugins, kind: str | None) -> None:
 
 def _keys(entry: Entry) -> list[str]:
     return [field.name for field in attrs.fields(entry.record.params)]
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return value

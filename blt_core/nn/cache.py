@@ -48,15 +48,15 @@ class Span:
 class RowCache:
     """Lanes of remembered rows for a batch; see the module's docstring.
 
-    ``window`` W: a row at position p sees (p - W, p]; what lies more than W behind the settled
-    length may be dropped to make room.
+    ``window`` W: a row at position p sees (p - W, p]; what lies more than both W and ``keep`` behind
+    the settled length may be dropped to make room.
     """
 
-    def __init__(self, batch: int, window: int | None = None) -> None:
+    def __init__(self, batch: int, window: int | None = None, keep: int = 0) -> None:
         self.lengths = [0] * batch
         self._base = [0] * batch
         self._settled = [0] * batch
-        self._window = window
+        self._window, self._keep = window, keep
         self._capacity = 0
         self._lanes: dict[str, Tensor] = {}
 
@@ -153,16 +153,16 @@ class RowCache:
         if needed() <= self._capacity:
             return
         if self._window is not None:
-            self._drop_settled(self._window)
+            self._drop_settled(max(self._window, self._keep))
         # Half again as much as is needed: growth stays amortised, a window stays bounded.
         if needed() > self._capacity * 3 // 4:
             self._capacity = max(needed() * 3 // 2, 64)
         for name, lane in list(self._lanes.items()):
             self._lane(name, lane)
 
-    def _drop_settled(self, window: int) -> None:
+    def _drop_settled(self, kept_behind: int) -> None:
         for row, settled in enumerate(self._settled):
-            shift = max(settled - window, 0) - self._base[row]
+            shift = max(settled - kept_behind, 0) - self._base[row]
             kept = self.lengths[row] - self._base[row] - shift
             if shift <= 0:
                 continue

@@ -112,9 +112,9 @@ class Transformer(nn.Module):
             TransformerLayer(dim, heads, kv_heads or heads, hidden) for _ in range(layers)
         )
 
-    def new_cache(self, batch: int) -> RowCache:
-        """An empty cache for ``batch`` rows."""
-        return RowCache(batch, self.window)
+    def new_cache(self, batch: int, keep: int = 0) -> RowCache:
+        """An empty cache for ``batch`` rows, which keeps at least ``keep`` settled rows."""
+        return RowCache(batch, self.window, keep)
 
     def forward(self, x: Tensor, counts: tuple[int, ...], cache: RowCache | None) -> Tensor:
         """New rows (b, r, D), ``counts[b]`` of them valid, to their states (b, r, D)."""

@@ -22,6 +22,7 @@ from blt_core.checkpoint import (
     replace_folder,
 )
 from blt_core.component import BuildContext, Component
+from blt_core.config import without_none
 from blt_core.errors import CheckpointError
 
 
@@ -69,7 +70,7 @@ class FolderFormat:
         Raises DataError if something else has that name, RunError if it cannot be written.
         """
         with replace_folder(location, MODEL_FILES) as folder:
-            (folder / CONFIG).write_text(tomli_w.dumps(_without_none(config)), encoding="utf-8")
+            (folder / CONFIG).write_text(tomli_w.dumps(without_none(config)), encoding="utf-8")
             save_file(dict(tensors), str(folder / TENSORS), metadata={"format": "pt"})
 
 
@@ -84,14 +85,6 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not valid TOML: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, (list, tuple)):
-        return [_without_none(item) for item in value]
-    return value
 
 
 FOLDER = Component(

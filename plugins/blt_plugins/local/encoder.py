@@ -54,8 +54,6 @@ class LocalEncoderParams:
         sizes = self.ngram_sizes
         if any(size < 1 for size in sizes) or len(set(sizes)) != len(sizes):
             raise ValueError(f"ngram_sizes: expected different sizes of at least 1, got {sizes}")
-        if sizes and self.window is not None and max(sizes) > self.window:
-            raise ValueError(f"window {self.window} is shorter than n-grams of {max(sizes)} bytes")
         if self.ngram_hash == "mixed" and self.ngram_functions > 1:
             raise ValueError("ngram_functions: only the published hash has more than one")
 
@@ -99,7 +97,7 @@ class LocalEncoder(nn.Module):
 
     def new_cache(self, batch: int) -> RowCache:
         """Keys and values of the bytes read, and their ids for n-grams."""
-        return self.stack.new_cache(batch)
+        return self.stack.new_cache(batch, 0 if self.ngrams is None else max(self.ngrams.sizes))
 
     def byte_states(self, rows: Rows, cache: RowCache | None) -> Tensor:
         """(b, r, D): causal states of new bytes."""
