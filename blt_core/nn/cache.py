@@ -48,7 +48,7 @@ class Span:
 class RowCache:
     """Lanes of remembered rows for a batch; see the module's docstring.
 
-    ``window`` W: a row at position p sees (p - W, p]; what lies more than both W and ``keep`` behind
+    ``window`` W: a row at position p sees (p - W, p]; what lies more than W and ``keep`` behind
     the settled length may be dropped to make room.
     """
 

@@ -55,6 +55,9 @@ class Shape:
     reads_byte_states: bool
     latent_scale: float
     eos_scale: float
+    published_hash: bool
+    double_residual: bool
+    outputs_specials: bool
 
 
 @cache
@@ -78,6 +81,9 @@ def shape(index: int) -> Shape:
         reads_byte_states=index % 4 == 3,
         latent_scale=(1.0, 0.1, 0.02)[index // 2 % 3],
         eos_scale=2.0 if index % 7 in (1, 4) else 1.0,
+        published_hash=index % 4 == 2,
+        double_residual=index % 3 == 1,
+        outputs_specials=index % 8 == 7,
     )
 
 
@@ -99,8 +105,12 @@ def model(index: int) -> Model:
             latent_dim=latent_dim,
             slots=s.encoder_slots,
             window=s.encoder_window,
-            ngram_sizes=[2, 4] if s.ngrams else [],
+            # Longer than some windows.
+            ngram_sizes=([3, 6] if s.published_hash else [2, 4]) if s.ngrams else [],
             ngram_rows=64,
+            ngram_hash="published" if s.published_hash else "mixed",
+            ngram_functions=2 if s.published_hash else 1,
+            double_residual=s.double_residual,
         ),
         CONTEXT,
     )
@@ -121,10 +131,12 @@ def model(index: int) -> Model:
             window=s.decoder_window,
             denoises=not s.reads_byte_states,
             reads_byte_states=s.reads_byte_states,
+            double_residual=s.double_residual,
         ),
         CONTEXT,
     )
-    built = Model(_patcher(s), encoder, global_model, decoder, context_bytes=CONTEXT_BYTES)
+    scheme = attrs.evolve(CONTEXT.scheme, outputs_specials=s.outputs_specials)
+    built = Model(_patcher(s), encoder, global_model, decoder, scheme, CONTEXT_BYTES)
     built.to("cpu", torch.float64).modules().requires_grad_(requires_grad=False).eval()
     _scale(built, s)
     if isinstance(built.patcher, EntropyPatcher):
@@ -156,6 +168,8 @@ def _scale(built: Model, s: Shape) -> None:
     for layer in decoder.layers:
         layer.latent_attention.out.weight.mul_(s.latent_scale)
     decoder.head.weight[built.scheme.eos].mul_(s.eos_scale)
+    if s.outputs_specials:
+        decoder.head.weight[built.scheme.bos].mul_(1.5)
 
 
 def _calibrate(patcher: EntropyPatcher, index: int) -> None:

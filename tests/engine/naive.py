@@ -44,7 +44,8 @@ def decode(
     x = inputs_tD
     slots = (latents_mD @ decoder.from_latent.weight.T).unflatten(-1, (decoder.slots, -1))
     for layer in decoder.layers:
-        x = x + torch.stack(
+        kept = 2 * x if layer.double_residual else x
+        x = kept + torch.stack(
             [_read(layer, row, slots[at]) for row, at in zip(x, reads, strict=True)]
         )
         x = x + _attention(layer, x, positions, mask_tt, decoder.rope_theta)

@@ -81,7 +81,7 @@ def ar_ids(index: int, request: Request) -> list[int]:
     scheme = models.model(index).scheme
     done = ar_alone(index, request)
     ended = [scheme.eos] if done.stop_reason == "eos" else []
-    return [scheme.bos, *scheme.encode(request.prompt + bytes(done.output)), *ended]
+    return [scheme.bos, *scheme.encode(request.prompt), *done.ids, *ended]
 
 
 @attrs.frozen
@@ -137,7 +137,8 @@ def observe(
         observe_prompt(request.prompt, shape.decoder_window)
         reason = {"length": "length", "eos": "EOS", "stop": "a stop string"}
         saw(f"ended by {reason[str(record.stop_reason)]}")
-        ids = [model.scheme.bos, *model.scheme.encode(request.prompt + bytes(record.output))]
+        saw("special id output", len(record.ids) > len(record.output))
+        ids = [model.scheme.bos, *model.scheme.encode(request.prompt), *record.ids]
         sizes = [size for _, size in patches_of(true_flags(model, ids))[1:]]
         saw("patch of one byte", shape.patch != 1 and 1 in sizes)
         saw("patch of the maximum", shape.patch in sizes and len(set(sizes)) > 1)

@@ -28,6 +28,7 @@ DEMANDED = (
     "ended by length",
     "ended by EOS",
     "ended by a stop string",
+    "special id output",
     "empty prompt",
     "prompt of one byte",
     "prompt of invalid UTF-8",

@@ -17,6 +17,7 @@ def record(progress):
     """All of a row's record but the timings."""
     return (
         bytes(progress.output),
+        progress.ids,
         progress.stop_reason,
         progress.passes,
         progress.rounds,

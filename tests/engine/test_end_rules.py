@@ -33,8 +33,9 @@ def test_nothing_follows_the_first_end_and_no_end_is_exceeded(data, index):
     sampler = speculative(data.draw(drafters(index, batch)))
     for request, done in zip(batch, run(models.model(index), sampler, batch), strict=True):
         output = bytes(done.output)
-        assert len(output) <= request.max_new_bytes
-        assert (done.stop_reason == "length") <= (len(output) == request.max_new_bytes)
+        assert output == models.model(index).scheme.decode(done.ids)
+        assert len(done.ids) <= request.max_new_bytes
+        assert (done.stop_reason == "length") <= (len(done.ids) == request.max_new_bytes)
         for stop in request.stop:
             at = output.find(stop)
             assert at < 0 or (done.stop_reason == "stop" and at + len(stop) == len(output))
@@ -102,6 +103,36 @@ def test_end_rules_drop_what_follows_the_first_of_eos_stop_and_length():
     assert ending(b"", [97, 98, 99], room=2, stop=(b"c",)) == (b"ab", "length")
     assert ending(b"", [97, 98, 99], room=3, stop=(b"abc", b"b")) == (b"ab", "stop")
     assert ending(b"a", [98, 99]) == (b"bc", None)
+
+
+def test_special_ids_of_the_output_have_room_like_bytes_and_end_with_a_stop_string():
+    model = models.model(SPECIAL)
+    state, bos = DecodeState(model, [[]], [9]), model.scheme.bos
+
+    def ending(before, ids, room=9, stop=()):
+        text = bytearray(model.scheme.decode(before))
+        return end(Progress(Request(b"", room, stop), text, before), ids, state)
+
+    assert ending([bos, 97], [bos, 98, bos], room=4) == ([bos, 98], "length")
+    assert ending([97], [bos, 98, bos, 99], stop=(b"ab",)) == ([bos, 98], "stop")
+    assert ending([bos], [bos, bos]) == ([bos, bos], None)
+
+
+SPECIAL = next(i for i in range(models.COUNT) if models.shape(i).outputs_specials)
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_a_model_may_output_special_ids_but_never_mask(count):
+    model = deepcopy(models.model(SPECIAL))
+    head = model.decoder.head.weight
+    head[model.scheme.mask] = 30 * head[:256].mean(0) + 30 * head[65]
+    head[model.scheme.bos] *= 3
+    want = run(model, ar(), [Request(b"x", 40)])[0]
+    got = run(model, speculative(self_drafter(count)), [Request(b"x", 40)])[0]
+    assert got.ids == want.ids
+    assert model.scheme.mask not in got.ids
+    assert model.scheme.bos in got.ids
+    assert got.output == bytes(token for token in got.ids if token < 256)
 
 
 # -- what is refused before any work ------------------------------

@@ -62,7 +62,7 @@ def test_ar_runs_the_decoder_once_a_byte_and_the_rest_once_a_closed_patch(data, 
     done = run(model, trace, batch)
     rows = rows_of(trace, None, len(batch))
     for request, record, rounds in zip(batch, done, rows, strict=True):
-        assert record.passes.decoder == len(record.output) + (record.stop_reason == "eos")
+        assert record.passes.decoder == len(record.ids) + (record.stop_reason == "eos")
         want = expected_passes(model, request.prompt, rounds)
         assert record.passes.decoder == want.decoder
         assert record.passes.encoder == want.encoder

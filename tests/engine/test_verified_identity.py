@@ -24,12 +24,13 @@ from tests.engine.strategies import batches, block_drafters, drafters, examples,
 
 def same_as_ar(index, batch, drafter):
     """Run ``drafter`` verified, compare each row with AR alone, and note what happened."""
-    recorded = Recorded(drafter)
+    model, recorded = models.model(index), Recorded(drafter)
     trace = Traced(speculative(recorded))
-    done = run(models.model(index), trace, batch)
+    done = run(model, trace, batch)
     for request, got in zip(batch, done, strict=True):
         want = ar_alone(index, request)
-        assert bytes(got.output) == bytes(want.output)
+        assert got.ids == want.ids
+        assert got.output == model.scheme.decode(want.ids)
         assert got.stop_reason == want.stop_reason
     rows = rows_of(trace, recorded, len(batch))
     observe(index, batch, rows, done)

@@ -88,12 +88,14 @@ def tables_of(config: Mapping[str, Any], place: str) -> dict[str, Any]:
     ids = {**IDS, "size": top.integer("vocab_size", 260)}
     scorer, encoder, big, decoder = _stacks(top, ids["size"])
     for name, supported, default in (
-        ("patch_in_forward", True, True),
-        ("patching_mode", "entropy", "entropy"),
-        ("max_patch_length", None, None),
-        ("tie_word_embeddings", False, False),
+        ("patch_in_forward", [True], True),
+        ("patching_mode", ["entropy"], "entropy"),
+        ("max_patch_length", [None], None),
+        ("tie_word_embeddings", [False], False),
+        ("bos_token_id", [IDS["bos"], None], None),
+        ("eos_token_id", [IDS["eos"], None], None),
     ):
-        top.demand(name, supported, default=default)
+        top.demand(name, *supported, default=default)
     if encoder["dim"] != decoder["dim"]:
         problems.append(
             f"decoder_config.hidden_size: {decoder['dim']} is not supported beside "

@@ -88,7 +88,7 @@ class HashNgrams(nn.Module):
 
 
 def _hashes(symbols: Tensor, sizes: Sequence[int], base: int) -> Iterator[tuple[int, Tensor]]:
-    """(size, hash (b, r)) of the n-grams that end at each row; the first symbols are of the past."""
+    """(size, hash (b, r)) of the n-grams that end at each row; more stand before."""
     context = max(sizes) - 1
     width = symbols.shape[1] - context
     hashed = torch.zeros_like(symbols[:, context:])
