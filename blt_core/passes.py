@@ -40,7 +40,9 @@ class ModelPasses:
         self._states = RowCache(batch)  # the encoder's byte states, from which patches are embedded
         self._global = model.global_model.new_cache(batch)
         self._decoder = model.decoder.new_cache(batch)
-        self._banned = torch.tensor(model.scheme.never_output, device=model.device)
+        self._banned = torch.tensor(
+            model.scheme.never_output, dtype=torch.long, device=model.device
+        )
         self.calls = Passes()
 
     # -- the parts -------------------------------------------------------------------------------

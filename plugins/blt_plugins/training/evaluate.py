@@ -61,7 +61,7 @@ def evaluate_scorer(scorer: ByteScorer, batches: Iterable[Batch], scheme: IdSche
 
 def greedy_ids(logits: Tensor, scheme: IdScheme) -> Tensor:
     """(…): the likeliest ids that may be output, of logits (…, V)."""
-    never = torch.tensor(scheme.never_output, device=logits.device)
+    never = torch.tensor(scheme.never_output, dtype=torch.long, device=logits.device)
     return logits.index_fill(-1, never, float("-inf")).argmax(-1)
 
 
