@@ -7,6 +7,8 @@ A tensor's name is the dotted config path of its component and the parameter's n
 from __future__ import annotations
 
 import contextlib
+import json
+import mmap
 import os
 import secrets
 import shutil
@@ -14,7 +16,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import attrs
 import torch
@@ -67,7 +69,7 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 class StoredTensors(LazyTensors):
-    """The tensors of safetensors files, each a view of a memory map of its own.
+    """The tensors of safetensors files, each read through a memory map of its own.
 
     So memory holds no more than what is used of a tensor that stays as it is stored; and the map of
     one that is cast or joined with others ends with it. The files are those that had their names
@@ -76,63 +78,95 @@ class StoredTensors(LazyTensors):
     """
 
     def __init__(self, *paths: Path) -> None:
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._files: dict[str, _File] = {}
+        self._stored: dict[str, _Stored] = {}
         for path in paths:
-            stored = _File(path)
-            with stored.opened() as file:
-                for name in file.keys():  # noqa: SIM118 -- no mapping
-                    if name in self._files:
-                        raise CheckpointError(f"{path}: {name} is in {self._files[name]} too")
-                    self._files[name] = stored
-                    self._shapes[name] = tuple(file.get_slice(name).get_shape())
+            file, header, start = _opened(path)
+            weakref.finalize(self, file.close)
+            for stored in _entries(path, file, header, start):
+                if stored.name in self._stored:
+                    other = self._stored[stored.name].path
+                    raise CheckpointError(f"{path}: {stored.name} is in {other} too")
+                self._stored[stored.name] = stored
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
-        return self._shapes[name]
+        return self._stored[name].shape
 
     def __getitem__(self, name: str) -> Tensor:
-        with self._files[name].opened() as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor
+        return self._stored[name].read()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._shapes)
+        return len(self._stored)
 
 
-class _File:
-    """A safetensors file that can be opened again after its name was given to another one."""
+@attrs.frozen
+class _Stored:
+    """Where a tensor lies: bytes [begin, end) of a file."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with self._errors():
-            handle = path.open("rb")
-        self._number = handle.fileno()
-        weakref.finalize(self, handle.close)
+    name: str
+    path: Path
+    file: BinaryIO
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
 
-    def __str__(self) -> str:
-        return str(self._path)
+    def read(self) -> Tensor:
+        """The tensor, over a private map: writing to it leaves the file alone."""
+        if self.begin == self.end:
+            return torch.empty(self.shape, dtype=self.dtype)
+        skipped = self.begin % mmap.ALLOCATIONGRANULARITY
+        first = self.begin - skipped
+        mapped = mmap.mmap(
+            self.file.fileno(), self.end - first, offset=first, access=mmap.ACCESS_COPY
+        )
+        return torch.frombuffer(mapped, dtype=self.dtype, offset=skipped).view(self.shape)
 
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[Any]:
-        """The open file, of safetensors' own type. Raises CheckpointError if it is damaged."""
-        by_number = Path(f"/dev/fd/{self._number}")
-        name = str(by_number if by_number.exists() else self._path)
-        with self._errors(), safe_open(name, framework="pt") as file:
-            yield file
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{self._path}: truncated or no safetensors file ({error}); "
-                "copy or download it again, or train it anew"
-            ) from error
+def _opened(path: Path) -> tuple[BinaryIO, dict[str, Any], int]:
+    """A safetensors file, its header, and where the tensors start."""
+    try:
+        with safe_open(str(path), framework="pt"):
+            pass  # the whole header is checked
+        file = path.open("rb")
+        size = int.from_bytes(file.read(8), "little")
+        return file, json.loads(file.read(size)), 8 + size
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: truncated or no safetensors file ({error}); "
+            "copy or download it again, or train it anew"
+        ) from error
+
+
+def _entries(
+    path: Path, file: BinaryIO, header: Mapping[str, Any], start: int
+) -> Iterator[_Stored]:
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _DTYPES:
+            raise CheckpointError(f"{path}: {name}: dtype {entry['dtype']} is not supported")
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        yield _Stored(name, path, file, dtype, shape, begin, end)
+
+
+#: What safetensors calls dtypes.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def load_tensors(modules: nn.ModuleDict, tensors: Mapping[str, Tensor], place: str) -> None:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -311,24 +310,42 @@ def new_model(plan: Plan, tensors: Mapping[str, Tensor] | None, seed: int) -> Mo
     that is not there, CheckpointError for tensors that do not fit.
     """
     device, dtype = find_device(plan), getattr(torch, plan.run.dtype)
+    if tensors is not None:
+        return stored_model(plan, tensors, device, dtype).to(device, dtype)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        with contextlib.nullcontext() if tensors is None else NoRandomWeights():
-            parts = {kind: plan.build(kind) for kind in MODEL_KINDS}
-    model = Model(
-        **parts,
+        model = _assemble(plan)
+    return model.to(device, dtype)
+
+
+def stored_model(
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """The model of a plan with a checkpoint's tensors, as they are stored unless a dtype is given.
+
+    Raises CheckpointError for tensors that do not fit.
+    """
+
+    def cast(name: str, tensor: Tensor) -> Tensor:
+        wanted = dtype and part_dtype(name.partition(".")[0], dtype)
+        return tensor.to(device=device, dtype=wanted if tensor.is_floating_point() else None)
+
+    with NoRandomWeights():
+        model = _assemble(plan)
+    adopt_tensors(model.modules(), tensors, str(plan.run.checkpoint), cast)
+    return model
+
+
+def _assemble(plan: Plan) -> Model:
+    return Model(
+        **{kind: plan.build(kind) for kind in MODEL_KINDS},
         scheme=plan.model.scheme,
         context_bytes=plan.model.context_bytes,
         settings=plan.describe_model(),
     )
-
-    def cast(name: str, tensor: Tensor) -> Tensor:
-        kind = name.partition(".")[0]
-        return tensor.to(device, part_dtype(kind, dtype) if tensor.is_floating_point() else None)
-
-    if tensors is not None:
-        adopt_tensors(model.modules(), tensors, str(plan.run.checkpoint), cast)
-    return model.to(device, dtype)
 
 
 class NoRandomWeights(TorchFunctionMode):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from blt_core import __version__
-from blt_core.cli import comparing, generating, inputs, inspecting
+from blt_core.cli import comparing, converting, generating, inputs, inspecting
 from blt_core.errors import BltError, RunError
 from blt_core.log import configure
 from blt_core.plugins import Plugins, load_plugins
@@ -90,6 +90,7 @@ def build_app(plugins: Plugins) -> typer.Typer:
     generating.add_command(app)
     comparing.add_command(app)
     inspecting.add_commands(app)
+    converting.add_command(app)
     plugins.add_commands(app)
     return app
 

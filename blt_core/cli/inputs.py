@@ -63,6 +63,22 @@ def find_config(name: str) -> Config:
     return load_config(path)
 
 
+def find_source(source: str) -> Config:
+    """The config that ``source`` names, or one that runs the checkpoint ``source``."""
+    if source.endswith(".toml"):
+        return find_config(source)
+    if ":" in source or is_folder(source) or len(Path(source).parts) > 1:
+        return Config.from_mapping({"schema": 1, "run": {"checkpoint": source}}, source)
+    return find_config(source)
+
+
+def is_folder(source: str) -> bool:
+    """Whether ``source`` is a folder, which may just be replaced by another one."""
+    from blt_core.checkpoint import current_folder
+
+    return current_folder(Path(source)).is_dir()
+
+
 def with_sampler(config: Config, spec: str | None) -> Config:
     """The config with the sampler of ``--sampler``, if one is given."""
     from blt_core.config import parse_inline

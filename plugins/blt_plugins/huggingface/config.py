@@ -154,10 +154,8 @@ def _stacks(top: _Table, ids: int) -> tuple[dict[str, Any], ...]:
     for table in (encoder, decoder):
         slots = top.get("cross_attn_k", default=2)
         table.demand("cross_attn_k", slots, default=slots)
-    latent = {
-        **_stack(big, dim=2048, layers=25, heads=16, hidden=5632, theta=500_000.0),
-        "kv_heads": big.get("num_key_value_heads", default=None),
-    }
+    latent = _stack(big, dim=2048, layers=25, heads=16, hidden=5632, theta=500_000.0)
+    latent["kv_heads"] = big.integer("num_key_value_heads", latent["heads"])
     return scorer, local, latent, out
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from blt_core.cli.inputs import DeviceOption, JsonOption
+from blt_core.cli.inputs import DeviceOption, JsonOption, find_source
 from blt_core.cli.progress import progress_bar
 from blt_core.errors import DataError
 from blt_plugins.training.acceptance import (
@@ -28,7 +28,7 @@ from blt_plugins.training.acceptance import (
 from blt_plugins.training.accuracy import STARTS, BlockAccuracy, block_accuracy
 from blt_plugins.training.corpus import read_document, visible_files
 from blt_plugins.training.evaluate import HeldOut, evaluate_model
-from blt_plugins.training.threshold import BATCH_BYTES, find_source, load_trained
+from blt_plugins.training.threshold import BATCH_BYTES, load_trained
 from blt_plugins.training.windows import Batch, cut_windows, make_batch, pack, sample
 
 #: Samplers whose drafts are judged, by whether the decoder denoises.

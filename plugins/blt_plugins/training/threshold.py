@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from blt_core.checkpoint import current_folder
-from blt_core.cli.inputs import find_config
+from blt_core.cli.inputs import find_source, is_folder
 from blt_core.component import BuildContext
 from blt_core.config import Config
 from blt_core.errors import CheckpointError, ConfigError, DataError
@@ -50,29 +49,16 @@ def load_trained(config: Config, plugins: Plugins | None = None) -> Pipeline:
     return Pipeline.load(config, plugins)
 
 
-def find_source(source: str) -> Config:
-    """The config that ``source`` names, or one that runs the checkpoint ``source``."""
-    if source.endswith(".toml"):
-        return find_config(source)
-    if ":" in source or _is_folder(source) or len(Path(source).parts) > 1:
-        return Config.from_mapping({"schema": 1, "run": {"checkpoint": source}}, source)
-    return find_config(source)
-
-
 def write_threshold(source: str, threshold: float, plugins: Plugins) -> None:
     """Store the threshold in a checkpoint folder. Raises CheckpointError for any other source."""
-    if not _is_folder(source):
-        raise CheckpointError(
-            f"{source}: --write stores into checkpoint folders only\n"
-            f"  fix: in your config, [patcher] threshold = {threshold}"
-        )
     node = resolve_component("checkpoint_format", {"use": "folder"}, plugins)
     folder: CheckpointFormat = build_node(node, BuildContext(), plugins.registry)
+    if not (is_folder(source) and folder.recognises(source)):
+        raise CheckpointError(
+            f"{source}: --write stores into checkpoint folders of this program only\n"
+            f"  fix: in your config, [patcher] threshold = {threshold}"
+        )
     config, tensors = folder.read(source)
     patcher = {**config["patcher"], "threshold": threshold}
     # Read whole before the file is replaced.
     folder.write(Path(source), {**config, "patcher": patcher}, dict(tensors))
-
-
-def _is_folder(source: str) -> bool:
-    return current_folder(Path(source)).is_dir()
