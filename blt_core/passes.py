@@ -34,14 +34,14 @@ class ModelPasses:
 
     def __init__(self, model: Model, rows: Sequence[RowState]) -> None:
         batch = len(rows)
-        self._model, self._rows = model, rows
+        self._model, self._rows, self._device = model, rows, model.device
         self._patcher = model.patcher.new_cache(batch)
         self._encoder = model.encoder.new_cache(batch)
         self._states = RowCache(batch)  # the encoder's byte states, from which patches are embedded
         self._global = model.global_model.new_cache(batch)
         self._decoder = model.decoder.new_cache(batch)
         self._banned = torch.tensor(
-            model.scheme.never_output, dtype=torch.long, device=model.device
+            model.scheme.never_output, dtype=torch.long, device=self._device
         )
         self.calls = Passes()
 
@@ -204,7 +204,7 @@ class ModelPasses:
         self.calls += one
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._model.device)
+        return torch.tensor(values, dtype=torch.long, device=self._device)
 
 
 def take(x_br: Tensor, first_b: Tensor, count: int) -> Tensor:

@@ -10,6 +10,8 @@ over a cached prefix, and blocks need a boolean mask, for which some devices hav
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,9 +21,16 @@ from blt_core.nn.cache import Span
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> Tensor:
     """Rotary positions (RoPE) as unit complex numbers (…, 1, d/2), in fp32 precision."""
-    steps = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    angles = positions[..., None].float() * theta ** (-steps / head_dim)
+    angles = positions[..., None].float() * _rates(head_dim, theta, positions.device)
     return torch.complex(angles.cos(), angles.sin())[..., None, :]
+
+
+@cache
+def _rates(head_dim: int, theta: float, device: torch.device) -> Tensor:
+    """(d/2,): how far each pair turns from one position to the next."""
+    with torch.inference_mode(mode=False):  # training may meet what decoding has made
+        steps = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32)
+        return theta ** (-steps / head_dim)
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
