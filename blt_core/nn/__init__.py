@@ -4,6 +4,7 @@ from blt_core.nn.attention import attend, attend_blocks, rotary_angles, rotate
 from blt_core.nn.cache import RowCache, Span
 from blt_core.nn.layers import (
     NORM_EPS,
+    RMSNorm,
     SelfAttention,
     SwiGLU,
     Transformer,
@@ -17,6 +18,7 @@ from blt_core.nn.linear import Linear
 __all__ = [
     "NORM_EPS",
     "Linear",
+    "RMSNorm",
     "RowCache",
     "SelfAttention",
     "Span",

@@ -20,10 +20,11 @@ from blt_core.errors import EngineError
 class Span:
     """New rows on their way into a cache (or into none): which positions, and what they see.
 
-    starts: position of the first new row of each batch row. positions_br: int64; padding repeats
-    the last valid position. lo, hi: the places of each lane that any new row sees. mask_brt: bool
-    or None. When ``from_start`` (all rows begin at position 0) rows are plainly causal and no mask
-    is kept.
+    starts: position of the first new row of each batch row. place: where in the lanes the new rows
+    go, if it is one place and one count in all batch rows (else None). positions_br: int64; padding
+    repeats the last valid position. lo, hi: the places of each lane that any new row sees.
+    mask_brt: bool or None. When ``from_start`` (all rows begin at position 0) rows are plainly
+    causal and no mask is kept.
     """
 
     starts: tuple[int, ...]
@@ -34,6 +35,7 @@ class Span:
     mask_brt: Tensor | None
     from_start: bool
     window: int | None
+    place: int | None = None
 
     @classmethod
     def whole(
@@ -80,12 +82,20 @@ class RowCache:
         starts = tuple(self.lengths)
         self._reserve(counts)
         self.lengths = [start + count for start, count in zip(starts, counts, strict=True)]
+        places = {*zip(starts, counts, self._base, strict=True)}
+        place = starts[0] - self._base[0] if len(places) == 1 else None
         if not any(starts):
-            return attrs.evolve(Span.whole(counts, width, self._window, device), hi=max(width, 1))
-        return self._span(starts, tuple(counts), width, device)
+            whole = Span.whole(counts, width, self._window, device)
+            return attrs.evolve(whole, hi=max(width, 1), place=place)
+        return self._span(starts, tuple(counts), width, place, device)
 
     def _span(
-        self, starts: tuple[int, ...], counts: tuple[int, ...], width: int, device: torch.device
+        self,
+        starts: tuple[int, ...],
+        counts: tuple[int, ...],
+        width: int,
+        place: int | None,
+        device: torch.device,
     ) -> Span:
         reach = self._window or max(starts) + width
         hi = max(s + c - b for s, c, b in zip(starts, counts, self._base, strict=True))
@@ -93,10 +103,9 @@ class RowCache:
         last = [max(s + c - 1, 0) for s, c in zip(starts, counts, strict=True)]
         first_seen = [max(min(s, p) - reach + 1, 0) for s, p in zip(starts, last, strict=True)]
         lo = max(min(f - b for f, b in zip(first_seen, self._base, strict=True)), 0)
-        uniform = len({*zip(starts, counts, self._base, strict=True)}) == 1 and counts[0] == width
-        if uniform and width == 1:
+        if place is not None and counts[0] == width == 1:
             positions = torch.full((len(starts), 1), starts[0], device=device)
-            return Span(starts, counts, positions, lo, hi, None, False, self._window)
+            return Span(starts, counts, positions, lo, hi, None, False, self._window, place)
         positions = torch.minimum(
             torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device),
             torch.tensor(last, device=device)[:, None],
@@ -104,7 +113,7 @@ class RowCache:
         keys_bt = self.positions(lo, hi, device)
         ahead = positions[:, :, None] - keys_bt[:, None, :]
         mask = (ahead >= 0) & (ahead < reach)
-        return Span(starts, counts, positions, lo, hi, mask, False, self._window)
+        return Span(starts, counts, positions, lo, hi, mask, False, self._window, place)
 
     def positions(self, lo: int, hi: int, device: torch.device) -> Tensor:
         """(b, hi - lo): the position that each place of the lanes stands for."""
@@ -121,12 +130,13 @@ class RowCache:
     def write(self, lane: str, span: Span, values_br: Tensor) -> None:
         """Store the new rows ``values_br`` (b, r, …) of one lane."""
         stored = self._lane(lane, values_br)
-        starts = [s - b for s, b in zip(span.starts, self._base, strict=True)]
-        if len({*zip(starts, span.counts, strict=True)}) == 1:
-            stored[:, starts[0] : starts[0] + span.counts[0]] = values_br[:, : span.counts[0]]
+        if span.place is not None:
+            count = span.counts[0]
+            stored[:, span.place : span.place + count] = values_br[:, :count]
             return
-        for row, (start, count) in enumerate(zip(starts, span.counts, strict=True)):
-            stored[row, start : start + count] = values_br[row, :count]
+        places = zip(span.starts, self._base, span.counts, strict=True)
+        for row, (start, base, count) in enumerate(places):
+            stored[row, start - base : start - base + count] = values_br[row, :count]
 
     def read(self, lane: str, lo: int, hi: int | None) -> Tensor:
         """(b, hi - lo, …): the places [lo, hi) of one lane (to its end if ``hi`` is None)."""

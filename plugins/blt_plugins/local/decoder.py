@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from blt_core.component import BuildContext, Component, at_least, more_than, overridable, trained
 from blt_core.nn import (
-    NORM_EPS,
     Linear,
+    RMSNorm,
     RowCache,
     SelfAttention,
     Span,
@@ -129,7 +129,7 @@ class LocalDecoder(nn.Module):
             )
             for _ in range(params.layers)
         )
-        self.norm = nn.RMSNorm(params.dim, eps=NORM_EPS)
+        self.norm = RMSNorm(params.dim)
         self.head = Linear(params.dim, context.scheme.size)
         initialise(self, params.layers)
 
@@ -236,9 +236,9 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.double_residual = double_residual
         self.latent_attention = LatentAttention(dim, heads)
-        self.attention_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.attention_norm = RMSNorm(dim)
         self.attention = SelfAttention(dim, heads, heads)
-        self.mlp_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.mlp_norm = RMSNorm(dim)
         self.mlp = SwiGLU(dim, hidden)
 
     def clean(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from blt_core.component import BuildContext, Component, at_least, between, more_than, overridable
 from blt_core.nn import (
-    NORM_EPS,
     Linear,
+    RMSNorm,
     RowCache,
     Transformer,
     check_heads,
@@ -121,8 +121,8 @@ class PatchAttention(nn.Module):
         check_heads(dim, heads, heads)
         self.heads, self.slots, self.double_residual = heads, slots, double_residual
         self.queries = Linear(dim, slots * dim)
-        self.query_norm = nn.RMSNorm(dim, eps=NORM_EPS)
-        self.state_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.query_norm = RMSNorm(dim)
+        self.state_norm = RMSNorm(dim)
         self.q = Linear(dim, dim)
         self.kv = Linear(dim, 2 * dim)
         self.out = Linear(dim, dim)

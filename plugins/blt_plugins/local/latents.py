@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blt_core.nn import NORM_EPS, Linear, RowCache, check_heads
+from blt_core.nn import Linear, RMSNorm, RowCache, check_heads
 from blt_core.types import Latents
 
 
@@ -20,8 +20,8 @@ class LatentAttention(nn.Module):
         super().__init__()
         check_heads(dim, heads, heads)
         self.heads = heads
-        self.row_norm = nn.RMSNorm(dim, eps=NORM_EPS)
-        self.slot_norm = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.row_norm = RMSNorm(dim)
+        self.slot_norm = RMSNorm(dim)
         self.q = Linear(dim, dim)
         self.kv = Linear(dim, 2 * dim)
         self.out = Linear(dim, dim)
@@ -32,12 +32,23 @@ class LatentAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, latent_bn: Tensor) -> Tensor:
         """(b, n, i, D) to (b, n, i, D); the i rows of a group read one latent, ``latent_bn``."""
-        q = self.q(self.row_norm(x)).unflatten(-1, (self.heads, -1))
+        q = self.q(self.row_norm(x)).view(*x.shape[:-1], self.heads, -1)
         batch = torch.arange(len(memory), device=memory.device)[:, None]
         k, v = memory[batch, latent_bn].chunk(2, dim=-2)  # (b, n, k, h, d)
-        scores = torch.einsum("bnihd,bnkhd->bnihk", q * q.shape[-1] ** -0.5, k)
-        attended = torch.einsum("bnihk,bnkhd->bnihd", scores.softmax(-1), v)
-        return self.out(attended.flatten(-2))
+        attend = _attend_one if x.shape[2] == 1 else _attend_group
+        return self.out(attend(q * q.shape[-1] ** -0.5, k, v).flatten(-2))
+
+
+def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Groups of one row, (b, n, 1, h, d): a few slots are met faster by plain products."""
+    weights = (q * k).sum(-1).softmax(2)  # (b, n, k, h)
+    return (weights[..., None] * v).sum(2, keepdim=True)
+
+
+def _attend_group(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Groups of any size: q (b, n, i, h, d) over k and v (b, n, k, h, d)."""
+    q, k, v = (x.transpose(2, 3) for x in (q, k, v))
+    return ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(2, 3)
 
 
 class LatentMemory:

@@ -9,7 +9,7 @@ import attrs
 from torch import Tensor, nn
 
 from blt_core.component import BuildContext, Component, at_least, more_than, overridable
-from blt_core.nn import NORM_EPS, Linear, RowCache, Transformer, check_heads, initialise
+from blt_core.nn import Linear, RMSNorm, RowCache, Transformer, check_heads, initialise
 from blt_core.types import Rows
 
 
@@ -42,7 +42,7 @@ class TransformerScorer(nn.Module):
             window=params.window,
             rope_theta=params.rope_theta,
         )
-        self.norm = nn.RMSNorm(params.dim, eps=NORM_EPS)
+        self.norm = RMSNorm(params.dim)
         self.head = Linear(params.dim, context.scheme.size)
         initialise(self, params.layers)
 
