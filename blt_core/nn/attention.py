@@ -37,7 +37,7 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Turn the pairs (x0, x1), (x2, x3), … of the last axis of (…, heads, d) by their angles."""
     # Pairs as complex numbers: one product, forward and backward. There is none of half precision.
     wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
-    turned = torch.view_as_complex(wide.view(*x.shape[:-1], -1, 2)) * angles
+    turned = torch.view_as_complex(wide.view(*x.shape[:-1], x.shape[-1] // 2, 2)) * angles
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 

@@ -30,7 +30,8 @@ class RMSNorm(nn.RMSNorm):
         row = x.view(-1)
         row = row if row.dtype in _EXACT else row.float()
         scale = (float(row.dot(row)) / len(row) + NORM_EPS) ** -0.5
-        return (row * scale).to(x.dtype).view(x.shape) * self.weight
+        out: Tensor = (row * scale).to(x.dtype).view(x.shape) * self.weight
+        return out
 
 
 _EXACT = (torch.float32, torch.float64)
@@ -62,7 +63,8 @@ class SelfAttention(nn.Module):
 
     def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (…, h, d) and keys, and values (…, g, d), of rows (…, D)."""
-        qkv = self.qkv(x).view(*x.shape[:-1], -1, self.head_dim)
+        heads = self.heads + 2 * self.kv_heads
+        qkv = self.qkv(x).view(*x.shape[:-1], heads, self.head_dim)
         qk, v = qkv.split_with_sizes((self.heads + self.kv_heads, self.kv_heads), dim=-2)
         q, k = rotate(qk, angles).split_with_sizes((self.heads, self.kv_heads), dim=-2)
         return q, k, v

@@ -32,7 +32,7 @@ class LatentAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, latent_bn: Tensor) -> Tensor:
         """(b, n, i, D) to (b, n, i, D); the i rows of a group read one latent, ``latent_bn``."""
-        q = self.q(self.row_norm(x)).view(*x.shape[:-1], self.heads, -1)
+        q = self.q(self.row_norm(x)).view(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
         batch = torch.arange(len(memory), device=memory.device)[:, None]
         k, v = memory[batch, latent_bn].chunk(2, dim=-2)  # (b, n, k, h, d)
         attend = _attend_one if x.shape[2] == 1 else _attend_group
