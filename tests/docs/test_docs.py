@@ -100,7 +100,8 @@ def test_no_placeholder_is_left(page):
 
 def test_shipped_configs_resolve():
     for path in sorted((ROOT / "configs").glob("*.toml")):
-        if path.stem.startswith(("train", "quickstart")):
+        # Those need a corpus, these a downloaded folder; other tests run them.
+        if path.stem.startswith(("train", "quickstart")) or path.stem.endswith("-hf"):
             continue
         from blt_core.config import load_config
 

@@ -151,10 +151,11 @@ def _stacks(top: _Table, ids: int) -> tuple[dict[str, Any], ...]:
         encoder.demand("cross_attn_all_layers", False, None, default=False)
     if out["layers"] > 1:
         decoder.demand("cross_attn_all_layers", True, default=True)
-    for table in (encoder, decoder):
-        slots = top.get("cross_attn_k", default=2)
-        table.demand("cross_attn_k", slots, default=slots)
+    slots = top.get("cross_attn_k", default=2)
+    encoder.demand("cross_attn_k", slots, default=2)
+    decoder.demand("cross_attn_k", slots, default=2)
     latent = _stack(big, dim=2048, layers=25, heads=16, hidden=5632, theta=500_000.0)
+    decoder.demand("hidden_size_global", latent["dim"], default=2048)
     latent["kv_heads"] = big.integer("num_key_value_heads", latent["heads"])
     return scorer, local, latent, out
 
