@@ -90,7 +90,7 @@ def write_model(folder: Path, shape: str) -> None:
     """Random weights, scaled so that bytes vary, and a threshold that gives 4-byte patches."""
     from safetensors.torch import save_file
 
-    from blt_plugins.huggingface.config import tables_of
+    from blt_plugins.huggingface.reading import tables_of
     from blt_plugins.huggingface.tensors import layout_of
 
     config = {"model_type": "blt", "architectures": ["BltForCausalLM"], **SHAPES[shape]}

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from blt_core.component import BuildContext
 from blt_core.errors import CheckpointError
 from blt_core.pipeline import Pipeline
-from blt_plugins.huggingface.config import config_of, tables_of
 from blt_plugins.huggingface.format import HuggingfaceFormat, HuggingfaceFormatParams
+from blt_plugins.huggingface.reading import tables_of
+from blt_plugins.huggingface.writing import config_of
 from tests.huggingface import published
 from tests.huggingface.test_equal_logits import TOLERANCE, own_logits
 
@@ -142,6 +143,14 @@ def test_what_is_written_reads_back_as_it_was():
         (
             lambda c: c["patcher_config"].update(hidden_size="wide"),
             "patcher_config.hidden_size: expected a whole number from 1 on, got 'wide'",
+        ),
+        (
+            lambda c: c["encoder_config"].pop("cross_attn_k") and c.update(cross_attn_k=3),
+            "encoder_config.cross_attn_k = 2 is not supported",
+        ),
+        (
+            lambda c: c["decoder_config"].update(hidden_size_global=32),
+            "decoder_config.hidden_size_global = 32 is not supported",
         ),
         (lambda c: c.update(patcher_config=3), "patcher_config: expected a table, got 3"),
         (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from blt_plugins.huggingface.config import tables_of
+from blt_plugins.huggingface.reading import tables_of
 from blt_plugins.huggingface.tensors import layout_of
 from tests.huggingface import published
 

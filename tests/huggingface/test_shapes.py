@@ -12,7 +12,7 @@ from blt_core.config import MODEL_KINDS, Config
 from blt_core.model import Model
 from blt_core.plugins import load_plugins
 from blt_core.wiring import resolve
-from blt_plugins.huggingface.config import tables_of
+from blt_plugins.huggingface.reading import tables_of
 from blt_plugins.huggingface.tensors import layout_of
 from tests.huggingface import published
 

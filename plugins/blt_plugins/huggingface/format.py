@@ -15,8 +15,9 @@ from blt_core.checkpoint import CONFIG as OTHER_CONFIG
 from blt_core.checkpoint import StoredTensors, current_folder, replace_folder
 from blt_core.component import BuildContext, Component, at_least
 from blt_core.errors import CheckpointError
-from blt_plugins.huggingface.config import config_of, tables_of
+from blt_plugins.huggingface.reading import tables_of
 from blt_plugins.huggingface.tensors import JoinedTensors, layout_of, split_tensors
+from blt_plugins.huggingface.writing import config_of
 
 CONFIG, SINGLE = "config.json", "model.safetensors"
 INDEX, SHARD = "model.safetensors.index.json", "model-{:05d}-of-{:05d}.safetensors"
