@@ -290,12 +290,12 @@ def bandwidth(pipeline: Pipeline, text: bytes, count: int) -> dict[str, float]:
     """
     counted, hooks = [0], []
 
-    def count(module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
+    def add(module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
         counted[0] += module.weight.nbytes
 
     for module in pipeline.model.modules().modules():
         if isinstance(module, torch.nn.Linear):
-            hooks += [module.register_forward_hook(count)]
+            hooks += [module.register_forward_hook(add)]
     for index, _ in enumerate(pipeline.steps([text], max_new_bytes=count)):
         if index == 0:
             counted[0] = 0

@@ -12,11 +12,10 @@ import mmap
 import os
 import secrets
 import shutil
-import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import attrs
 import torch
@@ -67,22 +66,23 @@ class LazyTensors(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, which is not read."""
 
+    def release(self, name: str) -> None:
+        """Say that a tensor was read and is not kept; memory may let go of it."""
+
 
 class StoredTensors(LazyTensors):
-    """The tensors of safetensors files, each read through a memory map of its own.
+    """The tensors of safetensors files, as views of private memory maps.
 
-    So memory holds no more than what is used of a tensor that stays as it is stored; and the map of
-    one that is cast or joined with others ends with it. The files are those that had their names
-    when this was made, whatever replaces them. Raises CheckpointError for a file that cannot be
-    read, and for a tensor that several files hold.
+    So memory holds no more than what is used of a tensor that stays as it is stored, and writing to
+    it leaves the file alone. The files are those that had their names when this was made, whatever
+    replaces them. Raises CheckpointError for a file that cannot be read, and for a tensor that
+    several files hold.
     """
 
     def __init__(self, *paths: Path) -> None:
         self._stored: dict[str, _Stored] = {}
         for path in paths:
-            file, header, start = _opened(path)
-            weakref.finalize(self, file.close)
-            for stored in _entries(path, file, header, start):
+            for stored in _stored_in(path):
                 if stored.name in self._stored:
                     other = self._stored[stored.name].path
                     raise CheckpointError(f"{path}: {stored.name} is in {other} too")
@@ -91,6 +91,10 @@ class StoredTensors(LazyTensors):
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
         return self._stored[name].shape
+
+    def release(self, name: str) -> None:
+        """Let memory go of the pages that a tensor alone fills; they are read again if need be."""
+        self._stored[name].release()
 
     def __getitem__(self, name: str) -> Tensor:
         return self._stored[name].read()
@@ -104,54 +108,59 @@ class StoredTensors(LazyTensors):
 
 @attrs.frozen
 class _Stored:
-    """Where a tensor lies: bytes [begin, end) of a file."""
+    """Where a tensor lies: bytes [begin, end) of a mapped file."""
 
     name: str
     path: Path
-    file: BinaryIO
+    mapped: mmap.mmap
     dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int
     end: int
 
     def read(self) -> Tensor:
-        """The tensor, over a private map: writing to it leaves the file alone."""
-        if self.begin == self.end:
-            return torch.empty(self.shape, dtype=self.dtype)
-        skipped = self.begin % mmap.ALLOCATIONGRANULARITY
-        first = self.begin - skipped
-        mapped = mmap.mmap(
-            self.file.fileno(), self.end - first, offset=first, access=mmap.ACCESS_COPY
-        )
-        return torch.frombuffer(mapped, dtype=self.dtype, offset=skipped).view(self.shape)
+        """The tensor, of the map. Raises CheckpointError for a shape that no tensor has."""
+        count = (self.end - self.begin) // self.dtype.itemsize
+        try:
+            if count == 0:
+                return torch.empty(self.shape, dtype=self.dtype)
+            flat = torch.frombuffer(self.mapped, dtype=self.dtype, offset=self.begin, count=count)
+            return flat.view(self.shape)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: {self.name} cannot be read: {error}") from error
+
+    def release(self) -> None:
+        """Drop the whole pages of the tensor from memory; they come back when they are used."""
+        page = mmap.PAGESIZE
+        first, last = -(-self.begin // page) * page, self.end // page * page
+        if last > first and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
-def _opened(path: Path) -> tuple[BinaryIO, dict[str, Any], int]:
-    """A safetensors file, its header, and where the tensors start."""
+def _stored_in(path: Path) -> Iterator[_Stored]:
+    """The tensors of one file."""
     try:
-        with safe_open(str(path), framework="pt"):
-            pass  # the whole header is checked
-        file = path.open("rb")
-        size = int.from_bytes(file.read(8), "little")
-        return file, json.loads(file.read(size)), 8 + size
+        with path.open("rb") as file:
+            with safe_open(str(path), framework="pt"):
+                pass  # the whole header is checked
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise CheckpointError(f"{path}: replaced while it was read; try again")
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: truncated or no safetensors file ({error}); "
             "copy or download it again, or train it anew"
         ) from error
-
-
-def _entries(
-    path: Path, file: BinaryIO, header: Mapping[str, Any], start: int
-) -> Iterator[_Stored]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         if entry["dtype"] not in _DTYPES:
             raise CheckpointError(f"{path}: {name}: dtype {entry['dtype']} is not supported")
-        begin, end = (start + offset for offset in entry["data_offsets"])
+        begin, end = (8 + size + offset for offset in entry["data_offsets"])
         dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-        yield _Stored(name, path, file, dtype, shape, begin, end)
+        yield _Stored(name, path, mapped, dtype, shape, begin, end)
 
 
 #: What safetensors calls dtypes.
@@ -160,10 +169,16 @@ _DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -197,7 +212,10 @@ def adopt_tensors(
     adopted: dict[int, Tensor] = {}  # a parameter that two modules share stays one
     for name, own in state.items():
         if id(own) not in adopted:
-            tensor = cast(name, tensors[name])
+            stored = tensors[name]
+            tensor = cast(name, stored)
+            if tensor.data_ptr() != stored.data_ptr() and isinstance(tensors, LazyTensors):
+                tensors.release(name)
             adopted[id(own)] = (
                 nn.Parameter(tensor, requires_grad=own.requires_grad)
                 if isinstance(own, nn.Parameter)
@@ -224,15 +242,19 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def replace_folder(target: Path, files: Collection[str]) -> Iterator[Path]:
+def replace_folder(
+    target: Path, files: Collection[str], marks: Collection[str] | None = None
+) -> Iterator[Path]:
     """A temporary sibling folder that takes the place of ``target`` if the block succeeds.
 
-    files: the names that the block writes. What else lies in the old folder is kept. At every
-    moment the old or the new content is complete on the disk: where the name itself is missing for
-    an instant, :func:`current_folder` finds the old content under its spare name. Raises DataError
+    files: the names that the block writes. marks: those that a folder must hold to be replaced, and
+    that go with it (default: files). What else lies in the old folder is kept. At every moment the
+    old or the new content is complete on the disk: where the name itself is missing for an instant,
+    :func:`current_folder` finds the old content under its spare name. Raises DataError
     as :func:`check_replaceable` does, RunError if a file cannot be written.
     """
-    check_replaceable(target, files)
+    marks = files if marks is None else marks
+    check_replaceable(target, marks)
     target = _real(target)
     fresh = _temporary(target)
     with file_errors(target, RunError):
@@ -243,7 +265,7 @@ def replace_folder(target: Path, files: Collection[str]) -> Iterator[Path]:
             mode = fresh.stat().st_mode & 0o666
             for path in fresh.iterdir():
                 path.chmod(mode)
-            _carry(current_folder(target), fresh, files)
+            _carry(current_folder(target), fresh, {*files, *marks})
             _flush_all(fresh)
             _swap(fresh, target)
         except BaseException:

@@ -67,14 +67,14 @@ class Progress:
     accepted: int = 0
     passes: Passes = attrs.field(factory=Passes)
     stop_reason: StopReason | None = None
-    first_bytes: int = 0
+    first_ids: int = 0
     prefill_seconds: float = 0.0
     seconds: float = 0.0
 
     @property
     def bytes_per_second(self) -> float:
         """Output after the first round by the time after it (0 where there was none)."""
-        later = len(self.output) - self.first_bytes
+        later = len(self.ids) - self.first_ids
         return later / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -179,7 +179,7 @@ def _account(
         record.drafted += done.drafted[row]
         record.accepted += done.accepted[row]
         if first:
-            record.prefill_seconds, record.first_bytes = elapsed, len(added)
+            record.prefill_seconds, record.first_ids = elapsed, len(ids)
         else:
             record.seconds += elapsed
         new.append(added)

@@ -349,7 +349,7 @@ def _assemble(plan: Plan) -> Model:
 
 
 class NoRandomWeights(TorchFunctionMode):
-    """Parts made within draw no weights: memory of a checkpoint's size is reserved, not filled.
+    """Parts made within draw no weights: memory for them is reserved, and not filled.
 
     What a part computes beside its parameters (tables of positions, say) is computed as ever.
     """

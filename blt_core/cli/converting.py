@@ -8,12 +8,14 @@ from typing import Annotated
 
 import torch
 import typer
+from torch import Tensor
 
 from blt_core.checkpoint import model_config, model_tensors
 from blt_core.cli import inputs
 from blt_core.component import BuildContext
 from blt_core.config import parse_inline
 from blt_core.errors import ConfigError, DataError
+from blt_core.model import part_dtype
 from blt_core.pipeline import plan_run, stored_model
 from blt_core.plugins import Plugins, load_plugins
 from blt_core.protocols import CheckpointFormat
@@ -37,7 +39,7 @@ def add_command(app: typer.Typer) -> None:
             str | None, typer.Option("--dtype", help="float32, bfloat16 or float64; else as it is.")
         ] = None,
         force: Annotated[
-            bool, typer.Option("--force", help="Replace a checkpoint that is there.")
+            bool, typer.Option("--force", help="Replace a checkpoint of that format.")
         ] = False,
         as_json: inputs.JsonOption = False,
     ) -> None:
@@ -52,7 +54,9 @@ def add_command(app: typer.Typer) -> None:
             text = "missing; only a stored model can be converted"
             raise ConfigError([plan.place.child("run", "checkpoint").problem(text)])
         model = stored_model(plan, stored)
-        tensors = model_tensors(model, getattr(torch, dtype) if dtype else None)
+        tensors = model_tensors(model)
+        if dtype:
+            tensors = {name: _cast(name, t, getattr(torch, dtype)) for name, t in tensors.items()}
         writer.write(target, model_config(model), tensors)
         parameters = sum(tensor.numel() for tensor in tensors.values())
         size = sum(tensor.nbytes for tensor in tensors.values())
@@ -61,6 +65,12 @@ def add_command(app: typer.Typer) -> None:
             typer.echo(json.dumps(record))
         else:
             typer.echo(f"{target}: {parameters:,} parameters, {size / 1e9:.3g} GB")
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as a model of that dtype runs it: a patcher keeps what it was calibrated with."""
+    kind = name.partition(".")[0]
+    return tensor.to(part_dtype(kind, dtype)) if tensor.is_floating_point() else tensor
 
 
 def _writer(spec: str, plugins: Plugins) -> CheckpointFormat:

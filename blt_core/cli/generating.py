@@ -76,6 +76,7 @@ def as_record(result: Generation) -> dict[str, Any]:
     return {
         "text": result.text,
         "bytes_base64": base64.b64encode(result.output).decode("ascii"),
+        "ids": list(result.ids),
         "n_dec": result.passes.decoder,
         "n_enc": result.passes.encoder,
         "rounds": result.rounds,

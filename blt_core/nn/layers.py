@@ -30,7 +30,7 @@ class RMSNorm(nn.RMSNorm):
         row = x.view(-1)
         row = row if row.dtype in _EXACT else row.float()
         scale = (float(row.dot(row)) / len(row) + NORM_EPS) ** -0.5
-        out: Tensor = (row * scale).to(x.dtype).view(x.shape) * self.weight
+        out: Tensor = (row * scale * self.weight).to(x.dtype).view(x.shape)
         return out
 
 

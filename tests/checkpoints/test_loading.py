@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ TENSORS = {
     "flags": torch.tensor([True, False, True]),
     "none": torch.empty(0, 4),
     "number": torch.tensor(2.5, dtype=torch.float64),
+    "complex": torch.tensor([1 + 2j, 3j]),
+    "unsigned": torch.tensor([1, 65535], dtype=torch.uint16),
 }
 
 
@@ -69,10 +72,22 @@ def test_a_tensor_of_two_files_is_an_error(path, tmp_path):
 
 def test_a_dtype_that_is_not_known_is_named(tmp_path):
     path = tmp_path / "z.safetensors"
-    header = json.dumps({"w": {"dtype": "F8_E5M2", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    header = json.dumps({"w": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
-    with pytest.raises(CheckpointError, match="w: dtype F8_E5M2 is not supported"):
+    with pytest.raises(CheckpointError, match="w: dtype F8_E8M0 is not supported"):
         StoredTensors(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux tells the open files")
+def test_a_file_is_open_once_however_many_tensors_are_kept(tmp_path):
+    path = tmp_path / "many.safetensors"
+    save_file({str(index): torch.ones(2000) for index in range(100)}, path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    stored = StoredTensors(path)
+    kept = [stored[name] for name in stored]
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+    stored.release("50")
+    assert all(bool((tensor == 1).all()) for tensor in kept)
 
 
 class Part(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 from blt_core.pipeline import Pipeline
 
 FIELDS = {
-    "text", "bytes_base64", "n_dec", "n_enc", "rounds", "drafted", "accepted", "gigabytes",
+    "text", "bytes_base64", "ids", "n_dec", "n_enc", "rounds", "drafted", "accepted", "gigabytes",
     "prefill_seconds", "seconds", "bytes_per_second", "stop_reason",
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ def record(progress):
         progress.rounds,
         progress.drafted,
         progress.accepted,
-        progress.first_bytes,
+        progress.first_ids,
     )
 
 

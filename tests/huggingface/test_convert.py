@@ -10,9 +10,11 @@ import torch
 from safetensors import safe_open
 
 from blt_core.cli.app import run
+from blt_core.errors import CheckpointError
 from blt_core.pipeline import Pipeline
 from tests.huggingface import published
 from tests.huggingface.test_equal_logits import TOLERANCE, own_logits
+from tests.huggingface.test_format import format_with
 
 TEXT = b"There and back again: \xf0\x9f\xa7\x99 \x00\xff"
 
@@ -39,9 +41,14 @@ def test_a_dtype_and_what_a_config_sets_are_stored(folder_of, tmp_path, capsys):
     record = json.loads(capsys.readouterr().out)
     assert tomli.loads((target / "config.toml").read_text())["patcher"]["threshold"] == 0.5
     with safe_open(target / "model.safetensors", "pt") as file:
-        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
-    count = sum(p.numel() for p in published.reference("plain").parameters())
-    assert record == {"model": str(target), "parameters": count, "bytes": 2 * count}
+        for name in file.keys():  # noqa: SIM118
+            # The scorer stays what its threshold was calibrated with.
+            kept = torch.float32 if name.startswith("patcher.") else torch.bfloat16
+            assert file.get_tensor(name).dtype == kept
+    reference = published.reference("plain")
+    count = sum(p.numel() for p in reference.parameters())
+    scorer = sum(p.numel() for p in reference.model.patcher.parameters())
+    assert record == {"model": str(target), "parameters": count, "bytes": 2 * count + 2 * scorer}
 
 
 @pytest.mark.parametrize(
@@ -65,6 +72,30 @@ def test_what_cannot_be_converted_is_named(arguments, message, folder_of, tmp_pa
     assert message in capsys.readouterr().err
     assert (taken / "thesis.txt").read_text() == "precious"
     assert not (tmp_path / "new").exists()
+
+
+def test_force_replaces_a_checkpoint_of_other_shards(folder_of, tmp_path):
+    target = tmp_path / "model"
+    source = str(folder_of("plain"))
+    want = published.logits(published.reference("plain"), TEXT)
+    for gigabytes in ("1e-4", "3e-4", "5", "1e-4"):
+        to = f"huggingface shard_gigabytes={gigabytes}"
+        assert run(["convert", source, str(target), "--to", to, "--force"]) == 0
+        files = {path.name for path in target.iterdir()}
+        assert ("model.safetensors" in files) == (gigabytes == "5")
+        again = published.BltForCausalLM.from_pretrained(target)
+        assert torch.equal(published.logits(again, TEXT), want)
+    (target / "notes.txt").write_text("kept")
+    assert run(["convert", source, str(target), "--to", "huggingface", "--force"]) == 0
+    assert {path.name for path in target.iterdir()} == {
+        *("config.json", "model.safetensors", "notes.txt")
+    }
+
+
+def test_a_model_of_other_parts_is_told_why_it_cannot_be_written(tmp_path):
+    tables = {"patcher": {"use": "static"}, "decoder": {"use": "acme/other"}, "encoder": {}}
+    with pytest.raises(CheckpointError, match=r"patcher\.use = 'static', which would have to be"):
+        format_with().write(tmp_path / "x", tables, {"decoder.weight": torch.ones(1)})
 
 
 def test_force_replaces_a_checkpoint(folder_of, tmp_path):

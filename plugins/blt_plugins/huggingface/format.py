@@ -61,20 +61,28 @@ class HuggingfaceFormat:
         Raises CheckpointError for a model that transformers does not have, DataError if something
         else has that name, RunError if it cannot be written.
         """
+        settings = config_of(config, str(location))
         dtype = str(tensors["decoder.head.weight"].dtype).removeprefix("torch.")
-        settings = config_of(config, str(location), dtype)
         shards = list(_shards(dict(split_tensors(tensors, layout_of(config))), self._shard_bytes))
         names = [SINGLE]
         if len(shards) > 1:
             names = [SHARD.format(index + 1, len(shards)) for index in range(len(shards))]
         written = [CONFIG, *names, *([INDEX] if len(shards) > 1 else [])]
-        with replace_folder(location, written) as folder:
-            _write_json(folder / CONFIG, settings)
+        # A model of other shards is replaced by all its files.
+        former = _files_of(current_folder(location)) if self.recognises(str(location)) else written
+        with replace_folder(location, written, former) as folder:
+            _write_json(folder / CONFIG, {**settings, "dtype": dtype})
             for name, shard in zip(names, shards, strict=True):
                 whole = {key: tensor.contiguous() for key, tensor in shard.items()}
                 save_file(whole, str(folder / name), metadata={"format": "pt"})
             if len(shards) > 1:
                 _write_json(folder / INDEX, _index(names, shards))
+
+
+def _files_of(folder: Path) -> list[str]:
+    """The names of a model's files in its folder."""
+    index = [INDEX] if (folder / INDEX).is_file() else []
+    return [CONFIG, *index, *(path.name for path in _weight_files(folder))]
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -65,8 +65,10 @@ def _demand_supported(top: JsonTable) -> None:
     top.demand("patching_mode", "entropy", default="entropy")
     top.demand("max_patch_length", None, default=None)
     top.demand("tie_word_embeddings", False, default=False)
-    top.demand("bos_token_id", IDS["bos"], None, default=None)
-    top.demand("eos_token_id", IDS["eos"], None, default=None)
+    for name, value in (("bos_token_id", IDS["bos"]), ("eos_token_id", IDS["eos"])):
+        top.demand(name, value, [value], None, default=None)
+    if top.values.get("patch_size", 0) is None:
+        top.problems.append("patch_size = None is not supported; expected any number")
 
 
 def _ngrams(top: JsonTable) -> dict[str, Any]:

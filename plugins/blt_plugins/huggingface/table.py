@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -45,8 +46,10 @@ class JsonTable:
 
     def finite(self, name: str, value: Any, default: float) -> float:
         """The value of a key as a number; the default, and a problem, if it is none."""
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):  # of a whole number beyond all floats
+                if math.isfinite(value):
+                    return float(value)
         self.problems.append(f"{self.name}{name}: expected a number, got {value!r}")
         return default
 
@@ -59,9 +62,12 @@ class JsonTable:
         return default
 
     def demand(self, name: str, *supported: Any, default: Any) -> None:
-        """Note a value that is not among those supported."""
+        """Note a value that is not among those supported, of which the first is named."""
         if (value := self.values.get(name, default)) not in supported:
-            self.problems.append(f"{self.name}{name} = {value!r} is not supported")
+            source = "" if name in self.values else " (the default)"
+            self.problems.append(
+                f"{self.name}{name} = {value!r}{source} is not supported; expected {supported[0]!r}"
+            )
 
     def _whole(self, name: str, value: Any, default: int) -> int:
         if isinstance(value, int) and not isinstance(value, bool) and value >= 1:

@@ -50,7 +50,16 @@ class JoinedTensors(LazyTensors):
 
     def __getitem__(self, name: str) -> Tensor:
         parts = [self._published[source.name] for source in self._layout[name]]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(parts) == 1:
+            return parts[0]
+        joined = torch.cat(parts)
+        self.release(name)
+        return joined
+
+    def release(self, name: str) -> None:
+        """Let memory go of the published tensors that a parameter was made of."""
+        for source in self._layout[name]:
+            self._published.release(source.name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layout)

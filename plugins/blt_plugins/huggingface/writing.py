@@ -9,7 +9,7 @@ from blt_core.errors import CheckpointError
 from blt_plugins.huggingface.reading import EPS, IDS
 
 
-def config_of(tables: Mapping[str, Any], place: str, dtype: str) -> dict[str, Any]:
+def config_of(tables: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The ``config.json`` of a model; CheckpointError that names what the format has no word for.
 
     tables: with every key (``Plan.describe_model``).
@@ -28,7 +28,6 @@ def config_of(tables: Mapping[str, Any], place: str, dtype: str) -> dict[str, An
     return {
         "architectures": ["BltForCausalLM"],
         "model_type": "blt",
-        "dtype": dtype,
         "vocab_size": size,
         "max_position_embeddings": tables["model"]["context_bytes"],
         "bos_token_id": IDS["bos"],

@@ -35,12 +35,16 @@ class LatentAttention(nn.Module):
         q = self.q(self.row_norm(x)).view(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
         batch = torch.arange(len(memory), device=memory.device)[:, None]
         k, v = memory[batch, latent_bn].chunk(2, dim=-2)  # (b, n, k, h, d)
-        attend = _attend_one if x.shape[2] == 1 else _attend_group
+        exact = torch.finfo(x.dtype).bits >= torch.finfo(torch.float32).bits
+        attend = _attend_one if x.shape[2] == 1 and exact else _attend_group
         return self.out(attend(q * q.shape[-1] ** -0.5, k, v).flatten(-2))
 
 
 def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Groups of one row, (b, n, 1, h, d): a few slots are met faster by plain products."""
+    """Groups of one row, (b, n, 1, h, d): a few slots are met faster by plain products.
+
+    Each product is rounded, so it is not for half precision.
+    """
     weights = (q * k).sum(-1).softmax(2)  # (b, n, k, h)
     return (weights[..., None] * v).sum(2, keepdim=True)
 

@@ -96,8 +96,10 @@ def acceptance(pipeline: Pipeline, sampler: str, batches: Iterable[Sequence[byte
 def _first_rounds(pipeline: Pipeline, prompts: Sequence[bytes]) -> list[tuple[int, int, int]]:
     """(drafted, accepted, committed) of the first round after each prompt that has one."""
     room = min(MOST_BYTES, pipeline.model.context_bytes - max(map(len, prompts)))
+    before = [0] * len(prompts)
     for step in pipeline.steps(prompts, max_new_bytes=room, **GREEDY):
         if all(record.rounds or record.stop_reason for record in step.progress):
-            records = zip(step.progress, step.new, strict=True)
-            return [(r.drafted, r.accepted, len(new)) for r, new in records if r.rounds]
+            records = zip(step.progress, before, strict=True)
+            return [(r.drafted, r.accepted, len(r.ids) - n) for r, n in records if r.rounds]
+        before = [len(record.ids) for record in step.progress]
     return []

@@ -60,5 +60,5 @@ def write_threshold(source: str, threshold: float, plugins: Plugins) -> None:
         )
     config, tensors = folder.read(source)
     patcher = {**config["patcher"], "threshold": threshold}
-    # Read whole before the file is replaced.
+    # The tensors stay those of the old file while it is replaced.
     folder.write(Path(source), {**config, "patcher": patcher}, dict(tensors))
