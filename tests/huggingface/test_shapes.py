@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from blt_core.cli.app import run
-from blt_core.config import MODEL_KINDS, Config
+from blt_core.config import MODEL_KINDS, Config, load_config
 from blt_core.model import Model
 from blt_core.plugins import load_plugins
+from blt_core.resources import resource
 from blt_core.wiring import resolve
 from blt_plugins.huggingface.reading import tables_of
 from blt_plugins.huggingface.tensors import layout_of
+from blt_plugins.huggingface.writing import config_of
 from tests.huggingface import published
 
 RELEASED = {
@@ -73,6 +75,16 @@ def test_the_published_tensors_are_those_of_transformers(name):
         model = published.BltForCausalLM(published.BltConfig.from_dict(CONFIGS[name]))
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     assert {s.name: s.shape for sources in layout.values() for s in sources} == wanted
+
+
+def test_what_the_shipped_training_config_makes_has_a_config_json():
+    config = load_config(resource("configs") / "train-python-hf.toml")
+    known = config.with_table("patcher", {**config.tables["patcher"], "threshold": 1.0})
+    kept = {key: known.tables[key] for key in ("schema", "model", *MODEL_KINDS)}
+    plan = resolve(Config.from_mapping(kept), load_plugins(), needs=MODEL_KINDS)
+    written = config_of(plan.describe_model(), "x")
+    assert published.BltConfig.from_dict(written).patcher_config.sliding_window == 512
+    assert tables_of(written, "x")["decoder"]["layers"] == 4
 
 
 def test_the_shipped_config_generates_from_a_folder(folder_of, capsysbinary):

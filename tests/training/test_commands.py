@@ -123,7 +123,7 @@ def test_another_configuration_is_bad_input(blt, config, trained, tables, tmp_pa
     assert blt("train", config, "--out", trained.parent, "--fresh").code == 0
 
 
-@pytest.mark.parametrize("name", ["quickstart-train", "train-python"])
+@pytest.mark.parametrize("name", ["quickstart-train", "train-python", "train-python-hf"])
 def test_the_shipped_training_configs_check(name):
     config = load_config(resource("configs") / f"{name}.toml")
     table = {**config.tables["patcher"], "threshold": 1.0}
