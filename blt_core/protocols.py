@@ -288,7 +288,7 @@ class CheckpointFormat(Protocol):
 
     ``read`` gives the config table that rebuilds the model and a mapping from parameter name
     (``decoder.layers.0.…``: dotted config path + name within the module) to tensor, best one that
-    reads a tensor when it is asked for (:class:`blt_core.checkpoint.LazyTensors`). ``write`` is
+    reads a tensor when it is asked for (:class:`blt_core.stored.LazyTensors`). ``write`` is
     given the table with every key, and must leave either the old state or the new one, never half
     of each.
     """

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from blt_core.checkpoint import StoredTensors, adopt_tensors
+from blt_core.checkpoint import adopt_tensors
 from blt_core.errors import CheckpointError
 from blt_core.pipeline import NoRandomWeights
+from blt_core.stored import StoredTensors
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     {"errors", "types"},
     {"protocols"},
-    {"component", "hookspecs", "resources", "nn", "published", "log"},
+    {"component", "hookspecs", "resources", "nn", "published", "log", "stored"},
     {"_tables", "_structure", "_signatures", "_inline"},
     {"registry", "plugins", "manifest"},
     {"config", "_merge", "wiring"},

@@ -17,13 +17,13 @@ from blt_core.checkpoint import (
     CONFIG,
     MODEL_FILES,
     TENSORS,
-    StoredTensors,
     current_folder,
     replace_folder,
 )
 from blt_core.component import BuildContext, Component
 from blt_core.config import without_none
 from blt_core.errors import CheckpointError
+from blt_core.stored import StoredTensors
 
 
 @attrs.frozen(kw_only=True)

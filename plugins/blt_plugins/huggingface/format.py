@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from blt_core.checkpoint import CONFIG as OTHER_CONFIG
-from blt_core.checkpoint import StoredTensors, current_folder, replace_folder
+from blt_core.checkpoint import current_folder, replace_folder
 from blt_core.component import BuildContext, Component, at_least
 from blt_core.errors import CheckpointError
+from blt_core.stored import StoredTensors
 from blt_plugins.huggingface.reading import tables_of
 from blt_plugins.huggingface.tensors import JoinedTensors, layout_of, split_tensors
 from blt_plugins.huggingface.writing import config_of

@@ -13,8 +13,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from blt_core.checkpoint import LazyTensors
 from blt_core.errors import CheckpointError
+from blt_core.stored import LazyTensors
 
 
 @attrs.frozen
