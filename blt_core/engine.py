@@ -40,13 +40,13 @@ class Request:
             raise RequestError(f"max_new_bytes: expected at least 1, got {self.max_new_bytes}")
         if any(not stop for stop in self.stop):
             raise RequestError("stop: a stop string must not be empty")
-        total = len(self.prompt) + self.max_new_bytes
-        if total > model.context_bytes:
+        room = model.context_bytes - len(self.prompt)
+        if self.max_new_bytes > room:
+            lower = f" or lower max_new_bytes to {room}" if room > 0 else ""
             raise RequestError(
                 f"prompt {index + 1}: {len(self.prompt)} bytes + {self.max_new_bytes} new bytes "
                 f"exceed the model's context of {model.context_bytes} bytes. "
-                f"Shorten the prompt or lower max_new_bytes to "
-                f"{max(model.context_bytes - len(self.prompt), 0)}"
+                f"Shorten the prompt{lower}"
             )
 
 

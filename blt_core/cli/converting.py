@@ -46,8 +46,9 @@ def add_command(app: typer.Typer) -> None:
         """Store a checkpoint in another format; what a config sets (a threshold, say) with it."""
         plugins = load_plugins()
         writer = _writer(to, plugins)
-        if target.exists() and not force:
-            raise DataError(f"{target}: exists already; --force replaces it")
+        if not force and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            name = to.split()[0]
+            raise DataError(f"{target}: exists already; --force replaces a {name!r} checkpoint")
         config = inputs.find_source(source).with_run(dtype=dtype)
         plan, stored = plan_run(config, plugins)
         if stored is None:

@@ -54,7 +54,7 @@ def test_a_dtype_and_what_a_config_sets_are_stored(folder_of, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{folder}", "{taken}"], "taken: exists already; --force replaces it"),
+        (["{folder}", "{taken}"], "taken: exists already; --force replaces a 'folder' checkpoint"),
         (["{folder}", "{new}", "--to", "hugginface"], "Did you mean 'huggingface'?"),
         (["{folder}", "{new}", "--dtype", "int8"], "dtype"),
         (["demo:python", "{new}", "--to", "huggingface"], "encoder.ngram_hash = 'mixed', which"),
@@ -100,6 +100,7 @@ def test_a_model_of_other_parts_is_told_why_it_cannot_be_written(tmp_path):
 
 def test_force_replaces_a_checkpoint(folder_of, tmp_path):
     target = tmp_path / "model"
+    target.mkdir()  # an empty one is nothing that could be lost
     assert run(["convert", str(folder_of("plain")), str(target)]) == 0
     assert run(["convert", str(target), str(target), "--force", "--dtype", "bfloat16"]) == 0
     assert run(["convert", str(target), str(target)]) == 2

@@ -127,6 +127,15 @@ def test_what_is_written_reads_back_as_it_was():
         (lambda c: c.update(eos_token_id=7), "eos_token_id = 7 is not supported; expected 2"),
         (lambda c: c.update(eos_token_id=[2, 3]), "eos_token_id = [2, 3] is not supported"),
         (lambda c: c.update(patch_size=None), "patch_size = None is not supported"),
+        (lambda c: c.update(patching_threshold=None), "patching_threshold = None is not supported"),
+        (
+            lambda c: c["global_config"].update(num_attention_heads=3),
+            "global_config.num_attention_heads: 3 heads do not divide 64 into even widths",
+        ),
+        (
+            lambda c: c["global_config"].update(num_key_value_heads=3),
+            "global_config.num_key_value_heads: 3 does not divide the 4 heads",
+        ),
         (lambda c: c.update(patching_threshold=10**400), "patching_threshold: expected a number"),
         (
             lambda c: c["global_config"].update(hidden_act="gelu"),

@@ -54,11 +54,15 @@ class FolderFormat:
         folder = current_folder(Path(location))
         if not folder.is_dir():
             what = "is not a folder" if folder.exists() else "no such checkpoint folder"
-            raise CheckpointError(f"{location}: {what}; a checkpoint is a folder with {_BOTH}")
+            raise CheckpointError(
+                f"{location}: {what}; a checkpoint is a folder with {_BOTH}, or one that\n"
+                f"  transformers saved, with config.json. Looked at {folder.absolute()}"
+            )
         for name in (CONFIG, TENSORS):
             if not (folder / name).is_file():
                 raise CheckpointError(
-                    f"{folder / name}: missing; a checkpoint is a folder with {_BOTH}"
+                    f"{folder / name}: missing; a checkpoint is a folder with {_BOTH}, or\n"
+                    "  one that transformers saved, with config.json"
                 )
         return _read_config(folder / CONFIG), StoredTensors(folder / TENSORS)
 

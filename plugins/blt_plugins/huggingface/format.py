@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blt_core.checkpoint import CONFIG as OTHER_CONFIG
 from blt_core.checkpoint import current_folder, replace_folder
-from blt_core.component import BuildContext, Component, at_least
+from blt_core.component import BuildContext, Component, more_than
 from blt_core.errors import CheckpointError
 from blt_core.stored import StoredTensors
 from blt_plugins.huggingface.reading import tables_of
@@ -28,7 +28,7 @@ INDEX, SHARD = "model.safetensors.index.json", "model-{:05d}-of-{:05d}.safetenso
 class HuggingfaceFormatParams:
     """shard_gigabytes: the most that one file of weights holds, where more than one tensor fits."""
 
-    shard_gigabytes: float = attrs.field(default=5.0, validator=at_least(0.0))
+    shard_gigabytes: float = attrs.field(default=5.0, validator=more_than(0))
 
 
 class HuggingfaceFormat:

@@ -67,8 +67,9 @@ def _demand_supported(top: JsonTable) -> None:
     top.demand("tie_word_embeddings", False, default=False)
     for name, value in (("bos_token_id", IDS["bos"]), ("eos_token_id", IDS["eos"])):
         top.demand(name, value, [value], None, default=None)
-    if top.values.get("patch_size", 0) is None:
-        top.problems.append("patch_size = None is not supported; expected any number")
+    for name in ("patch_size", "patching_threshold"):
+        if top.values.get(name, 0) is None:
+            top.problems.append(f"{name} = None is not supported; expected a number")
 
 
 def _ngrams(top: JsonTable) -> dict[str, Any]:
@@ -104,6 +105,11 @@ def _stacks(top: JsonTable, ids: int) -> tuple[dict[str, Any], ...]:
     decoder.demand("hidden_size_global", latent["dim"], default=2048)
     decoder.demand("hidden_size", local["dim"], default=1024)
     latent["kv_heads"] = big.integer("num_key_value_heads", latent["heads"])
+    if latent["heads"] % latent["kv_heads"]:
+        big.problems.append(
+            f"{big.name}num_key_value_heads: {latent['kv_heads']} does not divide "
+            f"the {latent['heads']} heads"
+        )
     return scorer, local, latent, out
 
 
@@ -113,6 +119,10 @@ def _stack(
     """What the four parts have in common; the arguments are the defaults."""
     dim = table.integer("hidden_size", dim)
     heads = table.integer("num_attention_heads", heads)
+    if dim % heads or dim // heads % 2:
+        table.problems.append(
+            f"{table.name}num_attention_heads: {heads} heads do not divide {dim} into even widths"
+        )
     usual = hidden if "intermediate_size" not in table.values else None
     if table.number("rms_norm_eps", "norm_eps", default=EPS) != EPS:
         table.problems.append(f"{table.name}rms_norm_eps: only {EPS} is supported")
