@@ -27,7 +27,7 @@ class RMSNorm(nn.RMSNorm):
         # On a CPU, one row is sooner done with a number than by torch's nine kernels.
         if x.numel() != x.shape[-1] or x.device.type != "cpu" or torch.is_grad_enabled():
             return super().forward(x)
-        row = x.view(-1)
+        row = x.reshape(-1)
         row = row if row.dtype in _EXACT else row.float()
         scale = (float(row.dot(row)) / len(row) + NORM_EPS) ** -0.5
         out: Tensor = (row * scale * self.weight).to(x.dtype).view(x.shape)
