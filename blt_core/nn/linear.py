@@ -13,8 +13,8 @@ class Linear(nn.Linear):
     """x · weightᵀ, (…, in) to (…, out).
 
     Decoding one byte multiplies one row, which takes as long as reading the weight. On a CPU, in
-    half precision, the matrix-vector product reads it about 1.5 times as fast as the product that
-    ``functional.linear`` picks.
+    half precision, the matrix-vector product reads wide weights up to 1.5 times as fast as the
+    product that ``functional.linear`` picks.
     """
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
