@@ -12,6 +12,7 @@ whole sequence from BOS on. Both must give the same numbers: that is what
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -332,12 +333,14 @@ class Objective(Protocol):
 
 @runtime_checkable
 class TrainingBackend(Protocol):
-    """Runs optimizer steps on a module: one process, data-parallel or sharded.
+    """Runs optimizer steps on a module: in one process, data-parallel or sharded.
 
-    ``start`` begins with AdamW on ``groups`` (dicts of "params" and "weight_decay"); a later start
-    lets the former module go. A step is ``accumulate`` times ``backward``, whose losses are
-    averaged, then ``step``. ``state`` and ``restore`` carry the optimizer over to another process.
+    A run of several processes makes every call in each of them, in the same order. ``rank`` and
+    ``world_size`` are known from the start; a process group is there from ``start`` to ``close``.
     """
+
+    rank: int
+    world_size: int
 
     def start(
         self,
@@ -346,14 +349,49 @@ class TrainingBackend(Protocol):
         *,
         clip: float,
         accumulate: int,
-    ) -> None: ...
-    def backward(self, loss: Tensor) -> None: ...
+    ) -> nn.Module:
+        """Begin to train ``module``; returns what to call in its place.
+
+        AdamW on ``groups`` (dicts of "params" and "weight_decay"), gradients clipped to the norm
+        ``clip``. A step is ``accumulate`` times in each process a call and ``backward``, then
+        ``step``. A later start lets the former module go.
+        """
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one pass; a step's is the mean over its passes and processes."""
+        ...
+
     def step(self, learning_rate: float) -> float:
         """Apply the accumulated gradients; returns their norm before clipping."""
         ...
 
-    def state(self) -> dict[str, Tensor]: ...
-    def restore(self, tensors: Mapping[str, Tensor]) -> None: ...
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """Each value's mean over the processes, the same in all of them; also a barrier."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within it the parts of the module can be called themselves, for scores; no training."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """The module's ``state_dict`` in full in process 0, on the CPU; empty in the others."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimizer into an existing folder, for ``load``."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Go on from what ``save`` wrote, perhaps in another number of processes.
+
+        Raises CheckpointError, which says what to do instead, where that is not possible.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let the module and the process group go."""
+        ...
 
 
 @runtime_checkable

@@ -37,6 +37,7 @@ from blt_plugins.training.calibrate import calibrate
 from blt_plugins.training.data import load_data
 from blt_plugins.training.evaluate import HeldOut, evaluate_model, evaluate_scorer
 from blt_plugins.training.interrupts import Interrupts
+from blt_plugins.training.memory import keep_freed_memory
 from blt_plugins.training.phases import (
     MODEL,
     PATCHES,
@@ -46,7 +47,7 @@ from blt_plugins.training.phases import (
     trainable_scorer,
 )
 from blt_plugins.training.report import Metrics, Report
-from blt_plugins.training.schedule import learning_rate, parameter_groups
+from blt_plugins.training.schedule import parameter_groups
 from blt_plugins.training.settings import TrainSettings
 from blt_plugins.training.state import (
     STATE_FILES,
@@ -113,6 +114,7 @@ class Trainer:
         DataError if something else is in the way of what is to be written.
         """
         job, settings = self._job, self._settings
+        keep_freed_memory()
         self._report.note(self._data.summary)
         self._check_out()
         state = self._restore(fresh=fresh)
@@ -204,13 +206,7 @@ class Trainer:
             self._check_finite("loss", means["loss"], phase, step)
             # The backend averages, yet batches of unequal size count by their bytes.
             backend.backward(loss * (share * count))
-        rate = learning_rate(
-            step,
-            steps=phase.steps,
-            peak=phase.learning_rate,
-            warmup_steps=phase.warmup_steps,
-            final_rate=self._settings.final_rate,
-        )
+        rate = phase.schedule.rate(step)
         norm = backend.step(rate)
         self._check_finite("gradient norm", norm, phase, step)
         return {**means, "lr": rate, "grad_norm": norm}, size

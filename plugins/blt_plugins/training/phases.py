@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from blt_core.model import Model
 from blt_core.protocols import ByteScorer, Objective, ThresholdPatcher
 from blt_plugins.training.objective import next_byte_loss
-from blt_plugins.training.settings import TrainSettings
+from blt_plugins.training.schedule import Schedule
+from blt_plugins.training.settings import ScorerSettings, TrainSettings
 from blt_plugins.training.windows import Batch, Batches, Window
 
 SCORER, MODEL = "scorer", "model"
@@ -31,11 +32,14 @@ class Phase:
     module: nn.Module
     batches: Batches
     loss: Callable[[Batch, torch.Generator], tuple[Tensor, dict[str, float]]]
-    steps: int
     accumulate: int
-    learning_rate: float
-    warmup_steps: int
+    schedule: Schedule
     seed: int
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.schedule.steps
 
     def seed_of(self, step: int) -> int:
         """The seed of the random choices of one step."""
@@ -52,6 +56,16 @@ def make_phases(
 ) -> list[Phase]:
     """The phases of a run, in order; without a trainable scorer there is only one."""
 
+    def schedule(of: TrainSettings | ScorerSettings) -> Schedule:
+        return Schedule(
+            steps=of.steps,
+            peak=of.learning_rate,
+            warmup_steps=of.warmup_steps,
+            shape=settings.schedule,
+            final_rate=settings.final_rate,
+            decay_share=settings.decay_share,
+        )
+
     def batches(name: str, size: int) -> Batches:
         seed = f"{settings.seed}/{name}"
         return Batches(documents, windows, scheme=model.scheme, batch_bytes=size, seed=seed)
@@ -67,10 +81,8 @@ def make_phases(
         module=parts,
         batches=batches(MODEL, max(settings.batch_bytes // settings.accumulate, 1)),
         loss=model_loss,
-        steps=settings.steps,
         accumulate=settings.accumulate,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
+        schedule=schedule(settings),
         seed=settings.seed,
     )
     scorer, own = trainable_scorer(model), settings.scorer
@@ -84,10 +96,8 @@ def make_phases(
             next_byte_loss(scorer.part.logits(batch.rows, None), batch.targets_br),
             {},
         ),
-        steps=own.steps,
         accumulate=1,
-        learning_rate=own.learning_rate,
-        warmup_steps=own.warmup_steps,
+        schedule=schedule(own),
         seed=settings.seed,
     )
     return [first, main]

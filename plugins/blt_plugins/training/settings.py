@@ -7,6 +7,7 @@ from typing import Literal
 import attrs
 
 from blt_core.component import at_least, between, more_than
+from blt_plugins.training.schedule import Shape
 
 
 @attrs.frozen(kw_only=True)
@@ -31,7 +32,9 @@ class TrainSettings:
 
     batch_bytes: bytes of one step, padding included; split over ``accumulate`` passes.
     context_bytes: length of the windows (default: the model's). weight_decay: of matrices only.
-    final_rate: where the cosine ends, as a share of learning_rate. validate_every,
+    schedule, final_rate, decay_share: the learning rate's shape, where it ends as a share of
+    learning_rate, and how long a wsd schedule decays, as a share of the steps (see
+    :class:`blt_plugins.training.schedule.Schedule`); the scorer's rate has the same shape. validate_every,
     checkpoint_every, log_every: in steps. valid_bytes: held-out text that is scored (0: none).
     save_dtype: of the models written; the training state is always kept as it is.
     """
@@ -41,7 +44,9 @@ class TrainSettings:
     context_bytes: int | None = attrs.field(default=None, validator=at_least(1))
     accumulate: int = attrs.field(default=1, validator=at_least(1))
     learning_rate: float = attrs.field(default=1.5e-3, validator=more_than(0))
+    schedule: Shape = "cosine"
     final_rate: float = attrs.field(default=0.1, validator=between(0, 1))
+    decay_share: float = attrs.field(default=0.2, validator=between(0, 1))
     warmup_steps: int = attrs.field(default=100, validator=at_least(0))
     weight_decay: float = attrs.field(default=0.1, validator=at_least(0))
     clip: float = attrs.field(default=1.0, validator=more_than(0))
