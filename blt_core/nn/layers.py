@@ -12,6 +12,7 @@ from torch.nn import functional
 from blt_core.nn.attention import attend, rotary_angles, rotate
 from blt_core.nn.cache import RowCache, Span
 from blt_core.nn.linear import Linear
+from blt_core.nn.recompute import recompute
 
 NORM_EPS = 1e-5
 
@@ -147,7 +148,7 @@ class Transformer(nn.Module):
         """As ``forward``, for rows whose span is known."""
         angles = rotary_angles(span.positions_br, self.head_dim, self.rope_theta)
         for index, layer in enumerate(self.layers):
-            x = layer(x, angles, span, cache, f"layer{index}")
+            x = recompute(layer, x, angles, span, cache, f"layer{index}")
         return x
 
 
