@@ -37,7 +37,9 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 def model_scores(out: Path) -> list[float]:
     """The held-out scores of the model, in order."""
-    return [r["bits_per_byte"] for r in metrics(out) if r["phase"] == "model" and "bits_per_byte" in r]
+    return [
+        r["bits_per_byte"] for r in metrics(out) if r["phase"] == "model" and "bits_per_byte" in r
+    ]
 
 
 def stored(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

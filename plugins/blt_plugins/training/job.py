@@ -45,6 +45,7 @@ def make_job(
         text = f"training would write over it; write to another place than {folder}"
         raise ConfigError([plan.place.child("run", "checkpoint").problem(text)])
     backend: TrainingBackend = plan.build("training_backend")
+    _check_passes(plan, settings, backend)
     described = plan.describe()
     compared = ("model", *MODEL_KINDS, "objective")
     node = resolve_component("checkpoint_format", {"use": "folder"}, plugins)
@@ -67,6 +68,15 @@ def make_job(
         calibrates=training.calibrates,
         out=folder,
     )
+
+
+def _check_passes(plan: Plan, settings: TrainSettings, backend: TrainingBackend) -> None:
+    """Raise ConfigError unless the passes of a step can be shared out evenly."""
+    passes, processes = settings.accumulate, backend.world_size
+    if passes % processes:
+        text = f"{passes} passes cannot be dealt out to {processes} processes"
+        hint = f"set it to a multiple of {processes}; train.batch_bytes is split over all passes"
+        raise ConfigError([plan.place.child("train", "accumulate").problem(text, hint)])
 
 
 @attrs.frozen(eq=False)
