@@ -27,7 +27,8 @@ class RMSNorm(nn.RMSNorm):
         """(…, D) to (…, D)."""
         # On a CPU, one row is sooner done with a number than by torch's nine kernels.
         if x.numel() != x.shape[-1] or x.device.type != "cpu" or torch.is_grad_enabled():
-            return super().forward(x)
+            # Under autocast rows may be narrower than weights.
+            return super().forward(x if x.dtype == self.weight.dtype else x.to(self.weight.dtype))
         row = x.reshape(-1)
         row = row if row.dtype in _EXACT else row.float()
         scale = (float(row.dot(row)) / len(row) + NORM_EPS) ** -0.5

@@ -472,3 +472,111 @@ def test_a_missing_table_is_named(tables, table):
     del tables[table]
     with pytest.raises(ConfigError, match=rf"tiny\.toml: {table}: missing"):
         make_job(Config.from_mapping(tables, "tiny.toml"), load_plugins())
+
+
+# -- ways to compute the same ----------------------------------------------------------------------
+
+BLOCKS = {"use": "block-diffusion", "block_bytes": 4, "share": 0.5, "stale_share": 0.5}
+
+
+def test_checkpointed_gradients_are_those_of_plain_passes(new_job, silent, tables):
+    tables |= {"objective": BLOCKS, "decoder": {**tables["decoder"], "denoises": True}}
+    plain, checkpointed = new_job("plain"), new_job("saved", gradient_checkpointing=True)
+    for job in (plain, checkpointed):
+        Trainer(job, silent()).run()
+    assert_same_run(plain, checkpointed)
+
+
+def test_bfloat16_passes_train_float32_parameters(new_job, silent, tables):
+    tables |= {"objective": BLOCKS, "decoder": {**tables["decoder"], "denoises": True}}
+    seen = []
+
+    class Spy:
+        def loss(self, *arguments):
+            loss, figures = blocks.loss(*arguments)
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return loss, figures
+
+    job, report = new_job(precision="bfloat16", steps=40), silent()
+    blocks = job.objective
+    Trainer(attrs.evolve(job, objective=Spy()), report).run()
+    assert set(seen) == {True}
+    assert all(tensor.dtype == torch.float32 for tensor in tensors_of(job).values())
+    assert report.losses["model", 40] < report.losses["model", 1] - 1
+
+
+def test_scores_tell_of_masked_bytes_and_of_drafts(new_job, silent, tables):
+    tables |= {"objective": BLOCKS, "decoder": {**tables["decoder"], "denoises": True}}
+    job = new_job(steps=4, validate_every=4, valid_drafts=4)
+    Trainer(job, silent()).run()
+    (scores,) = (r for r in metrics(job.out) if r["phase"] == "model" and "bits_per_byte" in r)
+    rates = [f"masked_accuracy/{rate}" for rate in (0.25, 0.5, 0.75, 1.0)]
+    drafts = ["accepted/blt-s draft_bytes=16", "accepted/blt-dv block_bytes=4 start=aligned"]
+    assert all(0 <= scores[name] <= 1 for name in (*rates, *drafts))
+
+
+def test_events_of_tensorboard_tell_what_the_metrics_tell(new_job, silent):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def stop(phase, step):
+        if (phase, step) == ("model", 7):
+            raise KeyboardInterrupt
+
+    job = new_job()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(job, silent(stop)).run()
+    Trainer(new_job(), silent()).run()
+    events = EventAccumulator(str(job.out / "tensorboard"))
+    events.Reload()
+    losses = {(r["phase"], r["step"]): r["loss"] for r in metrics(job.out) if "loss" in r}
+    found = {
+        (phase, event.step): event.value
+        for phase in ("scorer", "model")
+        for event in events.Scalars(f"{phase}/loss")
+    }
+    assert found == pytest.approx(losses, rel=1e-6)
+
+
+# -- a scorer alone --------------------------------------------------------------------------------
+
+
+def test_a_scorer_is_trained_alone_and_used_by_a_model(new_job, silent, tables, tmp_path):
+    parts = {kind: tables.pop(kind) for kind in ("encoder", "global_model", "decoder")}
+    alone = new_job("alone", steps=0, validate_every=4)
+    result = Trainer(alone, silent()).run()
+    scores = [r["bits_per_byte"] for r in metrics(alone.out) if "bits_per_byte" in r]
+    assert len(scores) == 2
+    assert result.best_bits_per_byte == scores[-1]
+    config, scorer = stored(alone.out / "model")
+    assert config["patcher"]["threshold"] == result.threshold > 0
+    assert {name.split(".")[0] for name in scorer} == {"patcher"}
+    again = Trainer(new_job("alone", steps=0, validate_every=4), silent()).run()
+    assert again.threshold == result.threshold
+
+    tables |= parts
+    del tables["patcher"], tables["train"]["scorer"]
+    given = {"checkpoint": str(alone.out / "model")}
+    tables["train"]["scorer"] = {}
+    job, report = new_job("model", scorer=given), silent()
+    Trainer(job, report).run()
+    assert {phase for phase, _ in report.losses} == {"model"}
+    assert job.model.patcher.threshold == result.threshold
+    ours = tensors_of(job)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in scorer.items())
+    assert (
+        len(
+            Pipeline.from_config({"schema": 1, "run": {"checkpoint": str(job.out / "model")}})
+            .generate("def ", max_new_bytes=4)
+            .output
+        )
+        <= 4
+    )
+
+
+def test_steps_and_parts_of_a_model_go_together(new_job, tables):
+    with pytest.raises(ConfigError, match=r"train\.steps: missing"):
+        new_job(steps=0)
+    for kind in ("encoder", "global_model", "decoder"):
+        del tables[kind]
+    with pytest.raises(ConfigError, match=r"train\.steps: a scorer is trained alone without"):
+        new_job()

@@ -30,11 +30,11 @@ class ScorerLoss(nn.ModuleDict):
 
     def __init__(self, scorer: TrainableScorer) -> None:
         super().__init__({"patcher": nn.ModuleDict({"byte_scorer": scorer.module})})
-        self._scorer = scorer.part
+        self._logits = scorer.part.logits
 
     def forward(self, batch: Batch, rng: torch.Generator) -> Loss:  # type: ignore[override]
         """The loss of one batch."""
-        return next_byte_loss(self._scorer.logits(batch.rows, None), batch.targets_br), {}
+        return next_byte_loss(self._logits(batch.rows, None), batch.targets_br), {}
 
 
 class ModelLoss(nn.ModuleDict):
@@ -99,7 +99,7 @@ def make_phases(
     documents: Sequence[bytes],
     windows: Sequence[Window],
 ) -> list[Phase]:
-    """The phases of a run, in order; without a trainable scorer there is only one."""
+    """The phases of a run, in order: the scorer's if there is one to train, and the model's."""
 
     def phase(
         name: str, module: nn.Module, of: TrainSettings | ScorerSettings, passes: int
@@ -128,13 +128,14 @@ def make_phases(
             seed=settings.seed,
         )
 
-    loss = ModelLoss(
-        model, objective, settings.precision, checkpointing=settings.gradient_checkpointing
-    )
-    phases = [phase(MODEL, loss, settings, settings.accumulate)]
-    scorer = trainable_scorer(model)
+    phases, scorer = [], trainable_scorer(model)
     if scorer is not None and settings.scorer.steps:
-        phases.insert(0, phase(SCORER, ScorerLoss(scorer), settings.scorer, settings.accumulate))
+        phases.append(phase(SCORER, ScorerLoss(scorer), settings.scorer, settings.accumulate))
+    if settings.steps:
+        loss = ModelLoss(
+            model, objective, settings.precision, checkpointing=settings.gradient_checkpointing
+        )
+        phases.append(phase(MODEL, loss, settings, settings.accumulate))
     return phases
 
 
