@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 _ACTIVE: ContextVar[bool] = ContextVar("gradient_checkpointing", default=False)
@@ -30,9 +29,9 @@ def gradient_checkpointing(*, active: bool = True) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
-def recompute(layer: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+def recompute(layer: Callable[..., R], *args: object) -> R:
     """``layer(...)``, whose inner results are forgotten if gradients are checkpointed."""
     if not (_ACTIVE.get() and torch.is_grad_enabled()):
-        return layer(*args, **kwargs)
-    result: R = checkpoint(layer, *args, use_reentrant=False, **kwargs)
+        return layer(*args)
+    result: R = checkpoint(layer, *args, use_reentrant=False)
     return result
