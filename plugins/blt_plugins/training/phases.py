@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import attrs
 import torch
 from torch import Tensor, nn
 
 from blt_core.model import Model
-from blt_core.protocols import ByteScorer, Objective, ThresholdPatcher
+from blt_core.protocols import ByteScorer, Documents, Objective, ThresholdPatcher
 from blt_plugins.training.objective import next_byte_loss
+from blt_plugins.training.order import Batches
 from blt_plugins.training.schedule import Schedule
 from blt_plugins.training.settings import ScorerSettings, TrainSettings
-from blt_plugins.training.windows import Batch, Batches, Window
+from blt_plugins.training.windows import Batch, Windows
 
 SCORER, MODEL = "scorer", "model"
 #: Where metrics are logged that lie between the two: the scorer's score, the calibration.
@@ -51,8 +52,8 @@ def make_phases(
     model: Model,
     objective: Objective,
     settings: TrainSettings,
-    documents: Sequence[bytes],
-    windows: Sequence[Window],
+    documents: Documents,
+    windows: Windows,
 ) -> list[Phase]:
     """The phases of a run, in order; without a trainable scorer there is only one."""
 
@@ -67,12 +68,20 @@ def make_phases(
         )
 
     def batches(name: str, size: int) -> Batches:
-        seed = f"{settings.seed}/{name}"
-        return Batches(documents, windows, scheme=model.scheme, batch_bytes=size, seed=seed)
+        return Batches(
+            documents,
+            windows,
+            scheme=model.scheme,
+            batch_bytes=size,
+            seed=f"{settings.seed}/{name}",
+            shuffle_bytes=settings.shuffle_bytes,
+        )
 
     def model_loss(batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        with torch.no_grad():
-            flags = model.patcher.flags(batch.rows, None)
+        flags = batch.opens_br
+        if flags is None:
+            with torch.no_grad():
+                flags = model.patcher.flags(batch.rows, None)
         return objective.loss(model, batch.rows, flags, batch.targets_br, rng)
 
     parts = nn.ModuleDict({k: part for k, part in model.modules().items() if k != "patcher"})

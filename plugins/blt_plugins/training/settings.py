@@ -34,8 +34,9 @@ class TrainSettings:
     context_bytes: length of the windows (default: the model's). weight_decay: of matrices only.
     schedule, final_rate, decay_share: the learning rate's shape, where it ends as a share of
     learning_rate, and how long a wsd schedule decays, as a share of the steps (see
-    :class:`blt_plugins.training.schedule.Schedule`); the scorer's rate has the same shape. validate_every,
-    checkpoint_every, log_every: in steps. valid_bytes: held-out text that is scored (0: none).
+    :class:`blt_plugins.training.schedule.Schedule`); the scorer's rate has the same shape.
+    validate_every, checkpoint_every, log_every: in steps. valid_bytes: held-out text that is
+    scored (0: none). shuffle_bytes: of the text that is in memory and shuffled at a time.
     save_dtype: of the models written; the training state is always kept as it is.
     """
 
@@ -51,6 +52,7 @@ class TrainSettings:
     weight_decay: float = attrs.field(default=0.1, validator=at_least(0))
     clip: float = attrs.field(default=1.0, validator=more_than(0))
     seed: int = 0
+    shuffle_bytes: int = attrs.field(default=256_000_000, validator=at_least(1))
     validate_every: int = attrs.field(default=200, validator=at_least(1))
     valid_bytes: int = attrs.field(default=60_000, validator=at_least(0))
     checkpoint_every: int = attrs.field(default=100, validator=at_least(1))
