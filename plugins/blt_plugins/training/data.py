@@ -10,6 +10,8 @@ import attrs
 from blt_core.errors import DataError
 from blt_core.model import Model
 from blt_core.protocols import Corpus, Documents
+from blt_plugins.training.patches import check_patching
+from blt_plugins.training.phases import trainable_scorer
 from blt_plugins.training.settings import TrainSettings
 from blt_plugins.training.windows import (
     Batch,
@@ -55,6 +57,9 @@ def load_data(corpus: Corpus, settings: TrainSettings, model: Model) -> Data:
         groups = pack(sample(windows, size, settings.seed), settings.batch_bytes)
         return [make_batch(texts, group, model.scheme).to(model.device) for group in groups]
 
+    trains = trainable_scorer(model) is not None and settings.scorer.steps > 0
+    for texts in (documents, valid):
+        check_patching(texts, model, context, trains_scorer=trains)
     windows = cut_windows(documents, context)
     return Data(
         documents,
