@@ -4,7 +4,15 @@ Start with :class:`Pipeline`. Plugin authors find the contracts in :mod:`blt_cor
 records in :mod:`blt_core.component` and the hooks in :mod:`blt_core.hookspecs`.
 """
 
-from blt_core.component import BuildContext, Component, Preset, nested, overridable, trained
+from blt_core.component import (
+    BuildContext,
+    Component,
+    Preset,
+    nested,
+    nested_table,
+    overridable,
+    trained,
+)
 from blt_core.errors import (
     BltError,
     CheckpointError,
@@ -44,6 +52,7 @@ __all__ = [
     "Sampling",
     "hookimpl",
     "nested",
+    "nested_table",
     "overridable",
     "trained",
 ]

@@ -14,7 +14,7 @@ import attrs
 
 from blt_core._structure import Invalid, default_of, params_fields, read_value, show
 from blt_core._tables import Place, Table
-from blt_core.component import NESTED, nested_kinds, overridable_keys
+from blt_core.component import MANY, NESTED, nested_kinds, overridable_keys
 from blt_core.config import MODEL_KINDS, SCHEMA, Config, ModelSettings
 from blt_core.errors import PluginError, Problem, near_match
 from blt_core.plugins import Plugins
@@ -79,10 +79,21 @@ class _Merger:
             if key in free:
                 changes[key] = value
             elif key in below and key in stored:
-                changes[key] = self.override(below[key], stored[key], value, where)
+                change = self._override_each if MANY in fields[key].metadata else self.override
+                changes[key] = change(below[key], stored[key], value, where)
             elif not _repeats(key, value, stored, fields):
                 self.problems.append(_refusal(where, key, stored, fields, free))
         return stored.updated(changes, {key: own.place_of(key) for key in changes})
+
+    def _override_each(self, kind: str, stored: Any, own: Any, place: Place) -> Any:
+        """As ``override``, of a table of components."""
+        if not isinstance(stored, Table) or not isinstance(own, Table):
+            return self.override(kind, stored, own, place)
+        changes = {
+            key: self.override(kind, stored.get(key), value, own.place_of(key))
+            for key, value in own.items()
+        }
+        return stored.updated({key: each for key, each in changes.items() if key in stored}, {})
 
     def _params(self, kind: str, stored: Table) -> type | None:
         """The class of the keys in a table; None if resolve will report its component's name."""

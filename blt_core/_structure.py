@@ -18,7 +18,7 @@ import attrs
 import cattrs
 
 from blt_core._tables import Place, Table
-from blt_core.component import NESTED
+from blt_core.component import MANY, NESTED
 from blt_core.errors import BltError, Problem, near_match
 
 T = TypeVar("T")
@@ -177,7 +177,10 @@ def check_params(cls: type) -> None:
 def describe_field(field: attrs.Attribute[Any]) -> str:
     """What a field wants, as in ``int`` or ``a table that names a drafter``."""
     kind = field.metadata.get(NESTED)
-    return f"a table that names {article(kind)}" if kind else type_name(field.type)
+    if not kind:
+        return type_name(field.type)
+    one = f"a table that names {article(kind)}"
+    return f"under each of some names, {one}" if MANY in field.metadata else one
 
 
 def plain(value: object, skip: Collection[str] = ()) -> Any:

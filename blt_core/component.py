@@ -2,8 +2,9 @@
 
 A component's *params* class is an attrs class; its fields are the keys of the component's TOML
 table, its annotations their types, its validators their ranges. A field made with :func:`nested`
-holds another component, chosen by a nested table with its own ``use``. The factory is called with
-an instance of params in which nested fields already hold the built objects.
+holds another component, chosen by a nested table with its own ``use``; one made with
+:func:`nested_table` holds any number of them, each under a name. The factory is called with an
+instance of params in which nested fields already hold the built objects.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from blt_core.types import IdScheme
 
 #: Key of the attrs metadata that marks a nested component field.
 NESTED = "blt_nested_kind"
+#: The same for a field that holds a table of them, by name.
+MANY = "blt_many"
 #: Key of the attrs metadata that marks a key which a run may override in a checkpoint's config.
 OVERRIDABLE = "blt_overridable"
 #: The same for a key that only training from a checkpoint may change.
@@ -91,6 +94,11 @@ def nested(kind: str, *, default: str | None = None) -> Any:
     if default is None:
         return attrs.field(metadata=metadata)
     return attrs.field(factory=lambda: {"use": default}, metadata=metadata)
+
+
+def nested_table(kind: str) -> Any:
+    """An attrs field that holds components of ``kind`` by names that the config chooses."""
+    return attrs.field(metadata={NESTED: kind, MANY: True})
 
 
 def overridable(**arguments: Any) -> Any:

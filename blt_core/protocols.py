@@ -11,11 +11,13 @@ whole sequence from BOS on. Both must give the same numbers: that is what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -301,11 +303,50 @@ class CheckpointFormat(Protocol):
     ) -> None: ...
 
 
+class Documents(Protocol):
+    """Texts in a fixed order, each read when it is asked for.
+
+    sizes: int64 (documents,), the bytes of each, none of them 0. digest: names the contents and
+    their order. ``source``: where a document is from, for messages and for what is made of it.
+    Reading raises DataError, which names the file, where it cannot be read or has changed.
+    """
+
+    sizes: npt.NDArray[np.int64]
+    digest: str
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> bytes: ...
+    def source(self, index: int) -> str: ...
+
+
+@runtime_checkable
+class WeightedDocuments(Documents, Protocol):
+    """Documents that a pass reads more than once, or of which it reads a part.
+
+    weights: (documents, passes over them in one pass of the whole) of consecutive runs.
+    """
+
+    weights: Sequence[tuple[int, float]]
+
+
+@runtime_checkable
+class PatchedDocuments(Documents, Protocol):
+    """Documents whose patches are known.
+
+    patching: what the patches depend on, None if they are not known after all. ``opens``: bool
+    (bytes + 1,), for each byte and EOS, whether it opens a patch.
+    """
+
+    patching: Mapping[str, Any] | None
+
+    def opens(self, index: int) -> npt.NDArray[np.bool_]: ...
+
+
 @runtime_checkable
 class Corpus(Protocol):
-    """Documents to train on; ``split`` is "train" or "valid". The order is fixed."""
+    """Documents to train on; ``split`` is "train" or "valid"."""
 
-    def documents(self, split: Literal["train", "valid"]) -> Iterator[bytes]: ...
+    def documents(self, split: Literal["train", "valid"]) -> Documents: ...
 
 
 #: A target that is not scored: padding.

@@ -6,15 +6,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
 
 from blt_core._merge import merge_checkpoint
-from blt_core._structure import Invalid, article, plain, read_table, read_value, reason, show
+from blt_core._structure import (
+    Invalid,
+    article,
+    gather,
+    plain,
+    read_table,
+    read_value,
+    reason,
+    show,
+)
 from blt_core._tables import Place, Table
-from blt_core.component import ABILITIES, NESTED, Ability, BuildContext, Component, Preset
+from blt_core.component import ABILITIES, MANY, NESTED, Ability, BuildContext, Component, Preset
 from blt_core.config import MODEL_KINDS, SCHEMA, SETTINGS, Config, ModelSettings, RunSettings
 from blt_core.errors import ConfigError, PluginError, Problem, near_match
 from blt_core.plugins import Plugins
@@ -62,10 +71,25 @@ class Node:
 
     @property
     def children(self) -> dict[str, Node]:
-        """Nested components by field name."""
-        names = [field.name for field in attrs.fields(self.component.params)]
-        held = {name: getattr(self.params, name) for name in names}
-        return {name: value for name, value in held.items() if isinstance(value, Node)}
+        """Nested components by field name, those of a table of them as ``field.name``."""
+        found: dict[str, Node] = {}
+        for name, held in self.map_children(lambda child: child).items():
+            if isinstance(held, Node):
+                found[name] = held
+            else:
+                found |= {f"{name}.{key}": child for key, child in held.items()}
+        return found
+
+    def map_children(self, change: Callable[[Node], Any]) -> dict[str, Any]:
+        """What ``change`` makes of the nested components, by field; a dict where it has many."""
+        changed: dict[str, Any] = {}
+        for field in attrs.fields(self.component.params):
+            held = getattr(self.params, field.name)
+            if isinstance(held, Node):
+                changed[field.name] = change(held)
+            elif MANY in field.metadata:
+                changed[field.name] = {key: change(child) for key, child in held.items()}
+        return changed
 
     def walk(self) -> Iterator[Node]:
         """This node and all below it."""
@@ -75,7 +99,7 @@ class Node:
 
     def describe(self) -> dict[str, Any]:
         """The table that resolves to this node: every key with its value, presets expanded."""
-        below = {name: child.describe() for name, child in self.children.items()}
+        below = self.map_children(Node.describe)
         return {"use": self.name, **plain(self.params, skip=below), **below}
 
 
@@ -169,7 +193,7 @@ def resolve_component(
 
 def build_node(node: Node, context: BuildContext, registry: Registry) -> Any:
     """Build a node, nested ones first, and check what its factory makes."""
-    children = {n: build_node(child, context, registry) for n, child in node.children.items()}
+    children = node.map_children(lambda child: build_node(child, context, registry))
     try:
         instance = node.component.factory(attrs.evolve(node.params, **children), context)
     except Exception as error:
@@ -205,10 +229,21 @@ class _Resolver:
             if NESTED not in field.metadata:
                 return read_value(field, given)
             below = _place_of_nested(field.name, own, label)
-            return self.node(field.metadata[NESTED], given, below, f"{path}.{field.name}")
+            return self._nested(field, given, below, f"{path}.{field.name}")
 
         params: Any = read_table(record.params, own, entry.label, read)
         return Node(entry, record, params, path, table.place, presets)
+
+    def _nested(self, field: attrs.Attribute[Any], value: Any, place: Place, path: str) -> Any:
+        """The node of a nested field, or a dict of nodes where it holds a table of them."""
+        kind = field.metadata[NESTED]
+        if MANY not in field.metadata:
+            return self.node(kind, value, place, path)
+        table = _table(value, place)
+        return gather(
+            table.items(),
+            lambda key, item: self.node(kind, item, table.place_of(key), f"{path}.{key}"),
+        )
 
     def _entry(self, kind: str, table: Table) -> Entry:
         use, place = table.get("use"), table.place_of("use")
@@ -236,7 +271,7 @@ class _Resolver:
                 return read_value(field, given)
             nested = _table(given, _place_of_nested(field.name, table, label))
             # Only to find its problems now, at the same time as those of the preset's own keys.
-            self.node(field.metadata[NESTED], nested, nested.place, f"{path}.{field.name}")
+            self._nested(field, nested, nested.place, f"{path}.{field.name}")
             return nested
 
         params: Any = read_table(preset.params, table, entry.label, read)

@@ -9,7 +9,7 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blt_core.component import BuildContext, Preset, nested
+from blt_core.component import BuildContext, Preset, nested, nested_table
 from blt_core.config import Config
 from blt_core.errors import ConfigError, PluginError
 from blt_core.types import IdScheme
@@ -599,3 +599,96 @@ def test_abilities_that_a_checkpoint_lacks(merged, plugins, problems) -> None:
             "'local' from this checkpoint was trained without blocks"
         )
     ]
+
+
+# -- tables of components ------------------------------------------------------------------------
+
+
+@attrs.frozen
+class ChoirParams:
+    voices: Any = nested_table("drafter")
+
+
+@pytest.fixture(scope="module")
+def choir(load, fakes):
+    """A sampler that nests any number of drafters."""
+    sampler = fakes.component("sampler", "choir", fakes.FakeSampler, ChoirParams)
+    return load(sampler, *fakes.COMPONENTS)
+
+
+CHOIR = """
+[sampler]
+use = "choir"
+[sampler.voices.high]
+use = "self"
+[sampler.voices.low]
+use = "self"
+"""
+
+
+def test_a_table_of_components_is_built_under_its_names(choir) -> None:
+    node = resolve(config(CHOIR), choir).node("sampler")
+    assert list(node.children) == ["voices.high", "voices.low"]
+    assert [each.path for each in node.walk()] == [
+        "sampler", "sampler.voices.high", "sampler.voices.low",
+    ]  # fmt: skip
+    built = build_node(node, BuildContext(), choir.registry)
+    assert {name: type(each).__name__ for name, each in built.params.voices.items()} == {
+        "high": "FakeDrafter",
+        "low": "FakeDrafter",
+    }
+
+
+def test_a_table_of_components_is_described_as_what_resolves_to_it(choir) -> None:
+    node = resolve(config(CHOIR), choir).node("sampler")
+    again = resolve_component("sampler", node.describe(), choir)
+    assert again.describe() == node.describe()
+    assert node.describe()["voices"].keys() == {"high", "low"}
+
+
+def test_faults_in_a_table_of_components_are_gathered_with_their_places(choir, problems) -> None:
+    faulty = CHOIR.replace('"self"', '"nobody"') + "[sampler.voices.third]\n"
+    found = problems(resolve, config(faulty), choir)
+    assert [problem.split(": ")[1] for problem in found] == [
+        "sampler.voices.high.use",
+        "sampler.voices.low.use",
+        "sampler.voices.third.use",
+    ]
+    (found,) = problems(resolve, config('[sampler]\nuse = "choir"'), choir)
+    assert found.endswith("needs it: under each of some names, a table that names a drafter")
+    (found,) = problems(resolve, config('[sampler]\nuse = "choir"\nvoices = 3'), choir)
+    assert found.endswith("sampler.voices: expected a table, got int 3")
+
+
+def test_requirements_in_a_table_of_components_count(choir, problems) -> None:
+    text = MODEL.replace("true", "false") + CHOIR.replace('"self"', '"diffusion"', 1)
+    (found,) = problems(resolve, config(text), choir)
+    assert found.startswith("tiny.toml: sampler.voices.high: drafter 'diffusion' needs a decoder")
+
+
+def test_a_run_may_override_keys_within_a_checkpoints_table_of_components(
+    load, fakes, problems
+) -> None:
+    @attrs.frozen
+    class Scorers:
+        scorers: Any = nested_table("byte_scorer")
+
+    patcher = fakes.component("patcher", "many", fakes.FakePatcher, Scorers)
+    plugins = load(patcher, *fakes.COMPONENTS)
+    stored = {
+        "schema": 1,
+        "model": {"context_bytes": 8},
+        "patcher": {"use": "many", "scorers": {"a": {"use": "tiny"}, "b": {"use": "tiny"}}},
+    }
+
+    def merged(table: str):
+        own = config("[patcher.scorers." + table)
+        return resolve(merge_checkpoint(own, stored, plugins), plugins).describe()
+
+    scorers = merged("a]\nwindow = 3")["patcher"]["scorers"]
+    assert scorers["a"]["window"] == 3
+    assert scorers["b"].get("window") != 3
+    (found,) = problems(merged, 'c]\nuse = "tiny"')
+    assert "patcher.scorers.c: the checkpoint has no such table" in found
+    (found,) = problems(merged, "a]\ndim = 99")
+    assert "patcher.scorers.a.dim: comes from the checkpoint" in found

@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
+import structlog
 import torch
 from torch.overrides import TorchFunctionMode
 
+from blt_core.cli.app import run
 from blt_core.config import Config
 from blt_core.plugins import load_plugins
 from blt_plugins.training.job import make_job
@@ -131,3 +134,21 @@ class Float64OnTheCpu(TorchFunctionMode):
 def float64_on_the_cpu() -> TorchFunctionMode:
     """A context in which tensors must be on the CPU before they become float64."""
     return Float64OnTheCpu()
+
+
+@attrs.frozen
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def blt(capsys):
+    def call(*arguments: object) -> Outcome:
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    yield call
+    structlog.reset_defaults()  # the command line logs to a stderr that is gone now

@@ -19,7 +19,7 @@ from blt_plugins.training.calibrate import (
     patch_lengths,
     summarise,
 )
-from blt_plugins.training.windows import cut_windows, make_batch, pack
+from blt_plugins.training.windows import Texts, cut_windows, make_batch, pack
 
 TEXTS = [bytes(range(60)), b"for x in range(10):\n    print(x)\n" * 4, b"!", b"ab"]
 
@@ -36,7 +36,9 @@ def make_patcher(limit: int | None, scale: float = 40.0) -> EntropyPatcher:
 
 
 def batches_of(texts: list[bytes]):
-    return [make_batch(texts, group, IdScheme()) for group in pack(cut_windows(texts, 512), 600)]
+    documents = Texts(texts)
+    groups = pack(cut_windows(documents, 512), 600)
+    return [make_batch(documents, group, IdScheme()) for group in groups]
 
 
 def lengths_by_flags(patcher: EntropyPatcher, texts: list[bytes]) -> list[int]:

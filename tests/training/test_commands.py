@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import attrs
 import pytest
-import structlog
 import tomli
 import tomli_w
 from safetensors.torch import load_file
 
-from blt_core.cli.app import run
 from blt_core.config import load_config
 from blt_core.errors import ConfigError
 from blt_core.plugins import load_plugins
@@ -20,24 +17,6 @@ from blt_core.resources import resource
 from blt_core.wiring import resolve
 from blt_plugins.training.commands import histogram_rows
 from blt_plugins.training.job import NEEDS, make_job
-
-
-@attrs.frozen
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def blt(capsys):
-    def call(*arguments: object) -> Outcome:
-        code = run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    yield call
-    structlog.reset_defaults()  # the command line logs to a stderr that is gone now
 
 
 @pytest.fixture

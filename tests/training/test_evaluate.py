@@ -16,7 +16,7 @@ from blt_plugins.training.acceptance import acceptance, batched, prefixes
 from blt_plugins.training.accuracy import STARTS, block_accuracy
 from blt_plugins.training.block_diffusion import sample_starts
 from blt_plugins.training.loop import Trainer
-from blt_plugins.training.windows import cut_windows, make_batch
+from blt_plugins.training.windows import Texts, cut_windows, make_batch
 from tests.engine.models import model as tiny_model
 from tests.engine.models import shape
 
@@ -40,7 +40,7 @@ def test_accuracy_is_that_of_each_block_and_row_alone(index, starts, monkeypatch
         "sample_starts",
         lambda places, count, rng: sample_starts(places, places.sum(1), rng),
     )
-    batch = make_batch(TEXTS, cut_windows(TEXTS, 100), model.scheme)
+    batch = make_batch(Texts(TEXTS), cut_windows(Texts(TEXTS), 100), model.scheme)
     found = block_accuracy(model, [batch], size, starts)
     counts, masked, own = [0] * size, [0] * size, [0] * size
     for text in TEXTS:
@@ -80,7 +80,7 @@ def pipeline(trained):
 
 
 def test_acceptance_is_what_the_first_draft_after_each_prompt_achieves(pipeline):
-    prompts = prefixes(TEXTS, 12, longest=20)
+    prompts = prefixes(Texts(TEXTS), 12, longest=20)
     found = acceptance(pipeline, "blt-s draft_bytes=4", batched(prompts, 5))
     verified = pipeline.with_sampler("blt-s draft_bytes=4")
     stood = []
@@ -107,12 +107,13 @@ def test_a_sampler_that_verifies_nothing_has_bytes_a_round_but_no_acceptance(pip
 
 def test_prefixes_end_at_places_of_the_text_and_are_the_same_for_a_seed():
     texts = [b"abcdefghijklmnop", b"", b"x", b"0123456789"]
-    found = prefixes(texts, 50, longest=4, seed=3)
-    assert found == prefixes(texts, 50, longest=4, seed=3) != prefixes(texts, 50, longest=4)
+    documents = Texts(texts)
+    found = prefixes(documents, 50, longest=4, seed=3)
+    assert found == prefixes(documents, 50, longest=4, seed=3) != prefixes(documents, 50, longest=4)
     assert all(1 <= len(p) <= 4 and any(p in text for text in (texts[0], texts[3])) for p in found)
     assert [len(p) for group in batched(found, 7) for p in group] == sorted(map(len, found))
     with pytest.raises(DataError, match="no held-out text to draft after"):
-        prefixes([b"", b"x"], 1, longest=4)
+        prefixes(Texts([b"", b"x"]), 1, longest=4)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_evaluate_judges_drafts_greedily_whatever_the_config_says(trained, texts
 
 def test_a_text_without_a_start_of_one_kind_is_scored_all_the_same():
     model = tiny_model(MODELS[0])
-    batch = make_batch([b"x"], cut_windows([b"x"], 1), model.scheme)
+    batch = make_batch(Texts([b"x"]), cut_windows(Texts([b"x"]), 1), model.scheme)
     found = block_accuracy(model, [batch], 4, "inside")
     assert found.counts == (0, 0, 0, 0)
     assert found.masked == found.ratios == (None,) * 4

@@ -156,7 +156,7 @@ class Scaled:
 
 def test_the_best_model_is_kept_and_a_worse_last_one_written_beside_it(new_job, silent):
     job = new_job(steps=12, validate_every=4)
-    job = attrs.evolve(job, objective=Scaled(job.objective, -1.0, since=9))
+    job = attrs.evolve(job, objective=Scaled(job.objective, -1.0, since=7))
     result = Trainer(job, silent()).run()
     scores = model_scores(job.out)
     assert min(scores) < scores[2], "the last score follows steps up the hill"
@@ -177,7 +177,7 @@ def test_a_run_that_is_killed_after_its_last_step_has_written_all(new_job, silen
     save = Trainer._save
     monkeypatch.setattr(Trainer, "_save", stop)
     job = new_job(steps=12, validate_every=4)
-    job = attrs.evolve(job, objective=Scaled(job.objective, -1.0, since=9))
+    job = attrs.evolve(job, objective=Scaled(job.objective, -1.0, since=7))
     with pytest.raises(KeyboardInterrupt):
         Trainer(job, silent()).run()
     assert (job.out / "model-last" / "config.toml").exists()

@@ -9,7 +9,7 @@ import torch
 
 from blt_plugins.training.evaluate import evaluate_model, evaluate_scorer
 from blt_plugins.training.objective import NextByte, NextByteParams
-from blt_plugins.training.windows import cut_windows, make_batch
+from blt_plugins.training.windows import Texts, cut_windows, make_batch
 
 TEXTS = [b"def f(x):\n    return x\n", b"import os\n", b"a"]
 
@@ -26,7 +26,8 @@ def model(new_job):
 
 
 def batch_of(texts, model):
-    return make_batch(texts, cut_windows(texts, 64), model.scheme)
+    documents = Texts(texts)
+    return make_batch(documents, cut_windows(documents, 64), model.scheme)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import attrs
 
 from blt_core.errors import DataError
 from blt_core.pipeline import Pipeline
+from blt_core.protocols import Documents
 
 #: A round that drafts more bytes than this is cut off.
 MOST_BYTES = 64
@@ -52,18 +53,18 @@ class Acceptance:
         return tuple(n / of for n, of in zip(self.stood, self.reached, strict=True))
 
 
-def prefixes(documents: Sequence[bytes], count: int, *, longest: int, seed: int = 0) -> list[bytes]:
+def prefixes(documents: Documents, count: int, *, longest: int, seed: int = 0) -> list[bytes]:
     """``count`` runs of at most ``longest`` bytes that end at random places of the documents.
 
     Raises DataError if there is no document of two bytes.
     """
     rng = random.Random(f"{seed}/prefixes")
-    usable = [text for text in documents if len(text) > 1]
-    if not usable:
+    sizes = (documents.sizes - 1).clip(min=0).tolist()
+    if not any(sizes):
         raise DataError("no held-out text to draft after: the documents are empty")
-    sizes = [len(text) - 1 for text in usable]
     found = []
-    for text in rng.choices(usable, sizes, k=count):
+    for index in rng.choices(range(len(sizes)), sizes, k=count):
+        text = documents[index]
         end = rng.randrange(1, len(text))
         found.append(text[max(end - longest, 0) : end])
     return found

@@ -18,6 +18,7 @@ from blt_core.plugins import load_plugins
 from blt_plugins.training.calibrate import Calibration
 from blt_plugins.training.job import make_job
 from blt_plugins.training.loop import Trainer, TrainResult
+from blt_plugins.training.preparing import prepare
 from blt_plugins.training.probe import evaluate
 from blt_plugins.training.report import ObservedReport, SilentReport, new_report
 from blt_plugins.training.threshold import calibrate_source, write_threshold
@@ -134,3 +135,4 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(calibrate)
     app.command()(evaluate)
+    app.command()(prepare)

@@ -9,7 +9,6 @@ from typing import Any
 import attrs
 from torch import Tensor, nn
 
-from blt_core._tables import Table
 from blt_core.checkpoint import load_tensors
 from blt_core.component import BuildContext, trained_keys
 from blt_core.config import MODEL_KINDS, Config, RunSettings
@@ -146,12 +145,13 @@ def _with_scorer(config: Config, plugins: Plugins) -> tuple[Config, Mapping[str,
     """
     train = config.tables.get("train")
     own = train.get("scorer") if isinstance(train, Mapping) else None
-    location = own.get("checkpoint") if isinstance(own, Table) else None
-    if not isinstance(own, Table) or not isinstance(location, str) or not location:
+    location = own.get("checkpoint") if isinstance(own, Mapping) else None
+    if not isinstance(location, str) or not location:
         return config, None
     if config.checkpoint is not None:
         text = "the scorer comes from run.checkpoint; remove this key"
-        raise ConfigError([own.place_of("checkpoint").problem(text)])
+        place = config.tables.place.child("train", "scorer", "checkpoint")
+        raise ConfigError([place.problem(text)])
     stored, tensors = read_checkpoint(location, plugins)
     config = merge_checkpoint(config, stored, plugins, kinds=("patcher",))
     return config, {k: tensors[k] for k in tensors if k.startswith("patcher.")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import attrs
 import torch
@@ -11,11 +10,12 @@ from torch import Tensor, nn
 
 from blt_core.model import Model
 from blt_core.nn import gradient_checkpointing
-from blt_core.protocols import ByteScorer, Objective, ThresholdPatcher
+from blt_core.protocols import ByteScorer, Documents, Objective, ThresholdPatcher
 from blt_plugins.training.objective import next_byte_loss
+from blt_plugins.training.order import Batches
 from blt_plugins.training.schedule import Schedule
 from blt_plugins.training.settings import Precision, ScorerSettings, TrainSettings
-from blt_plugins.training.windows import Batch, Batches, Window
+from blt_plugins.training.windows import Batch, Windows
 
 SCORER, MODEL = "scorer", "model"
 #: Where metrics are logged that lie between the two: the scorer's score, the calibration.
@@ -54,9 +54,10 @@ class ModelLoss(nn.ModuleDict):
 
     def forward(self, batch: Batch, rng: torch.Generator) -> Loss:  # type: ignore[override]
         """The loss of one batch; random choices are drawn from ``rng``."""
-        model, rows = self._model, batch.rows
-        with torch.no_grad():
-            flags = model.patcher.flags(rows, None)
+        model, rows, flags = self._model, batch.rows, batch.opens_br
+        if flags is None:
+            with torch.no_grad():
+                flags = model.patcher.flags(rows, None)
         kind = rows.ids_br.device.type
         with (
             torch.autocast(kind, torch.bfloat16, enabled=self._autocast),
@@ -96,8 +97,8 @@ def make_phases(
     model: Model,
     objective: Objective,
     settings: TrainSettings,
-    documents: Sequence[bytes],
-    windows: Sequence[Window],
+    documents: Documents,
+    windows: Windows,
 ) -> list[Phase]:
     """The phases of a run, in order: the scorer's if there is one to train, and the model's."""
 
@@ -110,6 +111,7 @@ def make_phases(
             scheme=model.scheme,
             batch_bytes=max(of.batch_bytes // passes, 1),
             seed=f"{settings.seed}/{name}",
+            shuffle_bytes=settings.shuffle_bytes,
         )
         schedule = Schedule(
             steps=of.steps,

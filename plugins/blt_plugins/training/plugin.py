@@ -13,7 +13,11 @@ from blt_core.plugins import Plugins
 from blt_plugins.training import commands
 from blt_plugins.training.backend import TORCH_BACKEND
 from blt_plugins.training.block_diffusion import BLOCK_DIFFUSION_OBJECTIVE
-from blt_plugins.training.corpus import FOLDER_CORPUS
+from blt_plugins.training.corpora.folder import FOLDER_CORPUS
+from blt_plugins.training.corpora.jsonl import JSONL_CORPUS
+from blt_plugins.training.corpora.mixture import MIXTURE_CORPUS
+from blt_plugins.training.corpora.parquet import PARQUET_CORPUS
+from blt_plugins.training.corpora.prepared import PREPARED_CORPUS
 from blt_plugins.training.job import plan_training
 from blt_plugins.training.objective import NEXT_BYTE
 from blt_plugins.training.settings import TrainSettings
@@ -21,8 +25,9 @@ from blt_plugins.training.settings import TrainSettings
 
 @hookimpl
 def blt_components() -> list[Component]:
-    """The folder corpus, the objectives and the torch backend."""
-    return [FOLDER_CORPUS, NEXT_BYTE, BLOCK_DIFFUSION_OBJECTIVE, TORCH_BACKEND]
+    """The corpora, the objectives and the torch backend."""
+    corpora = [FOLDER_CORPUS, JSONL_CORPUS, PARQUET_CORPUS, MIXTURE_CORPUS, PREPARED_CORPUS]
+    return [*corpora, NEXT_BYTE, BLOCK_DIFFUSION_OBJECTIVE, TORCH_BACKEND]
 
 
 @hookimpl
@@ -39,5 +44,5 @@ def blt_check(config: Config, plugins: Plugins) -> dict[str, Any] | None:
 
 @hookimpl
 def blt_commands(app: typer.Typer) -> None:
-    """``blt train``, ``blt calibrate`` and ``blt evaluate``."""
+    """``blt train``, ``blt calibrate``, ``blt evaluate`` and ``blt prepare``."""
     commands.add_commands(app)

@@ -26,10 +26,10 @@ from blt_plugins.training.acceptance import (
     prefixes,
 )
 from blt_plugins.training.accuracy import STARTS, BlockAccuracy, block_accuracy
-from blt_plugins.training.corpus import read_document, visible_files
+from blt_plugins.training.corpora.files import read_document, visible_files
 from blt_plugins.training.evaluate import HeldOut, evaluate_model
 from blt_plugins.training.threshold import BATCH_BYTES, load_trained
-from blt_plugins.training.windows import Batch, cut_windows, make_batch, pack, sample
+from blt_plugins.training.windows import Batch, Texts, cut_windows, make_batch, pack, sample
 
 #: Samplers whose drafts are judged, by whether the decoder denoises.
 DRAFTS = ("blt-s draft_bytes=16",)
@@ -69,7 +69,7 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
 ) -> None:
     """Score a model on held-out text: bits per byte, masked accuracy, and how far drafts stand."""
     pipeline = load_trained(find_source(source).with_run(device=device))
-    model, documents = pipeline.model, read_documents(files)
+    model, documents = pipeline.model, Texts(read_documents(files))
     limit = model.context_bytes
     context = limit if context_bytes is None else context_bytes
     if context > limit:

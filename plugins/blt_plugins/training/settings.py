@@ -45,7 +45,8 @@ class TrainSettings:
     :class:`blt_plugins.training.schedule.Schedule`); the scorer's rate has the same shape.
     validate_every, checkpoint_every, log_every: in steps. keep_states: how many states are kept.
     valid_bytes: held-out text that is scored (0: none). valid_drafts: held-out prefixes after which
-    drafts of a denoising decoder are judged (0: none). tensorboard: whether to write its events.
+    drafts of a denoising decoder are judged (0: none). shuffle_bytes: of the text that is in memory
+    and shuffled at a time. tensorboard: whether to write its events.
     save_dtype: of the models written; the training state is always kept as it is.
     """
 
@@ -63,6 +64,7 @@ class TrainSettings:
     precision: Precision = "float32"
     gradient_checkpointing: bool = False
     seed: int = 0
+    shuffle_bytes: int = attrs.field(default=256_000_000, validator=at_least(1))
     validate_every: int = attrs.field(default=200, validator=at_least(1))
     valid_bytes: int = attrs.field(default=60_000, validator=at_least(0))
     checkpoint_every: int = attrs.field(default=100, validator=at_least(1))

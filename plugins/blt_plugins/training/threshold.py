@@ -14,8 +14,8 @@ from blt_core.plugins import Plugins
 from blt_core.protocols import CheckpointFormat, ThresholdPatcher
 from blt_core.wiring import build_node, resolve_component
 from blt_plugins.training.calibrate import Calibration, calibrate
-from blt_plugins.training.corpus import read_document
-from blt_plugins.training.windows import cut_windows, make_batch, pack
+from blt_plugins.training.corpora.files import read_document
+from blt_plugins.training.windows import Texts, cut_windows, make_batch, pack
 
 #: Bytes of a batch of entropies; only memory limits it.
 BATCH_BYTES = 16384
@@ -29,11 +29,12 @@ def calibrate_source(
     Raises ConfigError, CheckpointError or DataError for what cannot be read or calibrated.
     """
     pipeline = load_trained(find_source(source), plugins)
-    documents, model = [read_document(path) for path in files], pipeline.model
+    model = pipeline.model
+    documents = Texts([text for path in files if (text := read_document(path))])
     if not isinstance(model.patcher, ThresholdPatcher):
         name = pipeline.plan.node("patcher").name
         raise DataError(f"{source}: the patcher {name!r} has no threshold to calibrate")
-    windows = [w for w in cut_windows(documents, model.context_bytes) if documents[w.document]]
+    windows = cut_windows(documents, model.context_bytes)
     batches = (
         make_batch(documents, group, model.scheme).to(model.device)
         for group in pack(windows, BATCH_BYTES)
