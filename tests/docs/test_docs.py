@@ -14,6 +14,7 @@ from blt_core.cli.app import build_app
 from blt_core.config import Config
 from blt_core.pipeline import DEFAULTS, Pipeline, plan_run
 from blt_core.plugins import load_plugins
+from blt_core.wiring import resolve_component
 from tests.tiny import config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +57,16 @@ def test_the_config_of_the_documentation_resolves():
     [whole, *_] = blocks("docs/configuration.md", "toml")
     plan, _ = plan_run(Config.from_mapping(tomli.loads(whole)), load_plugins())
     assert plan.node("sampler").name == "speculative"
+
+
+def test_the_corpora_of_the_documentation_resolve():
+    import tomli
+
+    tables = [tomli.loads(code).get("corpus") for code in blocks("docs/data.md", "toml")]
+    names = [table["use"] for table in tables]
+    assert names == ["folder", "jsonl", "parquet", "mixture", "prepared"]
+    for table in tables:
+        resolve_component("corpus", table, load_plugins())
 
 
 def test_the_ten_lines_of_the_readme_run(capsys):

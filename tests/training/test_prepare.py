@@ -173,6 +173,17 @@ def test_mixtures_of_prepared_corpora_know_their_patches(more, texts, tmp_path):
         mixed(a, {"use": "prepared", "path": str(tmp_path / "c")})
 
 
+def test_a_corpus_without_held_out_text_has_none_prepared(more, tmp_path):
+    more["corpus"]["valid_percent"] = 0
+    prepare(config(more), tmp_path / "out")
+    own = on(more, tmp_path / "out", valid_bytes=0)
+    job = make_job(own, load_plugins(), out=tmp_path / "run")
+    data = load_data(job.corpus, job.settings, job.model)
+    assert data.valid == []
+    assert len(data.documents) == 12
+    assert len(job.corpus.documents("valid")) == 0
+
+
 # -- stopping and going on -----------------------------------------------------------------------
 
 KILLED = """

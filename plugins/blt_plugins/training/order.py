@@ -188,8 +188,9 @@ def order_windows(
     numbers: Ints, windows: Windows, batch_bytes: int, rng: np.random.Generator
 ) -> Pool:
     """Shuffle some windows, and pack those of like length; the batches are in random order."""
-    numbers = rng.permutation(np.sort(numbers))
-    lengths = windows.columns(numbers)[2]
+    numbers = np.sort(numbers)  # in order they are looked up ten times as fast
+    lengths, shuffled = windows.columns(numbers)[2], rng.permutation(len(numbers))
+    numbers, lengths = numbers[shuffled], lengths[shuffled]
     groups: list[tuple[int, int]] = []
     for begin in range(0, len(numbers), RUN):
         run = slice(begin, begin + RUN)
@@ -197,8 +198,8 @@ def order_windows(
         numbers[run], lengths[run] = numbers[run][longest], lengths[run][longest]
         bounds = group_bounds(lengths[run].tolist(), batch_bytes)
         groups += [(begin + first, begin + end) for first, end in bounds]
-    shuffled = rng.permutation(np.array(groups, dtype=np.int64).reshape(-1, 2))
-    return Pool(numbers, shuffled)
+    bounds_of = np.array(groups, dtype=np.int64).reshape(-1, 2)
+    return Pool(numbers, rng.permutation(bounds_of))
 
 
 class PoolText:
@@ -208,20 +209,21 @@ class PoolText:
     """
 
     def __init__(self, documents: Documents, windows: Windows, pool: Pool) -> None:
-        self._lengths = windows.columns(pool.windows)[2]
+        order = np.argsort(pool.windows, kind="stable")
+        document, start, lengths = windows.columns(pool.windows[order])
+        self._lengths = np.empty_like(lengths)
+        self._lengths[order] = lengths
         self._ends = np.cumsum(self._lengths)
-        self._text = np.zeros(int(self._lengths.sum()), dtype=np.uint8)
+        self._text = np.zeros(int(lengths.sum()), dtype=np.uint8)
         self._bytes = self._lengths.copy()
         patched = getattr(documents, "patching", None) is not None
         self._opens = np.zeros(len(self._text), dtype=bool) if patched else None
-        document, start, _ = windows.columns(pool.windows)
         latest, text, opens = -1, b"", None
-        for row in np.argsort(pool.windows, kind="stable").tolist():
-            if document[row] != latest:
-                latest = int(document[row])
-                text = documents[latest]
-                opens = documents.opens(latest) if patched else None  # type: ignore[attr-defined]
-            begin, length = int(start[row]), int(self._lengths[row])
+        columns = (each.tolist() for each in (order, document, start, lengths))
+        for row, number, begin, length in zip(*columns, strict=True):
+            if number != latest:
+                latest, text = number, documents[number]
+                opens = documents.opens(number) if patched else None  # type: ignore[attr-defined]
             data = np.frombuffer(text[begin : begin + length], dtype=np.uint8)
             self._bytes[row] = len(data)
             at = int(self._ends[row]) - length

@@ -25,7 +25,7 @@ class PreparedCorpusParams:
 
 
 class PreparedDocuments:
-    """The documents of some shards: 24 bytes of each file's record batches are kept in memory.
+    """The documents of some shards; their sizes are kept in memory, all else is mapped.
 
     patching, weights: as in :mod:`blt_core.protocols`.
     """
