@@ -209,7 +209,7 @@ def default_of(field: attrs.Attribute[Any]) -> Any:
 
 # -- types ---------------------------------------------------------------------------------------
 
-_NAMES: Mapping[Any, str] = {Path: "str", type(None): "nothing", object: "any value"}
+_NAMES: Mapping[Any, str] = {Path: "str", type(None): "nothing"}
 
 
 #: Characters of a value that a message shows.
@@ -294,8 +294,6 @@ def _hook(kind: Any) -> Callable[[Any, Any], Any]:
 
 def _reader(kind: Any) -> Reader:  # noqa: PLR0911 -- one for each sort of type
     origin, arguments = get_origin(kind), get_args(kind)
-    if kind is object:  # a table of another program's keys
-        return lambda value: value
     if kind in _SCALARS:
         return _scalar(kind, _SCALARS[kind])
     if origin is Literal:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("program.py")
-SECONDS = 240
+SECONDS = 120
 
 
 def environment(extensions: Path) -> dict[str, str]:
@@ -27,39 +26,29 @@ def environment(extensions: Path) -> dict[str, str]:
     }
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def run(commands: Sequence[Sequence[str]], environments: Sequence[dict[str, str]]) -> str:
-    """Run processes side by side; what they wrote. Ends all of them if one takes too long."""
-    running = [
-        subprocess.Popen(
-            command,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for command, env in zip(commands, environments, strict=True)
-    ]
+def run(command: Sequence[str], env: Mapping[str, str]) -> str:
+    """Run a program to its end; what it wrote. Its processes end with it, or when time is up."""
+    process = subprocess.Popen(
+        command,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        return "\n".join(process.communicate(timeout=SECONDS)[0] for process in running)
+        return process.communicate(timeout=SECONDS)[0]
     finally:
-        for process in running:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 def run_program(case: str, result: Path, folder: Path, extensions: Path, world: int) -> None:
-    """Run a case of program.py in ``world`` processes."""
-    base = environment(extensions)
-    shared = {"WORLD_SIZE": f"{world}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{free_port()}"}
-    environments = [base | shared | {"RANK": f"{r}", "LOCAL_RANK": f"{r}"} for r in range(world)]
+    """Run a case of program.py in ``world`` processes; one is run without a launcher."""
     command = [sys.executable, str(PROGRAM), str(result), case, str(folder)]
-    output = run([command] * world, environments if world > 1 else [base])
+    if world > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", f"{world}"]
+        command[1:1] = torchrun
+    output = run(command, environment(extensions))
     assert result.exists(), output

@@ -61,7 +61,9 @@ def figures(plain: list[Any], first: int = 0) -> torch.Tensor:
 def assert_same_weights(found: dict[str, Any], wanted: dict[str, Any], **tolerance: float) -> None:
     assert list(found) == list(wanted)
     for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+        torch.testing.assert_close(
+            found[name], tensor, msg=lambda m, n=name: f"{n}: {m}", **tolerance
+        )
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_an_optimizer_on_the_cpu_trains_as_any(outcomes, plain):
 @pytest.mark.parametrize(
     ("case", "key", "pair"),
     [("pair", "from one", pair) for pair in ("1-1", "3-3")]
-    + [("after", "from two", pair) for pair in ("0-0", "1-1", "2-2", "3-3", "1-2", "2-1")],
+    + [("after", "from two", pair) for pair in ("0-0", "3-3", "1-2", "2-1")],
 )
 def test_a_state_goes_on_in_other_processes_and_stages_and_can_be_saved_there(
     outcomes, plain, case, key, pair
@@ -151,24 +153,10 @@ def test_no_trace_of_a_conversion_stays_in_a_state(outcomes):
     assert not list(outcomes.work.rglob("latest_universal"))
 
 
-@pytest.mark.parametrize("pair", ["2-3", "3-1", "1-0", "0-1"])
-def test_stages_that_cannot_be_converted_are_refused_with_what_to_do(outcomes, pair):
-    message = outcomes.of("after")["refused"][pair]
+def test_a_state_that_lost_its_files_is_a_checkpoint_error(outcomes):
+    message = outcomes.of("after")["bad"]
     assert message.startswith("CheckpointError: ")
-    assert f"written with stage {pair[0]}, 2 processes, float32" in message
-    assert f"set stage = {pair[0]}" in message
-    assert "[run] checkpoint" in message
-
-
-def test_a_state_of_another_precision_is_refused(outcomes):
-    assert "precision = 'bfloat16'" in outcomes.of("after")["precision"]["1-1"]
-
-
-def test_missing_and_incomplete_states_are_checkpoint_errors(outcomes):
-    bad = outcomes.of("after")["bad"]
-    assert "no state of the training backend 'deepspeed'" in bad["1-1"]
-    assert "DeepSpeed" in bad["2-2"]
-    assert all(message.startswith("CheckpointError: ") for message in bad.values())
+    assert "DeepSpeed cannot convert this state" in message
 
 
 def test_nothing_is_compiled(outcomes):

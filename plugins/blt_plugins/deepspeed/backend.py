@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
@@ -116,7 +116,8 @@ class DeepSpeedBackend:
     def whole(self) -> AbstractContextManager[None]:
         """Within it every process holds all weights, and calls of parts involve no other."""
         engine = self._engine()
-        return whole_module(self._deepspeed(), engine) if self._is_split() else _as_it_is()
+        split = self._params.stage == 3  # noqa: PLR2004 -- the stage
+        return whole_module(self._deepspeed(), engine) if split else contextlib.nullcontext()
 
     def weights(self) -> dict[str, Tensor]:
         """The float32 ``state_dict`` in process 0, gathered a tensor at a time."""
@@ -161,22 +162,27 @@ class DeepSpeedBackend:
     # -- helpers ---------------------------------------------------------------------------------
 
     def _load(self, folder: Path, tag: str) -> None:
+        engine = self._engine()
+        settings = [_settings(group) for group in engine.optimizer.param_groups]
         try:
-            path, _ = self._engine().load_checkpoint(str(folder), tag=tag)
+            path, _ = engine.load_checkpoint(str(folder), tag=tag)
         except BltError:
             raise
         except Exception as error:  # unpickling, shapes, missing files: whatever is wrong in them
             raise CheckpointError(f"{folder}: DeepSpeed cannot read this state: {error}") from error
         if path is None:
             raise CheckpointError(f"{folder}: DeepSpeed finds no state here")
+        # A converted state of stage 3 gives every group the weight decay of the first, and one
+        # tensor that counts the steps, which each group would then count up.
+        for group, kept in zip(engine.optimizer.param_groups, settings, strict=True):
+            group.update(kept)
+        for state in engine.basic_optimizer.state.values():
+            state["step"] = state["step"].clone()
 
     def _release(self) -> None:
         if self._running is not None:
             engine, self._running = self._running, None
             make_plain(self._deepspeed(), engine)
-
-    def _is_split(self) -> bool:
-        return self._params.stage == 3  # noqa: PLR2004 -- the stage
 
     def _barrier(self) -> None:
         torch.distributed.barrier()
@@ -192,9 +198,8 @@ class DeepSpeedBackend:
         return self._package
 
 
-@contextlib.contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
 
 
 DEEPSPEED_BACKEND = Component(

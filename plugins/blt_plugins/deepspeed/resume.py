@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,6 @@ TAG = "."
 TOPOLOGY = "topology.json"
 #: Stages whose optimizer states can be converted into each other; others only into themselves.
 ALIKE = frozenset({1, 2})
-#: Characters of a failed conversion's output that a message shows.
-_SHOWN = 1500
 
 
 @attrs.frozen
@@ -100,13 +98,20 @@ def converted(folder: Path, *, first: bool, barrier: Any) -> Iterator[Path]:
 
 def _convert(folder: Path, output: Path) -> str:
     """Run DeepSpeed's converter; what went wrong, or nothing."""
-    command = [
-        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
-        "--input_folder", str(folder), "--output_folder", str(output),
-        "--num_extract_workers", "1", "--num_merge_workers", "1",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 -- ours
-    if done.returncode == 0:
-        return ""
-    shutil.rmtree(output, ignore_errors=True)
-    return done.stderr[-_SHOWN:]
+    from deepspeed.checkpoint import ds_to_universal
+
+    options = argparse.Namespace(
+        input_folder=str(folder),
+        output_folder=str(output),
+        num_extract_workers=1,  # more would be forked from this process
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            ds_to_universal.main(options)
+    except Exception as error:  # noqa: BLE001 -- whatever is wrong in the files
+        return f"{type(error).__name__}: {error}"
+    return ""

@@ -12,6 +12,14 @@ from blt_core.component import between
 
 Offload = Literal["none", "cpu"]
 
+#: What a table of DeepSpeed's config may hold: tables in tables, as deep as its documentation goes.
+Scalar = bool | int | float | str
+Value = Scalar | list[Scalar]
+Inner = Mapping[str, Value]
+Middle = Mapping[str, Value | Inner]
+Outer = Mapping[str, Value | Middle]
+Raw = Mapping[str, Value | Outer]
+
 #: Keys of DeepSpeed's config that follow from others here, and what to set instead.
 OWNED: Mapping[tuple[str, ...], str] = {
     ("train_batch_size",): "[train] batch_bytes",
@@ -27,7 +35,7 @@ OWNED: Mapping[tuple[str, ...], str] = {
 }
 
 
-def _check_raw(_: object, __: attrs.Attribute[Any], config: Mapping[str, object]) -> None:
+def _check_raw(_: object, __: attrs.Attribute[Any], config: Raw) -> None:
     for path, instead in OWNED.items():
         found: object = config
         for key in path:
@@ -50,7 +58,7 @@ class DeepSpeedBackendParams:
     offload_optimizer: Offload = "none"
     offload_parameters: Offload = "none"
     precision: Literal["float32", "bfloat16"] = "float32"
-    config: Mapping[str, object] = attrs.field(factory=dict, validator=_check_raw)
+    config: Raw = attrs.field(factory=dict, validator=_check_raw)
 
     def __attrs_post_init__(self) -> None:
         if self.precision == "bfloat16" and self.stage == 0:
