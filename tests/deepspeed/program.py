@@ -190,7 +190,10 @@ def alone(folder: Path) -> dict[str, Any]:
     return {
         "float32": train(folder / "one", (1, 3)),
         "bfloat16": train(folder / "half", (1, 2, 3), precision="bfloat16"),
-        "offloaded": train(folder / "away", (2,), offload_optimizer="cpu"),
+        "optimizer away": train(folder / "away", (2,), offload_optimizer="cpu"),
+        "all away": train(
+            folder / "all-away", (3,), offload_optimizer="cpu", offload_parameters="cpu"
+        ),
     }
 
 

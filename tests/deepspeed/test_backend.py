@@ -129,8 +129,9 @@ def test_bfloat16_trains_near_float32_and_goes_on_bit_for_bit(outcomes, plain, s
     assert not torch.equal(found, figures(plain))
 
 
-def test_an_optimizer_on_the_cpu_trains_as_any(outcomes, plain):
-    trained = outcomes.of("alone")["offloaded"]["2"]
+@pytest.mark.parametrize(("key", "stage"), [("optimizer away", 2), ("all away", 3)])
+def test_what_is_kept_on_the_cpu_trains_as_any(outcomes, plain, key, stage):
+    trained = outcomes.of("alone")[key][f"{stage}"]
     torch.testing.assert_close(torch.tensor(trained["figures"]), figures(plain), **NEAR)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
 import warnings
 from importlib import metadata
-from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -51,10 +50,9 @@ def join_group(deepspeed: ModuleType, device: torch.device) -> None:
     """Enter the process group of the launcher; without one, a group of this process alone."""
     if torch.distributed.is_initialized():
         return
-    where = {}
+    where: dict[str, Any] = {}
     if "WORLD_SIZE" not in os.environ:
-        meeting = Path(tempfile.mkdtemp(prefix="blt-deepspeed-")) / "rendezvous"
-        where = {"init_method": meeting.as_uri(), "rank": 0, "world_size": 1}
+        where = {"init_method": "tcp://127.0.0.1:0", "rank": 0, "world_size": 1}
         os.environ.setdefault("LOCAL_RANK", "0")
     deepspeed.init_distributed(
         "nccl" if device.type == "cuda" else "gloo",
