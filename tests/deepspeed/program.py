@@ -29,7 +29,7 @@ CONFIG = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 
 
 class Part(nn.Module):
-    """Has a parameter of its own, a tied one, an unused one and a buffer; called by a method."""
+    """Has tied, unused, fixed and bare parameters and a buffer; called by a method."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,10 +40,11 @@ class Part(nn.Module):
         self.head = nn.Linear(8, 16, bias=False)
         self.head.weight = self.embed.weight
         self.unused = nn.Linear(3, 3)
+        self.fixed = nn.Parameter(torch.full((8,), 0.5), requires_grad=False)
         self.register_buffer("shift", torch.full((8,), 0.1))
 
     def logits(self, ids: Tensor) -> Tensor:
-        states = self.embed(ids) * self.scale + self.shift.to(self.scale.dtype)
+        states = self.embed(ids) * self.scale * self.fixed + self.shift.to(self.scale.dtype)
         return self.head(states + self.back(torch.tanh(self.hidden(states))))
 
 
@@ -72,8 +73,9 @@ def batch(step: int, index: int) -> Tensor:
 
 
 def groups_of(module: nn.Module) -> list[dict[str, Any]]:
-    decayed = [p for p in module.parameters() if p.dim() > 1]
-    others = [p for p in module.parameters() if p.dim() == 1]
+    trained = [p for p in module.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.dim() > 1]
+    others = [p for p in trained if p.dim() == 1]
     return [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
 
 
@@ -106,12 +108,12 @@ class Run:
     def steps(self, first: int, last: int) -> list[tuple[float, float]]:
         return [self.step(step) for step in range(first, last)]
 
-    def score(self) -> Tensor:
-        """Logits from the part itself; processes call it a different number of times."""
+    def score(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits from the part itself, called differently often by each process; the weights."""
         with self.backend.whole(), torch.no_grad():
             for _ in range(self.backend.rank):
                 self.module.part.logits(batch(50, 0))
-            return self.module.part.logits(batch(50, 0)).clone()
+            return self.module.part.logits(batch(50, 0)).clone(), self.backend.weights()
 
 
 #: The newest, if any. All share one process group, since processes cannot enter one twice.
@@ -150,7 +152,7 @@ def train(folder: Path, stages: tuple[int, ...], **keys: Any) -> dict[str, Any]:
         run = Run(backend)
         figures = run.steps(0, MIDDLE)
         backend.save(made(folder / f"{stage}" / "middle", backend))
-        logits, middle = run.score(), backend.weights()
+        logits, middle = run.score()
         figures += run.steps(MIDDLE, STEPS)
         backend.save(made(folder / f"{stage}" / "end", backend))
         weights = backend.weights()
@@ -189,7 +191,7 @@ def alone(folder: Path) -> dict[str, Any]:
     """One process without a launcher."""
     return {
         "float32": train(folder / "one", (1, 3)),
-        "bfloat16": train(folder / "half", (1, 2, 3), precision="bfloat16"),
+        "bfloat16": train(folder / "half", (1, 2, 3), weight_dtype="bfloat16"),
         "optimizer away": train(folder / "away", (2,), offload_optimizer="cpu"),
         "all away": train(
             folder / "all-away", (3,), offload_optimizer="cpu", offload_parameters="cpu"

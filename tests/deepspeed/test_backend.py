@@ -114,7 +114,9 @@ def test_weights_are_what_deepspeed_consolidates_from_its_files(
         saved = outcomes.work / folder / f"{stage}" / when
         wanted = get_fp32_state_dict_from_zero_checkpoint(str(saved), tag=".")
         found = trained[key]
-        assert set(found) == set(wanted)
+        # At stages 1 and 2 it leaves out what is not trained.
+        assert set(found) - set(wanted) <= {"part.fixed"}
+        assert set(wanted) <= set(found)
         for name, tensor in wanted.items():
             assert found[name].dtype == torch.float32
             assert torch.equal(found[name], tensor.float()), name

@@ -50,7 +50,7 @@ def test_keys_that_follow_from_others_are_refused_with_the_key_to_set(path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"stage": 0, "precision": "bfloat16"}, "needs stage 1 to 3"),
+        ({"stage": 0, "weight_dtype": "bfloat16"}, "needs stage 1 to 3"),
         ({"stage": 0, "offload_optimizer": "cpu"}, "needs stage 1 to 3"),
         ({"stage": 2, "offload_parameters": "cpu"}, "needs stage = 3"),
         ({"stage": 4}, "0 to 3"),

@@ -46,10 +46,12 @@ class DeepSpeedBackend:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self._params = params
-        self._topology = Topology(params.stage, self.world_size, params.precision)
+        self._topology = Topology(params.stage, self.world_size, params.weight_dtype)
         self._package: ModuleType | None = None
         self._running: Any = None
         self._clip, self._accumulate, self._passes = 0.0, 1, 0
+        if self.world_size > 1 and torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
     def start(
         self,
@@ -69,7 +71,7 @@ class DeepSpeedBackend:
         if first.dtype != torch.float32:
             raise RunError(
                 f"the training backend 'deepspeed' trains float32 models, not {first.dtype}\n"
-                "  fix: remove [run] dtype; precision in [training_backend] sets what it trains in"
+                "  fix: remove [run] dtype; [training_backend] weight_dtype is another matter"
             )
         package = self._package = import_deepspeed(first.device)
         join_group(package, first.device)
@@ -109,9 +111,12 @@ class DeepSpeedBackend:
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """Each value's mean over the processes."""
-        sums = torch.tensor(list(values), dtype=torch.float64, device=self._engine().device)
+        device = self._engine().device
+        # The last one makes a sum of no values a barrier too.
+        sums = torch.tensor([*values, 0.0], dtype=torch.float64, device=device)
         torch.distributed.all_reduce(sums)
-        return [float(value) / self.world_size for value in sums.tolist()]
+        means: list[float] = (sums[:-1] / self.world_size).tolist()
+        return means
 
     def whole(self) -> AbstractContextManager[None]:
         """Within it every process holds all weights, and calls of parts involve no other."""

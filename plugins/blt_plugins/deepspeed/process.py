@@ -48,12 +48,10 @@ def import_deepspeed(device: torch.device) -> ModuleType:
 
 def join_group(deepspeed: ModuleType, device: torch.device) -> None:
     """Enter the process group of the launcher; without one, a group of this process alone."""
-    if torch.distributed.is_initialized():
-        return
     where: dict[str, Any] = {}
-    if "WORLD_SIZE" not in os.environ:
-        where = {"init_method": "tcp://127.0.0.1:0", "rank": 0, "world_size": 1}
+    if "WORLD_SIZE" not in os.environ and not torch.distributed.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")
+        where = {"init_method": "tcp://127.0.0.1:0", "rank": 0, "world_size": 1}
     deepspeed.init_distributed(
         "nccl" if device.type == "cuda" else "gloo",
         auto_mpi_discovery=False,  # would import mpi4py

@@ -24,11 +24,11 @@ ALIKE = frozenset({1, 2})
 
 @attrs.frozen
 class Topology:
-    """What a state depends on: ZeRO stage, number of processes, precision of the weights."""
+    """What a state depends on: ZeRO stage, number of processes, weight_dtype of the weights."""
 
     stage: int
     world_size: int
-    precision: str
+    weight_dtype: str
 
     def write(self, folder: Path) -> None:
         """Note it beside the state; its file is the last to be written."""
@@ -37,7 +37,7 @@ class Topology:
 
     def __str__(self) -> str:
         plural = "es" if self.world_size > 1 else ""
-        return f"stage {self.stage}, {self.world_size} process{plural}, {self.precision}"
+        return f"stage {self.stage}, {self.world_size} process{plural}, {self.weight_dtype}"
 
 
 def read_topology(folder: Path) -> Topology:
@@ -59,14 +59,14 @@ def needs_conversion(saved: Topology, now: Topology, folder: Path) -> bool:
 
     Raises CheckpointError where it cannot at all.
     """
-    if saved.precision == now.precision:
+    if saved.weight_dtype == now.weight_dtype:
         if saved == now or saved.stage == now.stage == 0:
             return False
         if saved.stage == now.stage or {saved.stage, now.stage} <= ALIKE:
             return True
     raise CheckpointError(
         f"{folder}: written with {saved}; it cannot go on with {now}\n"
-        f"  fix: set stage = {saved.stage} and precision = {saved.precision!r} in "
+        f"  fix: set stage = {saved.stage} and weight_dtype = {saved.weight_dtype!r} in "
         "[training_backend]; or start a new run from the weights alone, with the folder of the "
         "trained model as [run] checkpoint"
     )

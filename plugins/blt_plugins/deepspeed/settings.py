@@ -28,8 +28,10 @@ OWNED: Mapping[tuple[str, ...], str] = {
     ("gradient_clipping",): "[train] clip",
     ("optimizer",): "[train] weight_decay (the optimizer is AdamW)",
     ("scheduler",): "[train] learning_rate and schedule",
-    ("fp16",): "precision = 'bfloat16' (float16 skips steps, which the loop takes for a failure)",
-    ("bf16", "enabled"): "precision",
+    (
+        "fp16",
+    ): "weight_dtype = 'bfloat16' (float16 skips steps, which the loop takes for a failure)",
+    ("bf16", "enabled"): "weight_dtype",
     ("zero_optimization", "stage"): "stage",
     ("checkpoint", "load_universal"): "nothing (states are converted where it is needed)",
 }
@@ -49,20 +51,20 @@ class DeepSpeedBackendParams:
     """stage: of ZeRO; what is split over the processes.
 
     0 nothing, 1 the optimizer's state, 2 gradients too, 3 weights too. offload_optimizer,
-    offload_parameters: keep them in the memory of the CPU. precision: of weights and passes; the
-    optimizer keeps float32 weights beside bfloat16 ones. config: further keys of DeepSpeed's
-    config, as in its documentation; they come last.
+    offload_parameters: keep them in the memory of the CPU. weight_dtype: of the weights that
+    passes use, and of gradients; beside bfloat16 ones the optimizer keeps its own in float32.
+    config: further keys of DeepSpeed's config, as in its documentation; they come last.
     """
 
     stage: int = attrs.field(default=1, validator=between(0, 3))
     offload_optimizer: Offload = "none"
     offload_parameters: Offload = "none"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    weight_dtype: Literal["float32", "bfloat16"] = "float32"
     config: Raw = attrs.field(factory=dict, validator=_check_raw)
 
     def __attrs_post_init__(self) -> None:
-        if self.precision == "bfloat16" and self.stage == 0:
-            raise ValueError("precision 'bfloat16' needs stage 1 to 3; set stage = 1")
+        if self.weight_dtype == "bfloat16" and self.stage == 0:
+            raise ValueError("weight_dtype 'bfloat16' needs stage 1 to 3; set stage = 1")
         if self.offload_optimizer != "none" and self.stage == 0:
             raise ValueError("offload_optimizer needs stage 1 to 3; set stage = 1")
         if self.offload_parameters != "none" and self.stage != 3:  # noqa: PLR2004 -- the stage
@@ -93,7 +95,7 @@ def deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
     }
-    if params.precision == "bfloat16":
+    if params.weight_dtype == "bfloat16":
         generated["bf16"] = {"enabled": True}
     return _merged(generated, params.config)
 

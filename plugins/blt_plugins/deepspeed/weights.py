@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -20,8 +21,8 @@ def full_weights(deepspeed: ModuleType, engine: Any, *, keep: bool) -> dict[str,
     for name, held in engine.module.state_dict(keep_vars=True).items():
         if id(held) not in seen:
             whole = _whole(deepspeed, held)
-            # cpu() alone would share memory with what is on the CPU already.
-            seen[id(held)] = whole.cpu().clone() if keep else held
+            dtype = torch.float32 if whole.is_floating_point() else whole.dtype
+            seen[id(held)] = whole.to("cpu", dtype, copy=True) if keep else held
         state[name] = seen[id(held)]
     return state if keep else {}
 
@@ -32,7 +33,7 @@ def _whole(deepspeed: ModuleType, held: Tensor) -> Tensor:
         own: Tensor | None = deepspeed.utils.safe_get_full_fp32_param(held)
         if own is not None:
             return own.detach().view(getattr(held, "ds_shape", held.shape))
-    if hasattr(held, "ds_id"):
+    if hasattr(held, "ds_id") and held.numel() != held.ds_numel:
         with deepspeed.zero.GatheredParameters([held]):
             return held.detach().clone()
     return held.detach()
