@@ -7,7 +7,7 @@ what it trains a part to do. Anything else in those tables is a problem.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import attrs
@@ -25,23 +25,28 @@ _STORED = ("model", *MODEL_KINDS)
 
 
 def merge_checkpoint(
-    config: Config, tables: Mapping[str, Any], plugins: Plugins, *, training: bool = False
+    config: Config,
+    tables: Mapping[str, Any],
+    plugins: Plugins,
+    *,
+    training: bool = False,
+    kinds: Collection[str] = _STORED,
 ) -> Config:
     """The config of a run with the model tables of its checkpoint.
 
     ``tables``: what the checkpoint's format read. ``training``: whether the run trains the model
-    further. What the run may not override is kept among the config's ``problems``, which
-    ``resolve`` raises together with its own.
+    further. ``kinds``: the tables that come from the checkpoint. What the run may not override is
+    kept among the config's ``problems``, which ``resolve`` raises together with its own.
     """
     source = Table(tables, Place(config.checkpoint or "checkpoint"))
     merger = _Merger(plugins, training)
     if source.get("schema") != SCHEMA:
         text = f"expected {SCHEMA}, the one schema that this version reads, got "
         merger.problems.append(source.place_of("schema").problem(text + show(source.get("schema"))))
-    model = {key: source[key] for key in _STORED if key in source}
+    model = {key: source[key] for key in kinds if key in source}
     run = {}
     for key, own in config.tables.items():
-        if key in _STORED:
+        if key in kinds:
             place = config.tables.place_of(key)
             model[key] = merger.override(key, model.get(key), own, place)
         else:

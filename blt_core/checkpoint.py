@@ -139,7 +139,7 @@ def replace_folder(
             for path in fresh.iterdir():
                 path.chmod(mode)
             _carry(current_folder(target), fresh, {*files, *marks})
-            _flush_all(fresh)
+            flush_all(fresh)
             _swap(fresh, target)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -221,7 +221,7 @@ def _temporary(target: Path) -> Path:
     return target.parent / f".{target.name}.new-{secrets.token_hex(4)}"
 
 
-def _flush_all(folder: Path) -> None:
+def flush_all(folder: Path) -> None:
     """Flush all that a folder holds, and the folder."""
     for path in (*folder.rglob("*"), folder):
         if not path.is_symlink():

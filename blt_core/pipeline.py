@@ -340,8 +340,9 @@ def stored_model(
 
 
 def _assemble(plan: Plan) -> Model:
+    parts: dict[str, Any] = {k: plan.build(k) if k in plan.nodes else None for k in MODEL_KINDS}
     return Model(
-        **{kind: plan.build(kind) for kind in MODEL_KINDS},
+        **parts,
         scheme=plan.model.scheme,
         context_bytes=plan.model.context_bytes,
         settings=plan.describe_model(),

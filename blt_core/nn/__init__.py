@@ -14,6 +14,7 @@ from blt_core.nn.layers import (
     new_span,
 )
 from blt_core.nn.linear import Linear
+from blt_core.nn.recompute import gradient_checkpointing, recompute
 
 __all__ = [
     "NORM_EPS",
@@ -28,8 +29,10 @@ __all__ = [
     "attend",
     "attend_blocks",
     "check_heads",
+    "gradient_checkpointing",
     "initialise",
     "new_span",
+    "recompute",
     "rotary_angles",
     "rotate",
 ]

@@ -12,6 +12,7 @@ from torch.nn import functional
 from blt_core.nn.attention import attend, rotary_angles, rotate
 from blt_core.nn.cache import RowCache, Span
 from blt_core.nn.linear import Linear
+from blt_core.nn.recompute import recompute
 
 NORM_EPS = 1e-5
 
@@ -26,7 +27,8 @@ class RMSNorm(nn.RMSNorm):
         """(…, D) to (…, D)."""
         # On a CPU, one row is sooner done with a number than by torch's nine kernels.
         if x.numel() != x.shape[-1] or x.device.type != "cpu" or torch.is_grad_enabled():
-            return super().forward(x)
+            # Under autocast rows may be narrower than weights.
+            return super().forward(x if x.dtype == self.weight.dtype else x.to(self.weight.dtype))
         row = x.reshape(-1)
         row = row if row.dtype in _EXACT else row.float()
         scale = (float(row.dot(row)) / len(row) + NORM_EPS) ** -0.5
@@ -147,7 +149,7 @@ class Transformer(nn.Module):
         """As ``forward``, for rows whose span is known."""
         angles = rotary_angles(span.positions_br, self.head_dim, self.rope_theta)
         for index, layer in enumerate(self.layers):
-            x = layer(x, angles, span, cache, f"layer{index}")
+            x = recompute(layer, x, angles, span, cache, f"layer{index}")
         return x
 
 

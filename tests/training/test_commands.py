@@ -57,7 +57,8 @@ def trained(blt, config, tmp_path) -> Path:
 def test_train_writes_a_model_and_says_where(blt, config, tmp_path):
     outcome = blt("train", config, "--out", tmp_path / "out")
     assert outcome.code == 0
-    score, model = outcome.out.splitlines()
+    score, losses, model = outcome.out.splitlines()
+    assert Path(losses.removeprefix("losses: ")).read_bytes().startswith(b"\x89PNG")
     assert score.startswith("held-out bits per byte: ")
     assert model == f"model: {tmp_path / 'out' / 'model'}"
     assert "scorer 8/8" in outcome.err

@@ -35,6 +35,13 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(x).items() if k != "bytes_per_second"} for x in lines]
 
 
+def model_scores(out: Path) -> list[float]:
+    """The held-out scores of the model, in order."""
+    return [
+        r["bits_per_byte"] for r in metrics(out) if r["phase"] == "model" and "bits_per_byte" in r
+    ]
+
+
 def stored(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Tables and tensors of a checkpoint folder."""
     tables, tensors = read_checkpoint(str(folder), load_plugins())
@@ -59,7 +66,7 @@ def test_a_tiny_model_learns_and_its_checkpoint_is_the_model(new_job, silent, tm
     job = new_job(steps=60, validate_every=20, scorer={"steps": 40})
     report = silent()
     result = Trainer(job, report).run()
-    scores = [r["bits_per_byte"] for r in metrics(job.out) if "bits_per_byte" in r]
+    scores = model_scores(job.out)
     assert len(scores) == 3
     assert scores[-1] < scores[0] < 8
     assert result.best_bits_per_byte == min(scores)
@@ -121,13 +128,13 @@ def test_accumulated_passes_make_the_step_of_one_pass_over_all_of_them(new_job, 
     phase.module.zero_grad()
     scored = sum(batch.scored for batch in batches)
     for batch in batches:
-        (phase.loss(batch, torch.Generator())[0] * batch.scored / scored).backward()
+        (phase.module(batch, torch.Generator())[0] * batch.scored / scored).backward()
     expected = torch.cat([p.grad.flatten() for p in phase.module.parameters()]).norm()
     phase.module.zero_grad()
     job.backend.start(
         phase.module, parameter_groups(phase.module, 0), clip=1.0, accumulate=accumulate
     )
-    figures, size = Trainer(job, silent())._step(phase, 0)
+    figures, size = Trainer(job, silent())._step(phase, phase.module, 0)
     assert size == scored
     assert figures["grad_norm"] == pytest.approx(float(expected), rel=1e-9)
 
@@ -151,7 +158,7 @@ def test_the_best_model_is_kept_and_a_worse_last_one_written_beside_it(new_job, 
     job = new_job(steps=12, validate_every=4)
     job = attrs.evolve(job, objective=Scaled(job.objective, -1.0, since=9))
     result = Trainer(job, silent()).run()
-    scores = [r["bits_per_byte"] for r in metrics(job.out) if "bits_per_byte" in r]
+    scores = model_scores(job.out)
     assert min(scores) < scores[2], "the last score follows steps up the hill"
     assert result.best_bits_per_byte == min(scores)
     assert result.held_out.bits_per_byte == scores[2]
@@ -162,10 +169,10 @@ def test_the_best_model_is_kept_and_a_worse_last_one_written_beside_it(new_job, 
 
 
 def test_a_run_that_is_killed_after_its_last_step_has_written_all(new_job, silent, monkeypatch):
-    def stop(self, phase, step, optimizer):
-        if (phase, step) == ("model", 12):
+    def stop(self, phase, step, states):
+        if (phase.name, step) == ("model", 12):
             raise KeyboardInterrupt
-        save(self, phase, step, optimizer)
+        save(self, phase, step, states)
 
     save = Trainer._save
     monkeypatch.setattr(Trainer, "_save", stop)
@@ -345,11 +352,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_state(ne
 
 def test_every_fault_of_a_config_is_told_with_its_place(tables):
     tables["train"] |= {"stepz": 3, "clip": 0, "scorer": {"steps": -1}}
-    del tables["train"]["steps"]
     with pytest.raises(ConfigError) as caught:
         make_job(Config.from_mapping(tables, "tiny.toml"), load_plugins())
     text = str(caught.value)
-    for place in ("steps: missing", "stepz: unknown key", "clip: ", "scorer.steps: "):
+    for place in ("stepz: unknown key", "clip: ", "scorer.steps: "):
         assert f"tiny.toml: train.{place}" in text
 
 
@@ -466,3 +472,111 @@ def test_a_missing_table_is_named(tables, table):
     del tables[table]
     with pytest.raises(ConfigError, match=rf"tiny\.toml: {table}: missing"):
         make_job(Config.from_mapping(tables, "tiny.toml"), load_plugins())
+
+
+# -- ways to compute the same ----------------------------------------------------------------------
+
+BLOCKS = {"use": "block-diffusion", "block_bytes": 4, "share": 0.5, "stale_share": 0.5}
+
+
+def test_checkpointed_gradients_are_those_of_plain_passes(new_job, silent, tables):
+    tables |= {"objective": BLOCKS, "decoder": {**tables["decoder"], "denoises": True}}
+    plain, checkpointed = new_job("plain"), new_job("saved", gradient_checkpointing=True)
+    for job in (plain, checkpointed):
+        Trainer(job, silent()).run()
+    assert_same_run(plain, checkpointed)
+
+
+def test_bfloat16_passes_train_float32_parameters(new_job, silent, tables):
+    tables |= {"objective": BLOCKS, "decoder": {**tables["decoder"], "denoises": True}}
+    seen = []
+
+    class Spy:
+        def loss(self, *arguments):
+            loss, figures = blocks.loss(*arguments)
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return loss, figures
+
+    job, report = new_job(precision="bfloat16", steps=40), silent()
+    blocks = job.objective
+    Trainer(attrs.evolve(job, objective=Spy()), report).run()
+    assert set(seen) == {True}
+    assert all(tensor.dtype == torch.float32 for tensor in tensors_of(job).values())
+    assert report.losses["model", 40] < report.losses["model", 1] - 1
+
+
+def test_scores_tell_of_masked_bytes_and_of_drafts(new_job, silent, tables):
+    tables |= {"objective": BLOCKS, "decoder": {**tables["decoder"], "denoises": True}}
+    job = new_job(steps=4, validate_every=4, valid_drafts=4)
+    Trainer(job, silent()).run()
+    (scores,) = (r for r in metrics(job.out) if r["phase"] == "model" and "bits_per_byte" in r)
+    rates = [f"masked_accuracy/{rate}" for rate in (0.25, 0.5, 0.75, 1.0)]
+    drafts = ["accepted/blt-s draft_bytes=16", "accepted/blt-dv block_bytes=4 start=aligned"]
+    assert all(0 <= scores[name] <= 1 for name in (*rates, *drafts))
+
+
+def test_events_of_tensorboard_tell_what_the_metrics_tell(new_job, silent):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def stop(phase, step):
+        if (phase, step) == ("model", 7):
+            raise KeyboardInterrupt
+
+    job = new_job()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(job, silent(stop)).run()
+    Trainer(new_job(), silent()).run()
+    events = EventAccumulator(str(job.out / "tensorboard"))
+    events.Reload()
+    losses = {(r["phase"], r["step"]): r["loss"] for r in metrics(job.out) if "loss" in r}
+    found = {
+        (phase, event.step): event.value
+        for phase in ("scorer", "model")
+        for event in events.Scalars(f"{phase}/loss")
+    }
+    assert found == pytest.approx(losses, rel=1e-6)
+
+
+# -- a scorer alone --------------------------------------------------------------------------------
+
+
+def test_a_scorer_is_trained_alone_and_used_by_a_model(new_job, silent, tables, tmp_path):
+    parts = {kind: tables.pop(kind) for kind in ("encoder", "global_model", "decoder")}
+    alone = new_job("alone", steps=0, validate_every=4)
+    result = Trainer(alone, silent()).run()
+    scores = [r["bits_per_byte"] for r in metrics(alone.out) if "bits_per_byte" in r]
+    assert len(scores) == 2
+    assert result.best_bits_per_byte == scores[-1]
+    config, scorer = stored(alone.out / "model")
+    assert config["patcher"]["threshold"] == result.threshold > 0
+    assert {name.split(".")[0] for name in scorer} == {"patcher"}
+    again = Trainer(new_job("alone", steps=0, validate_every=4), silent()).run()
+    assert again.threshold == result.threshold
+
+    tables |= parts
+    del tables["patcher"], tables["train"]["scorer"]
+    given = {"checkpoint": str(alone.out / "model")}
+    tables["train"]["scorer"] = {}
+    job, report = new_job("model", scorer=given), silent()
+    Trainer(job, report).run()
+    assert {phase for phase, _ in report.losses} == {"model"}
+    assert job.model.patcher.threshold == result.threshold
+    ours = tensors_of(job)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in scorer.items())
+    assert (
+        len(
+            Pipeline.from_config({"schema": 1, "run": {"checkpoint": str(job.out / "model")}})
+            .generate("def ", max_new_bytes=4)
+            .output
+        )
+        <= 4
+    )
+
+
+def test_steps_and_parts_of_a_model_go_together(new_job, tables):
+    with pytest.raises(ConfigError, match=r"train\.steps: missing"):
+        new_job(steps=0)
+    for kind in ("encoder", "global_model", "decoder"):
+        del tables[kind]
+    with pytest.raises(ConfigError, match=r"train\.steps: a scorer is trained alone without"):
+        new_job()

@@ -12,10 +12,10 @@ import pytest
 from blt_core import hookspecs
 from blt_core.errors import DataError, RunError
 from blt_core.plugins import load_plugins
+from blt_plugins.training.records import Metrics
 from blt_plugins.training.report import (
     BarReport,
     LineReport,
-    Metrics,
     ObservedReport,
     TrainStep,
     new_report,

@@ -1,8 +1,10 @@
-"""The saved state of a run: exact, safe to interrupt, and sure of its configuration."""
+"""The saved states of a run: exact, safe to interrupt, checked, and sure of their configuration."""
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import attrs
 import pytest
@@ -11,10 +13,9 @@ import torch
 from blt_core.errors import CheckpointError, DataError
 from blt_plugins.training.state import (
     OtherSettingsError,
+    States,
     TrainingState,
     check_same_settings,
-    load_state,
-    save_state,
 )
 
 
@@ -25,87 +26,116 @@ def state(**keys) -> TrainingState:
         "threshold": 0.1 + 0.2,
         "best": None,
         "settings": {"train": {"steps": 10, "rates": [1.0, 2.0]}},
-        "model": {"decoder.head.weight": torch.randn(3, 2)},
-        "optimizer": {"decoder.head.weight|step": torch.tensor(3.0)},
+        "rest": {"patcher.head.weight": torch.randn(3, 2)},
     }
     return TrainingState(**{**fields, **keys})
 
 
+def states(tmp_path: Path, keep: int = 3) -> States:
+    return States(tmp_path / "state", ("scorer", "model"), keep)
+
+
+def save(of: States, saved: TrainingState, content: str = "weights") -> None:
+    def write(folder: Path) -> None:
+        (folder / "backend.txt").write_text(content)
+
+    of.save(saved, write, main=True, barrier=lambda: None)
+
+
+def names(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "state").iterdir())
+
+
 def test_what_was_saved_is_what_is_loaded(tmp_path):
     saved = state()
-    save_state(tmp_path / "state", saved)
-    loaded = load_state(tmp_path / "state")
+    save(states(tmp_path), saved)
+    found = states(tmp_path).latest(pytest.fail)
     for name in ("phase", "step", "threshold", "best", "settings"):
-        assert getattr(loaded, name) == getattr(saved, name)
-    for group in ("model", "optimizer"):
-        assert getattr(loaded, group).keys() == getattr(saved, group).keys()
-        for name, tensor in getattr(saved, group).items():
-            assert torch.equal(getattr(loaded, group)[name], tensor)
-    assert torch.equal(loaded.generator, saved.generator)
-    assert sorted(p.name for p in (tmp_path / "state").iterdir()) == [
-        "state.json",
-        "tensors.safetensors",
-    ]
+        assert getattr(found.state, name) == getattr(saved, name)
+    assert torch.equal(found.state.rest["patcher.head.weight"], saved.rest["patcher.head.weight"])
+    assert torch.equal(found.state.generator, saved.generator)
+    assert (found.folder / "backend.txt").read_text() == "weights"
 
 
 def test_no_state_is_none(tmp_path):
-    assert load_state(tmp_path / "state") is None
+    assert states(tmp_path).latest(pytest.fail) is None
 
 
-def test_a_write_that_fails_leaves_the_former_state(tmp_path):
-    save_state(tmp_path / "state", state(step=1))
-    with pytest.raises(TypeError):
-        save_state(tmp_path / "state", state(step=2, best=object()))
-    assert load_state(tmp_path / "state").step == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["state"]
+def test_the_last_ones_are_kept_in_the_order_of_the_run(tmp_path):
+    own = states(tmp_path, keep=2)
+    for phase, step in (("scorer", 5), ("scorer", 50), ("model", 0), ("model", 7)):
+        save(own, state(phase=phase, step=step))
+    assert names(tmp_path) == ["model-00000000", "model-00000007"]
+    assert own.latest(pytest.fail).state.name == "model step 7"
+    own.clear()
+    assert names(tmp_path) == []
 
 
-def test_a_write_cut_short_between_its_renames_loses_nothing(tmp_path):
-    save_state(tmp_path / "state", state(step=1))
-    (tmp_path / "state").rename(tmp_path / ".state.old")
-    assert load_state(tmp_path / "state").step == 1
-    save_state(tmp_path / "state", state(step=2))
-    assert load_state(tmp_path / "state").step == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["state"]
+@pytest.mark.parametrize("what", [TypeError, KeyboardInterrupt])
+def test_a_write_that_fails_leaves_the_former_state(tmp_path, what):
+    own = states(tmp_path)
+    save(own, state(step=1))
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise what
+
+    with pytest.raises(what):
+        own.save(state(step=2), fail, main=True, barrier=lambda: None)
+    assert states(tmp_path).latest(pytest.fail).state.step == 1
+    save(states(tmp_path), state(step=2))  # what was left behind is cleared away
+    assert names(tmp_path) == ["model-00000001", "model-00000002"]
 
 
-@pytest.mark.parametrize("file", ["state.json", "tensors.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"[1]", b"cut"])
-def test_a_damaged_state_says_so_and_what_to_do(tmp_path, file, content):
-    save_state(tmp_path / "state", state())
-    path = tmp_path / "state" / file
-    path.write_bytes(path.read_bytes()[:40] if content == b"cut" else content)
-    with pytest.raises(CheckpointError, match=r"training state is damaged .* --fresh"):
-        load_state(tmp_path / "state")
+DAMAGE = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "flipped": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x99"),
+    "gone": lambda path: path.unlink(),
+}
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "state.json", "tensors.safetensors"])
-def test_a_folder_that_is_no_state_is_neither_read_nor_replaced(tmp_path, name):
+@pytest.mark.parametrize("file", ["state.json", "rest.safetensors", "backend.txt"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_newest_state_is_passed_over_with_a_warning(tmp_path, file, damage):
+    own = states(tmp_path, keep=2)
+    save(own, state(step=1))
+    save(own, state(step=2))
+    DAMAGE[damage](tmp_path / "state" / "model-00000002" / file)
+    said: list[str] = []
+    assert states(tmp_path).latest(said.append).state.step == 1
+    (warning,) = said
+    assert re.match(r"warning: .*model-00000002: this state is damaged", warning)
+    # Its place is taken by what the run does next, and it never displaces a good one.
+    save(own, state(step=2))
+    assert own.latest(pytest.fail).state.step == 2
+    DAMAGE[damage](tmp_path / "state" / "model-00000002" / file)
+    lone = states(tmp_path, keep=1)
+    save(lone, state(step=1))
+    assert names(tmp_path) == ["model-00000001"]
+    DAMAGE[damage](tmp_path / "state" / "model-00000001" / file)
+    with pytest.raises(CheckpointError, match=r"this state is damaged .*\n.*--fresh"):
+        lone.latest(said.append)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model-1", "model-00000001"])
+def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path, name):
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / name).write_text("mine")
-    for use in (load_state, lambda folder: save_state(folder, state())):
-        with pytest.raises(
-            DataError, match="state: not replaced, since it is no folder with "
-        ) as e:
-            use(tmp_path / "state")
-        assert "--fresh" not in str(e.value)
-    assert [p.read_text() for p in (tmp_path / "state").iterdir()] == ["mine"]
-
-
-def test_what_else_lies_beside_a_state_stays(tmp_path):
-    save_state(tmp_path / "state", state(step=1))
-    (tmp_path / "state" / "notes.txt").write_text("mine")
-    save_state(tmp_path / "state", state(step=2))
-    assert load_state(tmp_path / "state").step == 2
-    assert (tmp_path / "state" / "notes.txt").read_text() == "mine"
+    with pytest.raises(DataError, match=rf"state: holds '{name}', which is no state of a run"):
+        states(tmp_path)
+    assert (tmp_path / "state" / name).read_text() == "mine"
 
 
 def test_a_state_of_another_version_is_refused(tmp_path):
-    save_state(tmp_path / "state", state())
-    file = tmp_path / "state" / "state.json"
-    file.write_text(file.read_text().replace('"version": 1', '"version": 7'))
-    with pytest.raises(CheckpointError, match=r"state version 7, this one reads 1"):
-        load_state(tmp_path / "state")
+    save(states(tmp_path), state())
+    file = tmp_path / "state" / "model-00000003" / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "version": 7}))
+    with pytest.raises(CheckpointError, match=r"state version 7, this one reads \d"):
+        states(tmp_path).latest(pytest.fail)
+    file.rename(tmp_path / "state" / "state.json")  # where version 1 had it
+    with pytest.raises(DataError, match="another version"):
+        states(tmp_path)
 
 
 def test_settings_that_differ_are_all_named(tmp_path):

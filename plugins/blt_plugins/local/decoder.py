@@ -23,6 +23,7 @@ from blt_core.nn import (
     check_heads,
     initialise,
     new_span,
+    recompute,
     rotary_angles,
 )
 from blt_core.types import Blocks, DecoderOutput, Latents, Output, Rows
@@ -154,12 +155,12 @@ class LocalDecoder(nn.Module):
             latent_kv = memory.of(layer.latent_attention, lane)
             keys, values = None, None
             if x is not None and row_plan is not None:
-                x, keys, values = layer.clean(x, latent_kv, row_plan, rows, lane)
+                x, keys, values = recompute(layer.clean, x, latent_kv, row_plan, rows, lane)
             if y is not None and block_plan is not None:
                 if rows is not None:
                     keys = rows.read(f"{lane}.k", block_plan.lo, block_plan.hi)
                     values = rows.read(f"{lane}.v", block_plan.lo, block_plan.hi)
-                y = layer.block(y, latent_kv, block_plan, keys, values)
+                y = recompute(layer.block, y, latent_kv, block_plan, keys, values)
         return DecoderOutput(self._output(x), self._output(y))
 
     def _remember(self, latents: Latents | None, cache: LocalDecoderCache | None) -> LatentMemory:

@@ -75,17 +75,61 @@ def _right(
     """(3, B): scored bytes at each place, and those that masked rows and clean rows name right."""
     truth_bnB = ids_from(start_bn, batch.targets_br, block_bytes)
     scored = truth_bnB != UNSCORED
-    start_bn = start_bn.clamp(min=1)
-    latent_bn = patch_layout(flags_br, batch.rows.lengths)[1].gather(1, start_bn - 1)
     mask = torch.full_like(truth_bnB, model.scheme.mask or 0)
-    output = model.forward(batch.rows, flags_br, Blocks(mask, start_bn, latent_bn))
-    if output.clean is None or output.blocks is None:
-        raise ValueError("the decoder gave no output for clean rows or for blocks")
-    masked_bnB = greedy_ids(output.blocks.logits, model.scheme)
-    own_bnB = ids_from(start_bn, greedy_ids(output.clean.logits, model.scheme), block_bytes)
+    masked_bnB, own_br = _block_ids(model, batch, flags_br, start_bn, mask)
+    own_bnB = ids_from(start_bn.clamp(min=1), own_br, block_bytes)
     right = (scored, scored & (masked_bnB == truth_bnB), scored & (own_bnB == truth_bnB))
     return torch.stack([each.sum((0, 1)) for each in right])
 
 
 def _shares(parts: Sequence[int], counts: Sequence[int]) -> tuple[float | None, ...]:
     return tuple(n / of if of else None for n, of in zip(parts, counts, strict=True))
+
+
+@torch.no_grad()
+def masked_accuracy(
+    model: Model,
+    batches: Iterable[Batch],
+    block_bytes: int,
+    rates: Sequence[float],
+    *,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Share of masked bytes that one pass names right, by the rate at which bytes were masked.
+
+    In blocks at an eighth of the patch starts, of the training layout; the same blocks for each
+    rate. A rate without a masked byte has no entry.
+    """
+    sums = {rate: [0, 0] for rate in rates}
+    rng = torch.Generator().manual_seed(seed)
+    for batch in batches:
+        flags_br = model.patcher.flags(batch.rows, None)
+        opens_br = flags_br & (batch.targets_br != UNSCORED)
+        start_bn = sample_starts(opens_br, opens_br.sum(1) / 8, rng)
+        if not start_bn.numel():
+            continue
+        truth_bnB = ids_from(start_bn, batch.targets_br, block_bytes)
+        noise = torch.rand(truth_bnB.shape, generator=rng).to(truth_bnB.device)
+        for rate, totals in sums.items():
+            scored = truth_bnB != UNSCORED
+            hidden = scored & (noise < rate)
+            given = truth_bnB.masked_fill(hidden | ~scored, model.scheme.mask or 0)
+            found = _block_ids(model, batch, flags_br, start_bn, given)[0]
+            totals[0] += int((hidden & (found == truth_bnB)).sum())
+            totals[1] += int(hidden.sum())
+    return {str(rate): right / of for rate, (right, of) in sums.items() if of}
+
+
+def _block_ids(
+    model: Model, batch: Batch, flags_br: Tensor, start_bn: Tensor, ids_bnB: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The likeliest ids of block rows (b, n, B), and of clean rows (b, r)."""
+    start_bn = start_bn.clamp(min=1)
+    latent_bn = patch_layout(flags_br, batch.rows.lengths)[1].gather(1, start_bn - 1)
+    output = model.forward(batch.rows, flags_br, Blocks(ids_bnB, start_bn, latent_bn))
+    if output.clean is None or output.blocks is None:
+        raise ValueError("the decoder gave no output for clean rows or for blocks")
+    return (
+        greedy_ids(output.blocks.logits, model.scheme),
+        greedy_ids(output.clean.logits, model.scheme),
+    )

@@ -1,32 +1,54 @@
-"""The plain torch backend: one process, AdamW, gradient clipping."""
+"""The plain torch backend: one process, or several under torchrun by DDP or FSDP2; AdamW."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
 
 import attrs
 import torch
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from blt_core.component import BuildContext, Component
 from blt_core.errors import CheckpointError, RunError
+from blt_core.stored import StoredTensors
 
 BETAS = (0.9, 0.95)
+#: What ``save`` writes: the whole weights and optimizer, whatever they were spread over.
+TENSORS = "training.safetensors"
+_WEIGHT, _OPTIMIZER = "weight/", "optimizer/"
 
 
 @attrs.frozen(kw_only=True)
 class TorchBackendParams:
-    """Nothing to set."""
+    """strategy: how several processes share the work. ddp: each holds the whole model.
+
+    fsdp: weights, gradients and optimizer are spread over them (FSDP2), layer by layer. Nothing is
+    spread in a single process, one that was not started by torchrun.
+    """
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
 
 
 class TorchBackend:
-    """AdamW on the parameters of one module."""
+    """AdamW on the parameters of one module, in as many processes as torchrun started."""
 
     def __init__(self, params: TorchBackendParams, context: BuildContext) -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self._sharded = params.strategy == "fsdp" and self.world_size > 1
+        self._module: nn.Module = nn.Module()
+        self._called: nn.Module = self._module
         self._optimizer: torch.optim.AdamW | None = None
-        self._parameters: dict[str, nn.Parameter] = {}
-        self._clip, self._accumulate = 1.0, 1
+        self._clip, self._accumulate, self._passes = 1.0, 1, 0
+        self._owns_group = False
+        if self.world_size > 1 and torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
     def start(
         self,
@@ -35,46 +57,155 @@ class TorchBackend:
         *,
         clip: float,
         accumulate: int,
-    ) -> None:
+    ) -> nn.Module:
         """Begin to train ``module``; what was trained before is let go."""
-        self._parameters = dict(module.named_parameters())
+        self._join()
+        self._module = self._called = module
+        if self._sharded:
+            from blt_plugins.training.sharding import shard
+
+            groups = shard(module, groups)
+        elif self.world_size > 1:
+            self._called = DistributedDataParallel(module)
         # lr is set at each step; the fused kernel touches every parameter once, on the CPU too.
-        self._optimizer = torch.optim.AdamW(list(groups), lr=0.0, betas=BETAS, fused=True)
-        self._clip, self._accumulate = clip, accumulate
+        fused = not self._sharded
+        self._optimizer = torch.optim.AdamW(list(groups), lr=0.0, betas=BETAS, fused=fused)
+        self._clip, self._accumulate, self._passes = clip, accumulate, 0
         self._optimizer.zero_grad(set_to_none=True)
+        self._prepare_pass()
+        return self._called
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of one of ``accumulate`` passes."""
+        """Add the gradient of one of ``accumulate`` passes; the last one shares them out."""
         (loss / self._accumulate).backward()
+        self._passes += 1
+        self._prepare_pass()
 
     def step(self, learning_rate: float) -> float:
         """Apply the gradients; returns their norm before clipping."""
         optimizer = self._running()
-        norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._clip)
+        norm = nn.utils.clip_grad_norm_(self._module.parameters(), self._clip)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        self._passes = 0
+        self._prepare_pass()
+        return float(self._full(norm))
 
-    def state(self) -> dict[str, Tensor]:
-        """The optimizer's tensors, named ``parameter|quantity``."""
-        state = self._running().state
-        return {
-            f"{name}|{key}": tensor
-            for name, parameter in self._parameters.items()
-            for key, tensor in state.get(parameter, {}).items()
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """Each value's mean over the processes."""
+        if self.world_size == 1:
+            return list(values)
+        self._join()
+        total = torch.tensor([*values, 0.0], dtype=torch.float64)
+        distributed.all_reduce(total)
+        means: list[float] = (total[:-1] / self.world_size).tolist()
+        return means
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within it every process holds all of the weights."""
+        if not self._sharded:
+            return nullcontext()
+        from blt_plugins.training.sharding import gathered
+
+        return gathered(self._module)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The module's whole ``state_dict`` in process 0."""
+        return self._gathered(self._module.state_dict())
+
+    def save(self, folder: Path) -> None:
+        """Process 0 writes one file."""
+        named, optimizer = self._parameters(), self._running()
+        state = {
+            f"{name}|{key}": value
+            for name, parameter in named.items()
+            for key, value in optimizer.state.get(parameter, {}).items()
         }
+        weights = self.weights()
+        moments = self._gathered(state)
+        if self.rank == 0:
+            tensors = {_WEIGHT + name: tensor for name, tensor in weights.items()}
+            tensors |= {_OPTIMIZER + name: tensor for name, tensor in moments.items()}
+            save_file(tensors, folder / TENSORS)
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from what ``state`` gave. Raises CheckpointError for unknown parameters."""
-        optimizer = self._running()
-        for full, tensor in tensors.items():
-            name, _, key = full.rpartition("|")
-            if name not in self._parameters:
-                raise CheckpointError(f"optimizer state of {name!r}, which the model does not have")
-            parameter = self._parameters[name]
-            optimizer.state[parameter][key] = tensor.clone().to(parameter.device)
+    def load(self, folder: Path) -> None:
+        """Go on from ``save``, of this backend with any strategy and number of processes."""
+        path = folder / TENSORS
+        if not path.exists():
+            raise CheckpointError(
+                f"{folder}: holds no {TENSORS}, so another training backend wrote it\n"
+                "  fix: go on with that backend, or start anew from OUT/model as [run] checkpoint"
+            )
+        tensors = StoredTensors(path)
+        own, parameters = self._module.state_dict(), self._parameters()
+        state = self._running().state
+        for full in tensors:
+            if full.startswith(_WEIGHT):
+                name = full.removeprefix(_WEIGHT)
+                _known(name, own, folder)
+                with torch.no_grad():
+                    own[name].copy_(self._like(tensors[full], own[name]))
+            else:
+                name, _, key = full.removeprefix(_OPTIMIZER).rpartition("|")
+                _known(name, parameters, folder)
+                value, parameter = tensors[full].clone(), parameters[name]
+                state[parameter][key] = (
+                    self._like(value, parameter) if value.dim() else value.to(parameter.device)
+                )
+
+    def close(self) -> None:
+        """Let the module and the process group go."""
+        self._module = self._called = nn.Module()
+        self._optimizer = None
+        if self._owns_group and distributed.is_initialized():
+            distributed.destroy_process_group()
+        self._owns_group = False
+
+    def _prepare_pass(self) -> None:
+        """Gradients meet those of the other processes in the last pass of a step alone."""
+        last = self._passes + 1 == self._accumulate
+        if self._sharded:
+            self._called.set_requires_gradient_sync(last)  # type: ignore[operator]
+        elif isinstance(self._called, DistributedDataParallel):
+            self._called.require_backward_grad_sync = last
+
+    def _join(self) -> None:
+        """Meet the other processes, once."""
+        if self.world_size > 1 and not distributed.is_initialized():
+            distributed.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            )
+            self._owns_group = True
+
+    def _gathered(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Whole copies on the CPU in process 0; the others take part and keep nothing."""
+        found = {}
+        for name, tensor in tensors.items():
+            whole = self._full(tensor)
+            if self.rank == 0:
+                found[name] = whole.detach().to("cpu", copy=True).contiguous()
+        return found
+
+    def _full(self, tensor: Tensor) -> Tensor:
+        if not self._sharded:
+            return tensor
+        from blt_plugins.training.sharding import full
+
+        return full(tensor)
+
+    def _like(self, tensor: Tensor, own: Tensor) -> Tensor:
+        """``tensor`` on the device of ``own``, and spread as it is."""
+        tensor = tensor.to(own.device)
+        if not self._sharded:
+            return tensor
+        from blt_plugins.training.sharding import like
+
+        return like(tensor, own)
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self._module.named_parameters())
 
     def _running(self) -> torch.optim.AdamW:
         if self._optimizer is None:
@@ -82,10 +213,15 @@ class TorchBackend:
         return self._optimizer
 
 
+def _known(name: str, own: Mapping[str, object], folder: Path) -> None:
+    if name not in own:
+        raise CheckpointError(f"{folder}: has {name!r}, which the trained module does not have")
+
+
 TORCH_BACKEND = Component(
     kind="training_backend",
     name="torch",
     factory=TorchBackend,
     params=TorchBackendParams,
-    summary="one process, plain torch",
+    summary="plain torch: one process, or DDP and FSDP2 under torchrun",
 )

@@ -82,6 +82,7 @@ class BlockDiffusionObjective:
         if context.scheme.mask is None:
             raise ValueError("block diffusion needs an id scheme with a [MASK] id")
         self.params, self.mask = params, context.scheme.mask
+        self.block_bytes = params.block_bytes
 
     def loss(
         self,

@@ -19,7 +19,7 @@ from blt_plugins.training.calibrate import Calibration
 from blt_plugins.training.job import make_job
 from blt_plugins.training.loop import Trainer, TrainResult
 from blt_plugins.training.probe import evaluate
-from blt_plugins.training.report import ObservedReport, new_report
+from blt_plugins.training.report import ObservedReport, SilentReport, new_report
 from blt_plugins.training.threshold import calibrate_source, write_threshold
 
 #: Rows of the histogram, and the width of its longest bar.
@@ -45,14 +45,17 @@ def train(
     settings = find_config(config).with_run(device=device)
     job = make_job(settings, plugins, out=out, corpus=corpus)
     result = None
-    report = ObservedReport(new_report(sys.stderr), plugins.notify, job)
+    main = job.backend.rank == 0
+    inner = new_report(sys.stderr) if main else SilentReport()
+    report = ObservedReport(inner, plugins.notify, job)
     plugins.notify("blt_run_start", run=job)
     try:
         result = Trainer(job, report).run(fresh=fresh)
     finally:
         report.close()
         plugins.notify("blt_run_end", run=job, result=result)
-    _show_result(result, as_json=as_json)
+    if main:
+        _show_result(result, as_json=as_json)
 
 
 def calibrate(
@@ -82,11 +85,14 @@ def _show_result(result: TrainResult, *, as_json: bool) -> None:
             "model": str(result.model),
             "threshold": result.threshold,
             "bits_per_byte": result.best_bits_per_byte,
+            "plot": str(result.plot) if result.plot else None,
         }
         typer.echo(json.dumps(record))
         return
     if result.best_bits_per_byte is not None:
         typer.echo(f"held-out bits per byte: {result.best_bits_per_byte:.4f}")
+    if result.plot is not None:
+        typer.echo(f"losses: {result.plot}")
     typer.echo(f"model: {result.model}")
 
 

@@ -10,6 +10,7 @@ import attrs
 from blt_core.errors import DataError
 from blt_core.model import Model
 from blt_core.protocols import Corpus
+from blt_plugins.training.acceptance import PREFIX_BYTES, prefixes
 from blt_plugins.training.settings import TrainSettings
 from blt_plugins.training.windows import Batch, Window, cut_windows, make_batch, pack, sample
 
@@ -17,6 +18,8 @@ from blt_plugins.training.windows import Batch, Window, cut_windows, make_batch,
 @attrs.frozen(eq=False)
 class Data:
     """documents and windows to train on; batches to score (``valid``) and to calibrate on.
+
+    prefixes: of held-out documents, to judge drafts after.
 
     summary: how much text there is on both sides, in words.
     ``digest``: names the text, so that a resumed run is sure to read the same.
@@ -26,6 +29,7 @@ class Data:
     windows: Sequence[Window]
     valid: Sequence[Batch]
     calibration: Sequence[Batch]
+    prefixes: Sequence[bytes]
     digest: str
     summary: str
 
@@ -53,9 +57,18 @@ def load_data(corpus: Corpus, settings: TrainSettings, model: Model) -> Data:
         windows,
         batches(valid, cut_windows(valid, context), settings.valid_bytes),
         batches(documents, windows, settings.scorer.calibration_bytes),
+        _prefixes(valid, settings, context),
         digest(documents, valid),
         f"corpus: {_amount(documents)} to train on, {_amount(valid)} held out",
     )
+
+
+def _prefixes(valid: Sequence[bytes], settings: TrainSettings, context: int) -> list[bytes]:
+    """Held-out text after which drafts are judged; none if there is no document of two bytes."""
+    longest = min(PREFIX_BYTES, max(context // 2, 1))
+    if not settings.valid_drafts or all(len(text) < 2 for text in valid):  # noqa: PLR2004
+        return []
+    return prefixes(valid, settings.valid_drafts, longest=longest, seed=settings.seed)
 
 
 def digest(*splits: Sequence[bytes]) -> str:

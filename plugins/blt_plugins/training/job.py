@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from torch import Tensor
+from torch import Tensor, nn
 
+from blt_core._tables import Table
+from blt_core.checkpoint import load_tensors
 from blt_core.component import BuildContext, trained_keys
 from blt_core.config import MODEL_KINDS, Config, RunSettings
 from blt_core.errors import ConfigError, PluginError, Problem
 from blt_core.pipeline import new_model, read_checkpoint
 from blt_core.plugins import Plugins
+from blt_core.protocols import TrainingBackend
 from blt_core.wiring import Plan, build_node, merge_checkpoint, resolve, resolve_component
 from blt_plugins.training.loop import Job
 from blt_plugins.training.settings import TrainSettings
@@ -21,6 +24,8 @@ from blt_plugins.training.settings import TrainSettings
 #: What a training config without a table of these kinds uses.
 DEFAULTS = {"objective": {"use": "ar"}, "training_backend": {"use": "torch"}}
 NEEDS = ("train", "model", *MODEL_KINDS, "corpus")
+#: What a byte scorer needs that is trained alone.
+SCORER_NEEDS = ("train", "model", "patcher", "corpus")
 
 
 def make_job(
@@ -39,22 +44,39 @@ def make_job(
     if plan.run.checkpoint is not None and _same(folder / "model", Path(plan.run.checkpoint)):
         text = f"training would write over it; write to another place than {folder}"
         raise ConfigError([plan.place.child("run", "checkpoint").problem(text)])
+    backend: TrainingBackend = plan.build("training_backend")
+    _check_passes(plan, settings, backend)
     described = plan.describe()
+    compared = ("model", *MODEL_KINDS, "objective")
     node = resolve_component("checkpoint_format", {"use": "folder"}, plugins)
+    model = new_model(plan, training.tensors, settings.seed)
+    if training.scorer is not None and isinstance(model.patcher, nn.Module):
+        patcher = nn.ModuleDict({"patcher": model.patcher})
+        load_tensors(patcher, training.scorer, str(settings.scorer.checkpoint))
     return Job(
         corpus=plan.build("corpus"),
-        model=new_model(plan, training.tensors, settings.seed),
+        model=model,
         objective=plan.build("objective"),
-        backend=plan.build("training_backend"),
+        backend=backend,
         format=build_node(node, BuildContext(plan.model.scheme), plugins.registry),
         settings=settings,
+        plugins=plugins,
         tables={
             "run": {"dtype": plan.run.dtype, "checkpoint": plan.run.checkpoint},
-            **{k: described[k] for k in ("model", *MODEL_KINDS, *DEFAULTS)},
+            **{k: described[k] for k in compared if k in described},
         },
         calibrates=training.calibrates,
         out=folder,
     )
+
+
+def _check_passes(plan: Plan, settings: TrainSettings, backend: TrainingBackend) -> None:
+    """Raise ConfigError unless the passes of a step can be shared out evenly."""
+    passes, processes = settings.accumulate, backend.world_size
+    if passes % processes:
+        text = f"{passes} passes cannot be dealt out to {processes} processes"
+        hint = f"set it to a multiple of {processes}; train.batch_bytes is split over all passes"
+        raise ConfigError([plan.place.child("train", "accumulate").problem(text, hint)])
 
 
 @attrs.frozen(eq=False)
@@ -63,12 +85,13 @@ class TrainingPlan:
 
     settings: ``[train]``; a scorer that comes from a checkpoint is not trained. tensors: to start
     from, None for random weights. calibrates: whether the patcher's threshold (0 in the plan) is
-    yet to be found.
+    yet to be found. scorer: the patcher's tensors, where it was trained alone.
     """
 
     plan: Plan
     settings: TrainSettings
     tensors: Mapping[str, Tensor] | None
+    scorer: Mapping[str, Tensor] | None
     calibrates: bool
 
     def describe(self) -> dict[str, Any]:
@@ -98,19 +121,61 @@ def plan_training(config: Config, plugins: Plugins) -> TrainingPlan:
     if config.checkpoint is not None:
         stored, tensors = read_checkpoint(config.checkpoint, plugins)
         config = merge_checkpoint(config, stored, plugins, training=True)
+    config, scorer = _with_scorer(config, plugins)
+    alone = _trains_scorer_alone(config)
     calibrates = _lacks_threshold(config, plugins)
     if calibrates:
         config = config.with_table("patcher", {**config.tables["patcher"], "threshold": 0.0})
-    plan = resolve(config, plugins, needs=NEEDS)
+    plan = resolve(config, plugins, needs=SCORER_NEEDS if alone else NEEDS)
     settings: TrainSettings = plan.settings["train"]
     own_scorer = config.tables["train"].get("scorer", {})
-    if tensors is not None:
+    if tensors is not None or scorer is not None:
         settings = attrs.evolve(settings, scorer=attrs.evolve(settings.scorer, steps=0))
-    training = TrainingPlan(plan, settings, tensors, calibrates)
-    problems = [*_problems(training, own_scorer), *_untrained(plan, stored)]
+    training = TrainingPlan(plan, settings, tensors, scorer, calibrates)
+    problems = [*_problems(training, own_scorer), *_without_steps(training, alone=alone)]
+    problems += [] if alone else _untrained(plan, stored)
     if problems:
         raise ConfigError(problems)
     return training
+
+
+def _with_scorer(config: Config, plugins: Plugins) -> tuple[Config, Mapping[str, Tensor] | None]:
+    """The config with the patcher of ``train.scorer.checkpoint``, and its tensors; None if unset.
+
+    A patcher table may repeat what that patcher has, and override what any run may.
+    """
+    train = config.tables.get("train")
+    own = train.get("scorer") if isinstance(train, Mapping) else None
+    location = own.get("checkpoint") if isinstance(own, Table) else None
+    if not isinstance(own, Table) or not isinstance(location, str) or not location:
+        return config, None
+    if config.checkpoint is not None:
+        text = "the scorer comes from run.checkpoint; remove this key"
+        raise ConfigError([own.place_of("checkpoint").problem(text)])
+    stored, tensors = read_checkpoint(location, plugins)
+    config = merge_checkpoint(config, stored, plugins, kinds=("patcher",))
+    return config, {k: tensors[k] for k in tensors if k.startswith("patcher.")}
+
+
+def _trains_scorer_alone(config: Config) -> bool:
+    """Whether a config has a patcher, and no other part of a model."""
+    return (
+        config.checkpoint is None
+        and "patcher" in config.tables
+        and not any(kind in config.tables for kind in MODEL_KINDS if kind != "patcher")
+    )
+
+
+def _without_steps(training: TrainingPlan, *, alone: bool) -> list[Problem]:
+    """Steps of a model without parts, or parts without steps."""
+    steps, place = training.settings.steps, training.plan.place.child("train", "steps")
+    if alone and steps:
+        names = " ".join(f"[{kind}]" for kind in MODEL_KINDS if kind != "patcher")
+        text = f"a scorer is trained alone without this key; a model needs the tables {names}"
+        return [place.problem(text)]
+    if not alone and not steps:
+        return [place.problem("missing; this is how many steps the model is trained")]
+    return []
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -1,7 +1,8 @@
 """The training loop: phases, steps, held-out scores, checkpoints, and exact resume.
 
 A step's data and random numbers are functions of the seed and the step's number, and the state
-holds all that steps change. So a run that was stopped goes on bit for bit where it was saved.
+holds all that steps change. So a run that was stopped goes on bit for bit where it was saved. A
+step has the same passes in any number of processes, which only share them out.
 """
 
 from __future__ import annotations
@@ -16,16 +17,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from blt_core.checkpoint import (
-    MODEL_FILES,
-    check_replaceable,
-    file_errors,
-    load_tensors,
-    model_config,
-    model_tensors,
-)
-from blt_core.errors import DataError, RunError
+from blt_core.checkpoint import MODEL_FILES, check_replaceable, file_errors, model_config
+from blt_core.component import BuildContext
+from blt_core.errors import CheckpointError, DataError, RunError
 from blt_core.model import Model
+from blt_core.plugins import Plugins
 from blt_core.protocols import (
     CheckpointFormat,
     Corpus,
@@ -33,9 +29,10 @@ from blt_core.protocols import (
     ThresholdPatcher,
     TrainingBackend,
 )
+from blt_plugins.training.backend import TorchBackend, TorchBackendParams
 from blt_plugins.training.calibrate import calibrate
 from blt_plugins.training.data import load_data
-from blt_plugins.training.evaluate import HeldOut, evaluate_model, evaluate_scorer
+from blt_plugins.training.evaluate import HeldOut, evaluate_scorer
 from blt_plugins.training.interrupts import Interrupts
 from blt_plugins.training.memory import keep_freed_memory
 from blt_plugins.training.phases import (
@@ -46,19 +43,20 @@ from blt_plugins.training.phases import (
     make_phases,
     trainable_scorer,
 )
-from blt_plugins.training.report import Metrics, Report
+from blt_plugins.training.records import Metrics, plot_losses
+from blt_plugins.training.report import Report
 from blt_plugins.training.schedule import parameter_groups
 from blt_plugins.training.settings import TrainSettings
-from blt_plugins.training.state import (
-    STATE_FILES,
-    TrainingState,
-    check_same_settings,
-    load_state,
-    save_state,
-)
+from blt_plugins.training.state import Found, States, TrainingState, check_same_settings
+from blt_plugins.training.validation import validate
 
 #: Settings that may change when a run is resumed, since no step depends on them.
-FREE = ("out", "log_every", "checkpoint_every", "validate_every")
+FREE = (
+    *("out", "log_every", "checkpoint_every", "validate_every", "keep_states"),
+    *("valid_drafts", "tensorboard"),
+)
+#: Blocks that drafts are judged by where the objective does not say how long its own are.
+BLOCK_BYTES = 16
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -75,6 +73,7 @@ class Job:
     backend: TrainingBackend
     format: CheckpointFormat
     settings: TrainSettings
+    plugins: Plugins
     tables: Mapping[str, Any]
     calibrates: bool
     out: Path
@@ -85,13 +84,14 @@ class TrainResult:
     """How a run ended.
 
     held_out: the score at the end, None if the run was found finished. model: the folder of the
-    model with the best score.
+    model with the best score. plot: of the losses, None where matplotlib is not installed.
     """
 
     threshold: float | None
     held_out: HeldOut | None
     best_bits_per_byte: float | None
     model: Path
+    plot: Path | None = None
 
 
 class Trainer:
@@ -99,12 +99,18 @@ class Trainer:
 
     def __init__(self, job: Job, report: Report) -> None:
         self._job, self._report, self._settings = job, report, job.settings
-        self._metrics = Metrics(job.out / "metrics.jsonl")
+        # A scorer is small, and its parameters are needed whole later: it is never sharded.
+        context = BuildContext(job.model.scheme)
+        self._scorer_backend: TrainingBackend = TorchBackend(TorchBackendParams(), context)
+        self._backend, self._main = job.backend, job.backend.rank == 0
+        self._alone = False
+        events = job.out / "tensorboard" if self._settings.tensorboard else None
+        self._metrics = Metrics(job.out / "metrics.jsonl", events)
         self._interrupts = Interrupts(report.note)
         self._data = load_data(job.corpus, job.settings, job.model)
         self._best: float | None = None
         self._held_out: HeldOut | None = None
-        self._saved = ""
+        self._saved, self._stopping = "", False
 
     def run(self, *, fresh: bool = False) -> TrainResult:
         """Train to the end, going on from a saved state unless ``fresh``.
@@ -113,58 +119,85 @@ class Trainer:
         is complete. Raises OtherSettingsError if the state belongs to another configuration,
         DataError if something else is in the way of what is to be written.
         """
-        job, settings = self._job, self._settings
+        job = self._job
         keep_freed_memory()
         self._report.note(self._data.summary)
-        self._check_out()
-        state = self._restore(fresh=fresh)
         phases = make_phases(
-            job.model, job.objective, settings, self._data.documents, self._data.windows
+            job.model, job.objective, self._settings, self._data.documents, self._data.windows
         )
-        with self._interrupts:
-            for phase in phases:
-                if state is not None and state.phase != phase.name:
-                    continue  # it was over when the state was saved
-                if state is None:
-                    self._begin(phase)
-                self._run_phase(phase, state)
-                state = None
+        self._alone = phases[-1].name == SCORER
+        states = self._open_out(phases)
+        found = self._restore(states, phases, fresh=fresh)
+        try:
+            with self._interrupts:
+                for phase in phases:
+                    if found is not None and found.state.phase != phase.name:
+                        continue  # it was over when the state was saved
+                    self._run_phase(phase, states, found)
+                    found = None
+            if self._alone:
+                self._fix_patches()
+                self._write_model("model")
+        finally:
+            self._metrics.close()
+            job.backend.close()
+            self._scorer_backend.close()
+        return self._end()
+
+    def _end(self) -> TrainResult:
+        job, plot = self._job, self._job.out / "losses.png"
+        drawn = self._main and plot_losses(self._metrics, plot)
         return TrainResult(
             threshold=getattr(job.model.patcher, "threshold", None),
             held_out=self._held_out,
             best_bits_per_byte=self._best,
             model=job.out / "model",
+            plot=plot if drawn else None,
         )
 
-    def _check_out(self) -> None:
+    def _open_out(self, phases: list[Phase]) -> States:
         """Make the folder of the run, where all that will be written must have room."""
         out = self._job.out
         with file_errors(out, DataError):
             out.mkdir(parents=True, exist_ok=True)
-        check_replaceable(out / "state", STATE_FILES)
         for name in ("model", "model-last"):
             check_replaceable(out / name, MODEL_FILES)
+        names = tuple(phase.name for phase in phases)
+        return States(out / "state", names, self._settings.keep_states)
 
-    def _restore(self, *, fresh: bool) -> TrainingState | None:
-        """The state to go on from, loaded into the model; None for a new run."""
-        folder, model = self._job.out / "state", self._job.model
-        state = None if fresh else load_state(folder)
-        if state is None:
-            self._metrics.rewind({})
+    def _restore(self, states: States, phases: list[Phase], *, fresh: bool) -> Found | None:
+        """The state to go on from, all but what the backend holds; None for a new run."""
+        model = self._job.model
+        found = None if fresh else states.latest(self._report.note)
+        if found is None:
+            if self._main:
+                states.clear()
+                self._metrics.rewind({})
             return None
+        state = found.state
         check_same_settings(self._job.out, state, self._tables())
-        load_tensors(model.modules(), state.model, str(folder))
+        self._put_back(state.rest, found.folder)
         if state.threshold is not None and isinstance(model.patcher, ThresholdPatcher):
             model.patcher.threshold = state.threshold
         torch.set_rng_state(state.generator)
-        self._best, self._saved = state.best, f"{state.phase} step {state.step}"
-        whole = {SCORER: self._settings.scorer.steps, PATCHES: 0} if state.phase == MODEL else {}
-        self._metrics.rewind({**whole, state.phase: state.step})
-        if state.phase == MODEL and state.step == self._settings.steps:
+        self._best, self._saved = state.best, state.name
+        steps = {phase.name: phase.steps for phase in phases}
+        if self._main:
+            done = {SCORER: steps.get(SCORER, 0), PATCHES: 0} if state.phase == MODEL else {}
+            self._metrics.rewind({**done, state.phase: state.step})
+        if state.phase == phases[-1].name and state.step == steps[state.phase]:
             self._report.note(f"already finished ({self._saved}); --fresh trains anew")
         else:
             self._report.note(f"resumed at {self._saved}")
-        return state
+        return found
+
+    def _put_back(self, rest: Mapping[str, Tensor], folder: Path) -> None:
+        """Copy the tensors of parts that a phase does not train into the model."""
+        own = self._job.model.modules().state_dict()
+        for name, tensor in rest.items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise CheckpointError(f"{folder}: {name!r} does not fit the model of this config")
+            own[name].copy_(tensor)
 
     def _tables(self) -> dict[str, Any]:
         """What must not change between the parts of a run."""
@@ -173,57 +206,67 @@ class Trainer:
 
     # -- phases ----------------------------------------------------------------------------------
 
-    def _run_phase(self, phase: Phase, state: TrainingState | None) -> None:
-        first = state.step if state is not None else 0
-        backend, clock = self._job.backend, Clock()
+    def _run_phase(self, phase: Phase, states: States, found: Found | None) -> None:
+        self._backend = self._job.backend if phase.name == MODEL else self._scorer_backend
+        backend, clock = self._backend, Clock()
+        first = found.state.step if found is not None else 0
+        if found is None and phase.name == MODEL:
+            self._fix_patches()
         groups = parameter_groups(phase.module, self._settings.weight_decay)
-        backend.start(phase.module, groups, clip=self._settings.clip, accumulate=phase.accumulate)
-        if state is not None:
-            backend.restore(state.optimizer)
+        share = phase.passes // backend.world_size
+        module = backend.start(phase.module, groups, clip=self._settings.clip, accumulate=share)
+        if found is not None:
+            backend.load(found.folder)
+        else:
+            self._save(phase, 0, states)
         self._report.phase(phase.name, first, phase.steps)
         for step in range(first, phase.steps):
             began = time.perf_counter()
-            figures, size = self._step(phase, step)
+            figures, size = self._step(phase, module, step)
             clock.add(size, time.perf_counter() - began)
             self._log(phase, step + 1, {**figures, "bytes_per_second": clock.speed})
             if self._is_due(self._settings.log_every, phase, step + 1):
                 clock = Clock()
-            self._look_after(phase, step + 1)
-        if phase.name == SCORER:
-            self._end_scorer()
+            self._look_after(phase, step + 1, states)
 
-    def _step(self, phase: Phase, step: int) -> tuple[dict[str, float], int]:
+    def _step(self, phase: Phase, module: nn.Module, step: int) -> tuple[dict[str, float], int]:
         """One optimizer step: its figures (loss in nats a byte) and its bytes."""
-        backend, count, device = self._job.backend, phase.accumulate, self._job.model.device
-        batches = [phase.batches[step * count + i].to(device) for i in range(count)]
-        size = sum(batch.scored for batch in batches)
-        rng = torch.Generator().manual_seed(phase.seed_of(step))
-        means: dict[str, float] = {}
-        for batch in batches:
-            (loss, figures), share = phase.loss(batch, rng), batch.scored / size
+        backend, device = self._backend, self._job.model.device
+        numbers = range(step * phase.passes, (step + 1) * phase.passes)
+        size = sum(phase.batches.size(number) for number in numbers)
+        sums: dict[str, float] = {}
+        for index in range(backend.rank, phase.passes, backend.world_size):
+            batch = phase.batches[numbers[index]].to(device)
+            loss, figures = module(batch, phase.generator(step, index))
+            share = batch.scored / size
             for name, value in {"loss": float(loss.detach()), **figures}.items():
-                means[name] = means.get(name, 0.0) + share * value
-            self._check_finite("loss", means["loss"], phase, step)
-            # The backend averages, yet batches of unequal size count by their bytes.
-            backend.backward(loss * (share * count))
+                sums[name] = sums.get(name, 0.0) + share * value
+            if math.isfinite(sums["loss"]) or backend.world_size > 1:
+                # The backend averages, yet batches of unequal size count by their bytes.
+                backend.backward(loss * (share * phase.passes))
+        shared = backend.mean([*sums.values(), float(self._interrupts.asked)])
+        self._stopping = shared.pop() > 0
+        figures = {k: v * backend.world_size for k, v in zip(sums, shared, strict=True)}
+        self._check_finite("loss", figures["loss"], phase, step)
         rate = phase.schedule.rate(step)
         norm = backend.step(rate)
         self._check_finite("gradient norm", norm, phase, step)
-        return {**means, "lr": rate, "grad_norm": norm}, size
+        return {**figures, "lr": rate, "grad_norm": norm}, size
 
     def _log(self, phase: Phase, done: int, figures: Mapping[str, float]) -> None:
         self._report.step(done, figures)
         if self._is_due(self._settings.log_every, phase, done):
-            self._metrics.write(phase=phase.name, step=done, **figures)
+            self._record(phase=phase.name, step=done, **figures)
 
-    def _look_after(self, phase: Phase, done: int) -> None:
+    def _look_after(self, phase: Phase, done: int, states: States) -> None:
         """What happens between two steps: a score, a checkpoint, the end on request."""
-        at_end = done == phase.steps
-        if phase.name == MODEL and self._is_due(self._settings.validate_every, phase, done):
-            self._validate(done, last=at_end)
-        if self._is_due(self._settings.checkpoint_every, phase, done) or self._interrupts.asked:
-            self._save(phase.name, done, self._job.backend.state())
-        if self._interrupts.asked and not (at_end and phase.name == MODEL):
+        # A signal may come after the processes have agreed; then it counts from the next step on.
+        stopping = self._stopping or (self._interrupts.asked and self._backend.world_size == 1)
+        if self._is_due(self._settings.validate_every, phase, done):
+            self._validate(phase, done)
+        if self._is_due(self._settings.checkpoint_every, phase, done) or stopping:
+            self._save(phase, done, states)
+        if stopping and not (done == phase.steps and phase.name == MODEL):
             raise RunError(
                 f"interrupted at {phase.name} step {done}, which is saved in {self._job.out}; "
                 "run the same command again to go on"
@@ -242,22 +285,7 @@ class Trainer:
             "  fix: lower the learning rate, and start anew with --fresh"
         )
 
-    # -- between the phases ----------------------------------------------------------------------
-
-    def _end_scorer(self) -> None:
-        """Log the scorer's score."""
-        scorer = trainable_scorer(self._job.model)
-        if scorer is None or not self._data.valid:
-            return
-        held_out = evaluate_scorer(scorer.part, self._data.valid, self._job.model.scheme)
-        self._metrics.write(phase=PATCHES, step=0, scorer_bits_per_byte=held_out.bits_per_byte)
-        self._report.note(f"scorer: {held_out.bits_per_byte:.4f} held-out bits per byte")
-
-    def _begin(self, phase: Phase) -> None:
-        """Save the state in which a phase begins, in the place of what a former run left."""
-        if phase.name == MODEL:
-            self._fix_patches()
-        self._save(phase.name, 0, {})
+    # -- scores ----------------------------------------------------------------------------------
 
     def _fix_patches(self) -> None:
         """Calibrate the patcher where its threshold is not given.
@@ -272,7 +300,7 @@ class Trainer:
             target = self._settings.scorer.target_patch_bytes
             found = calibrate(patcher, self._data.calibration, target)
             patcher.threshold = found.threshold
-            self._metrics.write(
+            self._record(
                 phase=PATCHES,
                 step=0,
                 threshold=found.threshold,
@@ -283,51 +311,83 @@ class Trainer:
                 f"{found.mean_patch_bytes:.2f} bytes on average"
             )
 
-    # -- scores and files ------------------------------------------------------------------------
+    def _validate(self, phase: Phase, step: int) -> None:
+        with self._backend.whole():
+            if phase.name == SCORER:
+                self._validate_scorer(phase, step)
+            else:
+                self._validate_model(phase, step)
 
-    def _validate(self, step: int, *, last: bool) -> None:
-        """Score the model, and write it if it is the best so far, or else the ``last``."""
+    def _validate_scorer(self, phase: Phase, step: int) -> None:
+        scorer = trainable_scorer(self._job.model)
+        if scorer is None or not self._data.valid:
+            return
+        held_out = evaluate_scorer(scorer.part, self._data.valid, self._job.model.scheme)
+        if self._alone:
+            self._held_out, self._best = held_out, held_out.bits_per_byte
+        self._record(phase=SCORER, step=step, bits_per_byte=held_out.bits_per_byte)
+        self._report.note(
+            f"scorer step {step}: {held_out.bits_per_byte:.4f} held-out bits per byte"
+        )
+
+    def _validate_model(self, phase: Phase, step: int) -> None:
+        """Score the model, and write it if it is the best so far, or else the last."""
+        job, last = self._job, step == phase.steps
         if not self._data.valid:
             if last:
                 self._write_model("model")
             return
-        result = evaluate_model(self._job.model, self._data.valid)
-        better = self._best is None or result.bits_per_byte < self._best
-        self._held_out = result
-        self._metrics.write(
-            phase=MODEL,
-            step=step,
-            bits_per_byte=result.bits_per_byte,
-            mean_patch_bytes=result.mean_patch_bytes,
+        scores = validate(
+            job.model,
+            self._data.valid,
+            self._data.prefixes,
+            job.plugins,
+            block_bytes=getattr(job.objective, "block_bytes", BLOCK_BYTES),
         )
+        self._held_out = result = scores.held_out
+        better = self._best is None or result.bits_per_byte < self._best
+        self._record(phase=MODEL, step=step, **scores.record())
         if better:
             self._best = result.bits_per_byte
         if better or last:
             self._write_model("model" if better else "model-last")
         self._report.note(
-            f"model step {step}: {result.bits_per_byte:.4f} held-out bits per byte, patches of "
-            f"{result.mean_patch_bytes:.2f} bytes{', the best so far' if better else ''}"
+            f"model step {step}: {scores.describe()}{', the best so far' if better else ''}"
         )
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def _record(self, *, phase: str, step: int, **figures: Any) -> None:
+        if self._main:
+            self._metrics.write(phase=phase, step=step, **figures)
 
     def _write_model(self, name: str) -> None:
-        model = self._job.model
-        self._job.format.write(
-            self._job.out / name, model_config(model), model_tensors(model, self._dtype)
-        )
+        model, weights = self._job.model, self._backend.weights()
+        if not self._main:
+            return
+        tensors = {
+            key: tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+            for key, tensor in {**self._rest(weights), **weights}.items()
+        }
+        self._job.format.write(self._job.out / name, model_config(model), tensors)
 
-    def _save(self, phase: str, step: int, optimizer: Mapping[str, Tensor]) -> None:
-        model = self._job.model
+    def _rest(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's tensors that are not among the trained ones."""
+        state = self._job.model.modules().state_dict()
+        return {k: t.detach().cpu().contiguous() for k, t in state.items() if k not in trained}
+
+    def _save(self, phase: Phase, step: int, states: States) -> None:
         state = TrainingState(
-            phase=phase,
+            phase=phase.name,
             step=step,
-            threshold=getattr(model.patcher, "threshold", None),
+            threshold=getattr(self._job.model.patcher, "threshold", None),
             best=self._best,
             settings=self._tables(),
-            model=model_tensors(model),
-            optimizer=optimizer,
+            rest=self._rest(phase.module.state_dict()),
         )
-        save_state(self._job.out / "state", state)
-        self._saved = f"{phase} step {step}"
+        backend = self._backend
+        states.save(state, backend.save, main=self._main, barrier=lambda: backend.mean([]))
+        self._saved = state.name
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -3,36 +3,80 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import attrs
 import torch
 from torch import Tensor, nn
 
 from blt_core.model import Model
+from blt_core.nn import gradient_checkpointing
 from blt_core.protocols import ByteScorer, Objective, ThresholdPatcher
 from blt_plugins.training.objective import next_byte_loss
 from blt_plugins.training.schedule import Schedule
-from blt_plugins.training.settings import ScorerSettings, TrainSettings
+from blt_plugins.training.settings import Precision, ScorerSettings, TrainSettings
 from blt_plugins.training.windows import Batch, Batches, Window
 
 SCORER, MODEL = "scorer", "model"
 #: Where metrics are logged that lie between the two: the scorer's score, the calibration.
 PATCHES = "patches"
 
+#: A loss in nats a byte, and figures to log.
+Loss = tuple[Tensor, dict[str, float]]
+
+
+class ScorerLoss(nn.ModuleDict):
+    """The byte scorer's next-byte loss; its parameters have the names that a model gives them."""
+
+    def __init__(self, scorer: TrainableScorer) -> None:
+        super().__init__({"patcher": nn.ModuleDict({"byte_scorer": scorer.module})})
+        self._logits = scorer.part.logits
+
+    def forward(self, batch: Batch, rng: torch.Generator) -> Loss:  # type: ignore[override]
+        """The loss of one batch."""
+        return next_byte_loss(self._logits(batch.rows, None), batch.targets_br), {}
+
+
+class ModelLoss(nn.ModuleDict):
+    """An objective's loss over all parts but the patcher, which sees no gradient.
+
+    precision "bfloat16": matrix products and the like run in bfloat16, by autocast; parameters,
+    their gradients and the optimizer stay float32, and so do patches.
+    """
+
+    def __init__(
+        self, model: Model, objective: Objective, precision: Precision, *, checkpointing: bool
+    ) -> None:
+        parts = {name: part for name, part in model.modules().items() if name != "patcher"}
+        super().__init__(parts)
+        self._model, self._objective = model, objective
+        self._autocast, self._checkpointing = precision == "bfloat16", checkpointing
+
+    def forward(self, batch: Batch, rng: torch.Generator) -> Loss:  # type: ignore[override]
+        """The loss of one batch; random choices are drawn from ``rng``."""
+        model, rows = self._model, batch.rows
+        with torch.no_grad():
+            flags = model.patcher.flags(rows, None)
+        kind = rows.ids_br.device.type
+        with (
+            torch.autocast(kind, torch.bfloat16, enabled=self._autocast),
+            gradient_checkpointing(active=self._checkpointing),
+        ):
+            return self._objective.loss(model, rows, flags, batch.targets_br, rng)
+
 
 @attrs.frozen(eq=False, kw_only=True)
 class Phase:
     """What one phase trains, on what, and how fast.
 
-    loss: nats a byte, and figures to log.
+    module: called with a batch and a generator, it gives the loss; its ``state_dict`` has the names
+    of a model's tensors. passes: of a step, in all processes together.
     """
 
     name: str
     module: nn.Module
     batches: Batches
-    loss: Callable[[Batch, torch.Generator], tuple[Tensor, dict[str, float]]]
-    accumulate: int
+    passes: int
     schedule: Schedule
     seed: int
 
@@ -41,10 +85,11 @@ class Phase:
         """Optimizer steps."""
         return self.schedule.steps
 
-    def seed_of(self, step: int) -> int:
-        """The seed of the random choices of one step."""
-        key = f"{self.seed}/{self.name}/{step}".encode()
-        return int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
+    def generator(self, step: int, index: int) -> torch.Generator:
+        """Where the random choices of pass ``index`` of a step come from."""
+        key = f"{self.seed}/{self.name}/{step}/{index}".encode()
+        seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "big")
+        return torch.Generator().manual_seed(seed)
 
 
 def make_phases(
@@ -54,10 +99,19 @@ def make_phases(
     documents: Sequence[bytes],
     windows: Sequence[Window],
 ) -> list[Phase]:
-    """The phases of a run, in order; without a trainable scorer there is only one."""
+    """The phases of a run, in order: the scorer's if there is one to train, and the model's."""
 
-    def schedule(of: TrainSettings | ScorerSettings) -> Schedule:
-        return Schedule(
+    def phase(
+        name: str, module: nn.Module, of: TrainSettings | ScorerSettings, passes: int
+    ) -> Phase:
+        batches = Batches(
+            documents,
+            windows,
+            scheme=model.scheme,
+            batch_bytes=max(of.batch_bytes // passes, 1),
+            seed=f"{settings.seed}/{name}",
+        )
+        schedule = Schedule(
             steps=of.steps,
             peak=of.learning_rate,
             warmup_steps=of.warmup_steps,
@@ -65,42 +119,24 @@ def make_phases(
             final_rate=settings.final_rate,
             decay_share=settings.decay_share,
         )
+        return Phase(
+            name=name,
+            module=module,
+            batches=batches,
+            passes=passes,
+            schedule=schedule,
+            seed=settings.seed,
+        )
 
-    def batches(name: str, size: int) -> Batches:
-        seed = f"{settings.seed}/{name}"
-        return Batches(documents, windows, scheme=model.scheme, batch_bytes=size, seed=seed)
-
-    def model_loss(batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        with torch.no_grad():
-            flags = model.patcher.flags(batch.rows, None)
-        return objective.loss(model, batch.rows, flags, batch.targets_br, rng)
-
-    parts = nn.ModuleDict({k: part for k, part in model.modules().items() if k != "patcher"})
-    main = Phase(
-        name=MODEL,
-        module=parts,
-        batches=batches(MODEL, max(settings.batch_bytes // settings.accumulate, 1)),
-        loss=model_loss,
-        accumulate=settings.accumulate,
-        schedule=schedule(settings),
-        seed=settings.seed,
-    )
-    scorer, own = trainable_scorer(model), settings.scorer
-    if scorer is None or own.steps == 0:
-        return [main]
-    first = Phase(
-        name=SCORER,
-        module=scorer.module,
-        batches=batches(SCORER, own.batch_bytes),
-        loss=lambda batch, _: (
-            next_byte_loss(scorer.part.logits(batch.rows, None), batch.targets_br),
-            {},
-        ),
-        accumulate=1,
-        schedule=schedule(own),
-        seed=settings.seed,
-    )
-    return [first, main]
+    phases, scorer = [], trainable_scorer(model)
+    if scorer is not None and settings.scorer.steps:
+        phases.append(phase(SCORER, ScorerLoss(scorer), settings.scorer, settings.accumulate))
+    if settings.steps:
+        loss = ModelLoss(
+            model, objective, settings.precision, checkpointing=settings.gradient_checkpointing
+        )
+        phases.append(phase(MODEL, loss, settings, settings.accumulate))
+    return phases
 
 
 @attrs.frozen(eq=False)

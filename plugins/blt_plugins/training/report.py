@@ -1,20 +1,15 @@
-"""What a training run tells: a progress bar on a terminal, else a line now and then; metrics."""
+"""What a training run tells: a progress bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Protocol, TextIO
 
 import attrs
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-from blt_core.checkpoint import file_errors
-from blt_core.errors import DataError, RunError
 
 #: Seconds between two lines where there is no terminal.
 LINE_SECONDS = 20.0
@@ -77,6 +72,22 @@ class ObservedReport:
     def close(self) -> None:
         """No more will come."""
         self._inner.close()
+
+
+class SilentReport:
+    """Tells nothing: for the processes beside the first."""
+
+    def phase(self, name: str, step: int, steps: int) -> None:
+        """Nothing is told."""
+
+    def step(self, step: int, figures: Mapping[str, float]) -> None:
+        """Nothing is told."""
+
+    def note(self, text: str) -> None:
+        """Nothing is told."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class LineReport:
@@ -153,53 +164,3 @@ def describe(figures: Mapping[str, float]) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-#: How every line of the metrics begins.
-_BEGINNING = '{"phase": '
-
-
-class Metrics:
-    """``metrics.jsonl``: one JSON object a line, each with ``phase`` and ``step``."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def write(self, *, phase: str, **record: Any) -> None:
-        """Append a record; RunError if it cannot be written."""
-        with file_errors(self._path, RunError), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"phase": phase, **record}) + "\n")
-
-    def rewind(self, keep: Mapping[str, int]) -> None:
-        """Keep the records of each phase up to its step in ``keep``, those of others not at all.
-
-        What a run logged after its last saved state will be logged again. Raises DataError, and
-        changes nothing, if the file holds anything else than such records.
-        """
-        with file_errors(self._path, DataError):
-            if not self._path.exists():
-                return
-            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-            if lines and _is_cut(lines[-1]):
-                lines.pop()
-            kept = [line for line in lines if self._is_kept(line, keep)]
-            self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-    def _is_kept(self, line: str, keep: Mapping[str, int]) -> bool:
-        try:
-            record = json.loads(line)
-            return bool(record["step"] <= keep.get(record["phase"], -1))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{self._path}: holds a line that is no record of a training run: {line[:60]}\n"
-                "  fix: move the file away, or choose another --out"
-            ) from error
-
-
-def _is_cut(line: str) -> bool:
-    """Whether a record was cut off in the middle of a write."""
-    try:
-        json.loads(line)
-    except ValueError:
-        return _BEGINNING.startswith(line[: len(_BEGINNING)])
-    return False

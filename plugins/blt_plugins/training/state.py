@@ -1,9 +1,18 @@
-"""The state of an unfinished run: ``OUT/state/`` with tensors and their description, no pickle."""
+"""The saved states of an unfinished run: ``OUT/state/PHASE-STEP/``, no pickle.
+
+A state is written under a temporary name and renamed when all of it is on the disk. Its
+description, ``state.json``, tells size and checksum of every other file, so that a damaged state is
+known, and the one before it is taken.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+import secrets
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +22,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blt_core.checkpoint import check_replaceable, current_folder, replace_folder
-from blt_core.errors import CheckpointError, RunError
+from blt_core.checkpoint import file_errors, flush_all
+from blt_core.errors import CheckpointError, DataError, RunError
 
-STATE_FILES = DESCRIPTION, TENSORS = ("state.json", "tensors.safetensors")
-VERSION = 1
+VERSION = 2
+DESCRIPTION, TENSORS = "state.json", "rest.safetensors"
+
+_NAME = re.compile(r"[a-z]+-\d{8}")
+_TEMPORARY = re.compile(r"\.[a-z]+-\d{8}\.(new|old)-[0-9a-f]+")
+#: Bytes that a checksum reads at once.
+_CHUNK = 1 << 24
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class TrainingState:
-    """All that a run needs to go on as if it had never stopped.
+    """All that a run needs to go on as if it had never stopped, beside what the backend saves.
 
     phase, step: the next step to take. threshold: of the patcher, once calibrated. best: the best
-    held-out bits per byte so far. settings: the tables that the run was started with. model,
-    optimizer: tensors by name. generator: torch's global random state.
+    held-out bits per byte so far. settings: the tables that the run was started with. rest: tensors
+    of the parts that the phase does not train, by name. generator: torch's global random state.
     """
 
     phase: str
@@ -34,62 +48,180 @@ class TrainingState:
     threshold: float | None
     best: float | None
     settings: Mapping[str, Any]
-    model: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]
+    rest: Mapping[str, Tensor]
     generator: Tensor = attrs.field(factory=torch.get_rng_state)
 
+    @property
+    def name(self) -> str:
+        """How the state is told in words."""
+        return f"{self.phase} step {self.step}"
 
-def save_state(folder: Path, state: TrainingState) -> None:
-    """Write ``state``; until all of it is on the disk the former one stays.
 
-    Raises DataError if something else has that name, RunError if it cannot be written.
+@attrs.frozen
+class Found:
+    """A state that can be gone on from, and the folder of the files of its backend."""
+
+    state: TrainingState
+    folder: Path
+
+
+class States:
+    """The states of one run, of which the last ``keep`` are kept.
+
+    phases: their names in the order of the run. Raises DataError, when it is made, if the folder
+    holds anything else than states.
     """
-    tensors = {
-        **{f"model/{name}": tensor for name, tensor in state.model.items()},
-        **{f"optimizer/{name}": tensor for name, tensor in state.optimizer.items()},
-        "generator": state.generator,
-    }
-    description = {
-        "version": VERSION,
-        "phase": state.phase,
-        "step": state.step,
-        "threshold": state.threshold,
-        "best": state.best,
-        "settings": state.settings,
-    }
-    with replace_folder(folder, STATE_FILES) as fresh:
-        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, fresh / TENSORS)
-        (fresh / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
 
+    def __init__(self, folder: Path, phases: tuple[str, ...], keep: int) -> None:
+        self._folder, self._phases, self._keep = folder, phases, keep
+        self._check()
 
-def load_state(folder: Path) -> TrainingState | None:
-    """The state in ``folder``; None if there is none.
+    def save(
+        self,
+        state: TrainingState,
+        write: Callable[[Path], None],
+        *,
+        main: bool,
+        barrier: Callable[[], object],
+    ) -> None:
+        """Write a state; ``write`` adds the backend's files to its folder, in every process.
 
-    Raises CheckpointError if it is damaged, DataError if something else has that name.
-    """
-    check_replaceable(folder, STATE_FILES)
-    current = current_folder(folder)
-    if not (current / DESCRIPTION).exists():
+        Only the ``main`` process writes the rest and renames. Until it has, the former states are
+        all there is. Raises RunError if a file cannot be written.
+        """
+        target = self._folder / f"{state.phase}-{state.step:08}"
+        fresh = target.with_name(f".{target.name}.new-0")
+        if main:
+            self._discard_unfinished()
+            with file_errors(fresh, RunError):
+                fresh.mkdir(parents=True)
+        barrier()
+        with file_errors(fresh, RunError):
+            write(fresh)
+        barrier()
+        if main:
+            _describe(fresh, state)
+            with file_errors(target, RunError):
+                if target.exists():
+                    _discard(target)
+                fresh.rename(target)
+            # Newer ones were damaged and passed over: what they stood for is done anew.
+            folders = self._folders()
+            place = folders.index(target)
+            for old in (*folders[:place], *folders[place + self._keep :]):
+                _discard(old)
+        barrier()
+
+    def latest(self, warn: Callable[[str], None]) -> Found | None:
+        """The newest state that is whole; None if there is none at all.
+
+        ``warn`` is told of each damaged one that is passed over. Raises CheckpointError if all of
+        them are damaged, or if they are of another version.
+        """
+        problems = []
+        for folder in self._folders():
+            try:
+                return Found(_read(folder), folder)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:  # noqa: PERF203
+                problems.append(f"{folder}: this state is damaged ({error})")
+                warn(f"warning: {problems[-1]}; looking for the one before it")
+        if problems:
+            raise CheckpointError("\n".join([*problems, "  fix: start anew with --fresh"]))
         return None
-    try:
-        description = json.loads((current / DESCRIPTION).read_text(encoding="utf-8"))
-        tensors = load_file(current / TENSORS)
-        if description["version"] != VERSION:
-            raise CheckpointError(
-                f"{folder}: written by another version of blt (state version "
-                f"{description['version']}, this one reads {VERSION}); start anew with --fresh"
-            )
-        fields = {k: description[k] for k in ("phase", "step", "threshold", "best", "settings")}
-        return TrainingState(
-            **fields,
-            model=_below("model/", tensors),
-            optimizer=_below("optimizer/", tensors),
-            generator=tensors["generator"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+
+    def clear(self) -> None:
+        """Remove all states, the newest last."""
+        for folder in reversed(self._folders()):
+            _discard(folder)
+
+    def _folders(self) -> list[Path]:
+        """Newest first."""
+        paths = self._folder.iterdir() if self._folder.is_dir() else ()
+        return sorted(filter(_is_state, paths), key=self._age, reverse=True)
+
+    def _age(self, path: Path) -> tuple[int, int]:
+        phase, _, step = path.name.partition("-")
+        return (self._phases.index(phase) if phase in self._phases else -1, int(step))
+
+    def _discard_unfinished(self) -> None:
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
+            if _TEMPORARY.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _check(self) -> None:
+        with file_errors(self._folder, DataError):
+            paths = list(self._folder.iterdir()) if self._folder.exists() else []
+            if any(path.name == DESCRIPTION for path in paths):
+                raise DataError(
+                    f"{self._folder}: written by another version of blt\n"
+                    "  fix: move it away, or choose another --out"
+                )
+            for path in paths:
+                name = path.name
+                if not (path.is_dir() and (_is_state(path) or _TEMPORARY.fullmatch(name))):
+                    raise DataError(
+                        f"{self._folder}: holds {name!r}, which is no state of a run\n"
+                        "  fix: move it away, or choose another --out"
+                    )
+
+
+def _is_state(path: Path) -> bool:
+    return _NAME.fullmatch(path.name) is not None
+
+
+def _describe(folder: Path, state: TrainingState) -> None:
+    """Write what is not the backend's; the description last, for it tells of all other files."""
+    with file_errors(folder, RunError):
+        tensors = {**state.rest, "generator": state.generator}
+        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, folder / TENSORS)
+        files = {
+            str(path.relative_to(folder)): [path.stat().st_size, _checksum(path)]
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        description = {
+            "version": VERSION,
+            "phase": state.phase,
+            "step": state.step,
+            "threshold": state.threshold,
+            "best": state.best,
+            "settings": state.settings,
+            "files": files,
+        }
+        text = json.dumps(description, indent=1)
+        (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+        flush_all(folder)
+
+
+def _read(folder: Path) -> TrainingState:
+    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    if description["version"] != VERSION:
         raise CheckpointError(
-            f"{folder}: the training state is damaged ({error}); start anew with --fresh"
-        ) from error
+            f"{folder}: written by another version of blt (state version "
+            f"{description['version']}, this one reads {VERSION}); start anew with --fresh"
+        )
+    for name, (size, checksum) in description["files"].items():
+        path = folder / name
+        if path.stat().st_size != size or _checksum(path) != checksum:
+            raise ValueError(f"{name} is not what was written")
+    tensors = load_file(folder / TENSORS)
+    fields = {k: description[k] for k in ("phase", "step", "threshold", "best", "settings")}
+    return TrainingState(**fields, generator=tensors.pop("generator"), rest=tensors)
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def _discard(folder: Path) -> None:
+    """Remove a state; it loses its name first, so that no half of it is found."""
+    with file_errors(folder, RunError):
+        gone = folder.rename(folder.with_name(f".{folder.name}.old-{secrets.token_hex(4)}"))
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def check_same_settings(folder: Path, state: TrainingState, settings: Mapping[str, Any]) -> None:
@@ -126,7 +258,3 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _show(flat: Mapping[str, Any], key: str) -> str:
     return repr(flat[key]) if key in flat else "not set"
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

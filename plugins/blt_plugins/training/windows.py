@@ -116,13 +116,20 @@ class Batches:
 
     def __getitem__(self, number: int) -> Batch:
         """Batch ``number`` (from 0)."""
+        return make_batch(self._documents, self._group(number), self._scheme)
+
+    def size(self, number: int) -> int:
+        """The scored targets of batch ``number``; no text is read."""
+        return sum(window.length for window in self._group(number))
+
+    def _group(self, number: int) -> list[Window]:
         if number < self._first:
             self._first, self._epoch, self._groups = 0, 0, self._order(0)
         while number >= self._first + len(self._groups):
             self._first += len(self._groups)
             self._epoch += 1
             self._groups = self._order(self._epoch)
-        return make_batch(self._documents, self._groups[number - self._first], self._scheme)
+        return self._groups[number - self._first]
 
     def _order(self, epoch: int) -> list[list[Window]]:
         """The groups of one pass over the data."""

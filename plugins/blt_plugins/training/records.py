@@ -1,0 +1,137 @@
+"""What a run leaves to look at: ``metrics.jsonl``, TensorBoard's events, a plot of the losses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blt_core.checkpoint import file_errors
+from blt_core.errors import DataError, RunError
+
+#: How every line of the metrics begins.
+_BEGINNING = '{"phase": '
+
+
+class Metrics:
+    """``metrics.jsonl``: one JSON object a line, each with ``phase`` and ``step``.
+
+    tensorboard: a folder for events of the same figures, written where TensorBoard is installed.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
+        self.path = path
+        wanted = tensorboard is not None and importlib.util.find_spec("tensorboard") is not None
+        self._events = tensorboard if wanted else None
+        self._writer: Any = None
+
+    def write(self, *, phase: str, step: int, **record: Any) -> None:
+        """Append a record; RunError if it cannot be written."""
+        line = json.dumps({"phase": phase, "step": step, **record})
+        with file_errors(self.path, RunError):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            self._write_events(phase, step, record)
+
+    def rewind(self, keep: Mapping[str, int]) -> None:
+        """Keep the records of each phase up to its step in ``keep``, those of others not at all.
+
+        What a run logged after its last saved state will be logged again. Raises DataError, and
+        changes nothing, if the file holds anything else than such records.
+        """
+        self.close()
+        with file_errors(self.path, DataError):
+            if not self.path.exists():
+                return
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if lines and _is_cut(lines[-1]):
+                lines.pop()
+            kept = [line for line in lines if self._is_kept(line, keep)]
+            fresh = self.path.with_name(f".{self.path.name}.new")
+            fresh.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            fresh.replace(self.path)
+            self._rewrite_events(kept)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All records."""
+        with file_errors(self.path, RunError):
+            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
+    def close(self) -> None:
+        """Write the events out."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write_events(self, phase: str, step: int, record: Mapping[str, Any]) -> None:
+        if self._events is None:
+            return
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._events))
+        for name, value in record.items():
+            if isinstance(value, (int, float)):
+                self._writer.add_scalar(f"{phase}/{name}", value, step)
+
+    def _rewrite_events(self, lines: list[str]) -> None:
+        """Events cannot be cut back: those of the kept records are written anew."""
+        if self._events is None:
+            return
+        for path in self._events.glob("events.out.tfevents.*"):
+            path.unlink()
+        for line in lines:
+            record = json.loads(line)
+            self._write_events(record.pop("phase"), record.pop("step"), record)
+
+    def _is_kept(self, line: str, keep: Mapping[str, int]) -> bool:
+        try:
+            record = json.loads(line)
+            return bool(record["step"] <= keep.get(record["phase"], -1))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{self.path}: holds a line that is no record of a training run: {line[:60]}\n"
+                "  fix: move the file away, or choose another --out"
+            ) from error
+
+
+def _is_cut(line: str) -> bool:
+    """Whether a record was cut off in the middle of a write."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return _BEGINNING.startswith(line[: len(_BEGINNING)])
+    return False
+
+
+def plot_losses(metrics: Metrics, path: Path) -> bool:
+    """Draw losses and held-out scores over the bytes of steps; whether matplotlib is there."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    from matplotlib.figure import Figure
+
+    records = metrics.read()
+    phases = list(dict.fromkeys(r["phase"] for r in records if "loss" in r))
+    figure = Figure(figsize=(5.5 * max(len(phases), 1), 4), layout="constrained")
+    for place, phase in enumerate(phases):
+        own = [r for r in records if r["phase"] == phase]
+        axes = figure.add_subplot(1, len(phases), place + 1, title=phase, xlabel="step")
+        names = [n for n in dict.fromkeys(k for r in own for k in r) if n.endswith("loss")]
+        for name in names:
+            points = [(r["step"], r[name]) for r in own if name in r]
+            axes.plot(*zip(*points, strict=True), linewidth=0.8, label=name)
+        axes.set_ylabel("nats a byte")
+        scores = [(r["step"], r["bits_per_byte"]) for r in own if "bits_per_byte" in r]
+        if scores:
+            other = axes.twinx()
+            other.plot(*zip(*scores, strict=True), "o-", color="black", label="held out")
+            other.set_ylabel("held-out bits per byte")
+        axes.legend(loc="upper right")
+    with file_errors(path, RunError):
+        fresh = path.with_name(f".new-{path.name}")
+        figure.savefig(fresh, dpi=120)
+        fresh.replace(path)
+    return True

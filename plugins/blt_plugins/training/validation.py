@@ -1,0 +1,90 @@
+"""What a run is scored by on held-out text, between its steps and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from blt_core.checkpoint import model_config
+from blt_core.config import Config
+from blt_core.model import Model
+from blt_core.pipeline import Pipeline
+from blt_core.plugins import Plugins
+from blt_core.wiring import resolve
+from blt_plugins.training.acceptance import acceptance, batched
+from blt_plugins.training.accuracy import masked_accuracy
+from blt_plugins.training.evaluate import HeldOut, evaluate_model
+from blt_plugins.training.windows import Batch
+
+#: Masking rates whose accuracy is told.
+RATES = (0.25, 0.5, 0.75, 1.0)
+SELF_DRAFTS = "blt-s draft_bytes=16"
+
+
+@attrs.frozen
+class Scores:
+    """Scores of a model.
+
+    masked_accuracy: share of masked bytes that one pass fills in rightly, by the masking rate.
+    accepted: share of drafted bytes that stand, by sampler. Both are empty for a decoder that does
+    not denoise.
+    """
+
+    held_out: HeldOut
+    masked_accuracy: dict[str, float]
+    accepted: dict[str, float]
+
+    def describe(self) -> str:
+        """The figures on one line."""
+        held_out = self.held_out
+        parts = [
+            f"{held_out.bits_per_byte:.4f} held-out bits per byte",
+            f"patches of {held_out.mean_patch_bytes:.2f} bytes",
+        ]
+        parts += [f"{share:.1%} right at t={t}" for t, share in self.masked_accuracy.items()]
+        parts += [f"{share:.1%} accepted of {name}" for name, share in self.accepted.items()]
+        return ", ".join(parts)
+
+    def record(self) -> dict[str, Any]:
+        """Figures to log."""
+        return {
+            "bits_per_byte": self.held_out.bits_per_byte,
+            "mean_patch_bytes": self.held_out.mean_patch_bytes,
+            **{f"masked_accuracy/{rate}": share for rate, share in self.masked_accuracy.items()},
+            **{f"accepted/{sampler}": share for sampler, share in self.accepted.items()},
+        }
+
+
+def validate(
+    model: Model,
+    batches: Sequence[Batch],
+    prefixes: Sequence[bytes],
+    plugins: Plugins,
+    *,
+    block_bytes: int,
+) -> Scores:
+    """Score ``model`` on held-out windows, and its drafts after held-out prefixes."""
+    denoises = bool(getattr(model.decoder, "denoises", False))
+    samplers = (SELF_DRAFTS, f"blt-dv block_bytes={block_bytes} start=aligned")
+    pipeline = _pipeline(model, plugins) if prefixes else None
+    accepted = {}
+    for sampler in samplers if denoises and pipeline else ():
+        found = acceptance(pipeline, sampler, batched(prefixes)).accepted_share
+        if found is not None:
+            accepted[sampler] = found
+    return Scores(
+        evaluate_model(model, batches),
+        masked_accuracy(model, batches, block_bytes, RATES) if denoises else {},
+        accepted,
+    )
+
+
+def _pipeline(model: Model, plugins: Plugins) -> Pipeline:
+    tables = {
+        **model_config(model),
+        "sampler": {"use": "ar"},
+        "cost_model": {"use": "bandwidth"},
+    }
+    return Pipeline(resolve(Config.from_mapping(tables), plugins), plugins, model)
