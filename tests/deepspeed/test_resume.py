@@ -40,7 +40,7 @@ def test_other_stages_are_refused_with_what_to_do(tmp_path, saved, now):
     assert "[run] checkpoint" in str(error.value)
 
 
-def test_another_dtype_is_refused(tmp_path):
+def test_another_weight_dtype_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="set stage = 1 and weight_dtype = 'bfloat16'"):
         needs_conversion(Topology(1, 1, "bfloat16"), ONE[1], tmp_path)
 

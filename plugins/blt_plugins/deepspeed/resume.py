@@ -48,7 +48,9 @@ def read_topology(folder: Path) -> Topology:
         return Topology(**{field.name: found[field.name] for field in attrs.fields(Topology)})
     except OSError as error:
         raise CheckpointError(
-            f"{path}: {error.strerror}: this is no state of the training backend 'deepspeed'"
+            f"{path}: {error.strerror}: this is no state of the training backend 'deepspeed'\n"
+            "  fix: go on with the backend that wrote it, or start a new run from its weights, "
+            "with the folder of the trained model as [run] checkpoint"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from error
