@@ -6,9 +6,10 @@ import importlib.util
 from importlib import metadata
 
 import pytest
+from torch import nn
 
 from blt_core.component import BuildContext
-from blt_core.errors import ConfigError, PluginError
+from blt_core.errors import ConfigError, PluginError, RunError
 from blt_core.plugins import load_plugins
 from blt_core.wiring import resolve_component
 from blt_plugins.deepspeed.backend import DeepSpeedBackend
@@ -79,3 +80,14 @@ def test_another_version_is_refused(monkeypatch):
     monkeypatch.setattr(metadata, "version", lambda _: "0.20.0")
     with pytest.raises(PluginError, match=r"needs DeepSpeed 0\.19\.8; 0\.20\.0 is installed"):
         DeepSpeedBackend(DeepSpeedBackendParams(), BuildContext())
+
+
+def test_a_module_that_is_not_float32_is_refused():
+    backend = DeepSpeedBackend(DeepSpeedBackendParams(), BuildContext())
+    with pytest.raises(RunError, match=r"not torch\.float64\n.*remove dtype"):
+        backend.start(nn.Linear(2, 2).double(), [], clip=1.0, accumulate=1)
+
+
+def test_a_step_before_the_start_is_an_error():
+    with pytest.raises(RunError, match="was not started"):
+        DeepSpeedBackend(DeepSpeedBackendParams(), BuildContext()).step(0.1)

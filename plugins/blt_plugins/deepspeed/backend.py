@@ -71,7 +71,7 @@ class DeepSpeedBackend:
         if first.dtype != torch.float32:
             raise RunError(
                 f"the training backend 'deepspeed' trains float32 models, not {first.dtype}\n"
-                "  fix: remove [run] dtype; [training_backend] weight_dtype is another matter"
+                "  fix: remove dtype from [run]"
             )
         package = self._package = import_deepspeed(first.device)
         join_group(package, first.device)
