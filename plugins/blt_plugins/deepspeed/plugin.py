@@ -2,9 +2,10 @@
 
 from blt_core.component import Component
 from blt_core.hookspecs import hookimpl
+from blt_plugins.deepspeed.backend import DEEPSPEED_BACKEND
 
 
 @hookimpl
 def blt_components() -> list[Component]:
     """The DeepSpeed backend."""
-    return []
+    return [DEEPSPEED_BACKEND]

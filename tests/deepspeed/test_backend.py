@@ -1,0 +1,166 @@
+"""What training with DeepSpeed does, in one process and in two, by its results.
+
+The programs run once, one after the other, and read each other's states: see program.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent
+NEAR = {"rtol": 0.0, "atol": 1e-6}
+pytestmark = pytest.mark.slow
+
+
+def neighbour(name: str) -> Any:
+    """A module that lies beside this file, by whose own name processes are started too."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+launch, program = neighbour("launch"), neighbour("program")
+
+
+class Outcomes:
+    """The result of each program, and the folder in which they worked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.work, self.extensions = folder, folder / "work", folder / "extensions"
+        self.extensions.mkdir()
+        for case, world in (("alone", 1), ("pair", 2), ("after", 1)):
+            launch.run_program(case, folder / f"{case}.pt", self.work, self.extensions, world)
+
+    def of(self, case: str) -> dict[str, Any]:
+        return torch.load(self.folder / f"{case}.pt")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    return Outcomes(tmp_path_factory.mktemp("deepspeed"))
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[Any]:
+    """Loss, norm and weights of each step of a plain torch loop."""
+    return list(program.reference())
+
+
+def figures(plain: list[Any], first: int = 0) -> torch.Tensor:
+    return torch.tensor([[loss, norm] for loss, norm, _ in plain[first:]])
+
+
+def assert_same_weights(found: dict[str, Any], wanted: dict[str, Any], **tolerance: float) -> None:
+    assert list(found) == list(wanted)
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(
+            found[name], tensor, msg=lambda m, n=name: f"{n}: {m}", **tolerance
+        )
+
+
+@pytest.mark.parametrize(
+    ("case", "stage"), [("alone", 1), ("alone", 3), *(("pair", stage) for stage in range(4))]
+)
+class TestFloat32:
+    """Every stage and number of processes trains as torch does on all the passes in one process."""
+
+    @pytest.fixture
+    def trained(self, outcomes, case, stage):
+        return outcomes.of(case)["float32"][f"{stage}"]
+
+    def test_losses_and_norms_are_those_of_a_plain_loop_though_scored_and_saved_between(
+        self, trained, plain
+    ):
+        torch.testing.assert_close(torch.tensor(trained["figures"]), figures(plain), **NEAR)
+
+    def test_weights_are_those_of_a_plain_loop(self, trained, plain):
+        assert_same_weights(trained["middle"], plain[program.MIDDLE - 1][2], **NEAR)
+        assert_same_weights(trained["weights"], plain[-1][2], **NEAR)
+
+    def test_a_part_called_itself_uses_the_weights_in_full(self, trained):
+        module = program.new_module()
+        module.load_state_dict(trained["middle"])
+        logits = module.part.logits(program.batch(50, 0)).detach()
+        torch.testing.assert_close(trained["logits"], logits, **NEAR)
+
+    def test_a_run_goes_on_bit_for_bit_in_as_many_processes(self, trained):
+        assert trained["resumed"] == trained["figures"][program.MIDDLE :]
+
+    def test_a_former_module_is_left_whole(self, trained):
+        assert_same_weights(trained["left"], trained["weights"], rtol=0.0, atol=0.0)
+        assert trained["left_logits"].shape == trained["logits"].shape
+
+
+@pytest.mark.parametrize(
+    ("case", "sort", "folder", "stage"),
+    [("pair", "float32", "two", stage) for stage in (1, 2, 3)]
+    + [("alone", "bfloat16", "half", stage) for stage in (1, 2, 3)],
+)
+def test_weights_are_what_deepspeed_consolidates_from_its_files(
+    outcomes, case, sort, folder, stage
+):
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    trained = outcomes.of(case)[sort][f"{stage}"]
+    for when, key in (("middle", "middle"), ("end", "weights")):
+        saved = outcomes.work / folder / f"{stage}" / when
+        wanted = get_fp32_state_dict_from_zero_checkpoint(str(saved), tag=".")
+        found = trained[key]
+        # At stages 1 and 2 it leaves out what is not trained.
+        assert set(found) - set(wanted) <= {"part.fixed"}
+        assert set(wanted) <= set(found)
+        for name, tensor in wanted.items():
+            assert found[name].dtype == torch.float32
+            assert torch.equal(found[name], tensor.float()), name
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_trains_near_float32_and_goes_on_bit_for_bit(outcomes, plain, stage):
+    trained = outcomes.of("alone")["bfloat16"][f"{stage}"]
+    found = torch.tensor(trained["figures"])
+    torch.testing.assert_close(found, figures(plain), rtol=0.05, atol=0.05)
+    assert trained["resumed"] == trained["figures"][program.MIDDLE :]
+    assert not torch.equal(found, figures(plain))
+
+
+@pytest.mark.parametrize(("key", "stage"), [("optimizer away", 2), ("all away", 3)])
+def test_what_is_kept_on_the_cpu_trains_as_any(outcomes, plain, key, stage):
+    trained = outcomes.of("alone")[key][f"{stage}"]
+    torch.testing.assert_close(torch.tensor(trained["figures"]), figures(plain), **NEAR)
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "pair"),
+    [("pair", "from one", pair) for pair in ("1-1", "3-3")]
+    + [("after", "from two", pair) for pair in ("0-0", "3-3", "1-2", "2-1")],
+)
+def test_a_state_goes_on_in_other_processes_and_stages_and_can_be_saved_there(
+    outcomes, plain, case, key, pair
+):
+    gone_on = outcomes.of(case)[key][pair]
+    found = torch.tensor(gone_on["figures"])
+    torch.testing.assert_close(found, figures(plain, program.MIDDLE), **NEAR)
+    assert_same_weights(gone_on["weights"], plain[-1][2], **NEAR)
+
+
+def test_no_trace_of_a_conversion_stays_in_a_state(outcomes):
+    assert not list(outcomes.work.rglob(".universal"))
+    assert not list(outcomes.work.rglob("latest_universal"))
+
+
+def test_a_state_that_lost_its_files_is_a_checkpoint_error(outcomes):
+    message = outcomes.of("after")["bad"]
+    assert message.startswith("CheckpointError: ")
+    assert "DeepSpeed cannot convert this state" in message
+
+
+def test_nothing_is_compiled(outcomes):
+    assert list(outcomes.extensions.iterdir()) == []
