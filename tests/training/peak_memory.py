@@ -44,7 +44,7 @@ def main() -> None:
     rng = torch.Generator().manual_seed(0)
     for _ in range(2):
         for _ in range(settings.accumulate):
-            batch = full_batch(model, settings, phase.pass_bytes)
+            batch = full_batch(model, settings, phase.step_bytes)
             backend.backward(module(batch, rng)[0])
         backend.step(1e-3)
     sys.stdout.write(json.dumps({"peak": status("VmHWM") - before}))

@@ -84,7 +84,7 @@ def test_fake_tensors_live_as_long_as_real_ones(planned, objective, settings):
     real = new_model(training.plan, None, 0)
     phases = {phase.name: phase for phase in planner(tables).plan().phases}
     for phase in traced_phases(real, training):
-        batch = full_batch(real, training.settings, phase.pass_bytes)
+        batch = full_batch(real, training.settings, phase.step_bytes)
         rng = torch.Generator().manual_seed(0)
         moments = trace_pass(
             lambda phase=phase, batch=batch, rng=rng: phase.loss(batch, rng)[0],
@@ -259,10 +259,10 @@ def config(planned, tmp_path) -> Path:
 def test_the_command_prints_a_table_and_trains_nothing(config, capsys, tmp_path):
     assert run(["train", str(config), "--plan", "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert [line.split()[0] for line in shown.splitlines()[1:8]] == [
-        "parameters", "gradients", "optimizer", "buffers", "frozen", "activations", "peak",
+    assert [line.split()[0] for line in shown.splitlines()[1:9]] == [
+        "parameters", "gradients", "optimizer", "buffers", "step", "frozen", "activations", "peak",
     ]  # fmt: skip
-    assert "a step: 256 bytes, about 64 patches; 12 steps" in shown
+    assert "12 steps of 256 bytes (about 64 patches)" in shown
     assert not (tmp_path / "out").exists()
 
 
@@ -270,12 +270,31 @@ def test_the_record_has_what_the_table_has(config, capsys):
     assert run(["train", str(config), "--plan", "--world-size", "2", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["world_size"] == 2
-    assert (record["step_bytes"], record["total_bytes"]) == (256, 12 * 256)
+    model = record["phases"]["model"]
+    assert (model["step_bytes"], model["total_bytes"]) == (256, 12 * 256)
     for phase in record["phases"].values():
         device = phase["device"]
         assert device["parameters"] == 4 * phase["trained_parameters"]
         assert device["peak"] <= sum(v for k, v in device.items() if k != "peak")
     assert record["peak"] == max(p["device"]["peak"] for p in record["phases"].values())
+
+
+def test_every_field_of_the_record_is_documented(config, capsys):
+    assert run(["train", str(config), "--plan", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text()
+    phase = record["phases"]["model"]
+    for field in [*record, *record["phases"], *phase, *phase["device"], *phase["host"]]:
+        assert f"`{field}`" in page, field
+
+
+def test_a_scorer_that_is_trained_alone_is_planned(planned):
+    scorer = planner(planned).plan().phases[0]
+    for kind in ("encoder", "global_model", "decoder"):
+        del planned[kind]
+    del planned["train"]["steps"]
+    [alone] = planner(planned).plan().phases
+    assert alone == attrs.evolve(scorer, frozen=0, peak=scorer.peak - scorer.frozen)
 
 
 def test_a_world_size_without_a_plan_is_refused(config, capsys):
@@ -308,5 +327,5 @@ def test_the_recipes_have_the_paper_s_sizes_and_need_less_in_more_processes(
     assert trained == sizes.global_model + sizes.encoder + sizes.decoder + sizes.tables
     optimizer = many.phases[-1].state.device.optimizer
     assert optimizer == pytest.approx(12 * trained / 64, rel=0.001)
-    assert attrs.astuple(few.phases[-1].state.host) == (0, 0, 0, 0)
+    assert few.phases[-1].state.host == StateBytes()
     assert many.peak < 80e9

@@ -47,7 +47,7 @@ class PhasePlan:
     parameters: how many are trained. frozen: the other parts of the model, on the device. state:
     what the backend keeps. activations: the most that a pass holds beside gradients. peak: the most
     at any moment on the device. passes: of a step in each process; rows, row_bytes: of the batch
-    that was traced.
+    that was traced. steps, step_bytes: how many, and what all processes together read in one.
     """
 
     name: str
@@ -59,20 +59,20 @@ class PhasePlan:
     passes: int
     rows: int
     row_bytes: int
+    steps: int
+    step_bytes: int
 
 
 @attrs.frozen(kw_only=True)
 class MemoryPlan:
     """All phases of a config; one is over before the next begins.
 
-    step_bytes, steps: of the model's phase; patch_bytes: the mean length of its patches.
+    patch_bytes: the mean length of patches.
     """
 
     backend: str
     processes: int
     phases: tuple[PhasePlan, ...]
-    step_bytes: int
-    steps: int
     patch_bytes: float
 
     @property
@@ -109,8 +109,6 @@ class Planner:
             phases=tuple(
                 self._plan(phase, processes) for phase in traced_phases(self.model, self._training)
             ),
-            step_bytes=settings.batch_bytes,
-            steps=settings.steps,
             patch_bytes=settings.scorer.target_patch_bytes,
         )
 
@@ -132,6 +130,8 @@ class Planner:
             passes=passes,
             rows=len(trace.batch.rows.lengths),
             row_bytes=trace.batch.rows.ids_br.shape[1],
+            steps=phase.steps,
+            step_bytes=phase.step_bytes,
         )
 
     def _trace(self, phase: TracedPhase, dtype: torch.dtype | None) -> Trace:
@@ -140,7 +140,7 @@ class Planner:
                 kinds = {name.partition(".")[0] for name, _ in phase.loss.named_parameters()}
                 cast = _fake_model(self._training.plan, self._fakes, dtype, kinds)
                 phase = next(p for p in traced_phases(cast, self._training) if p.name == phase.name)
-            batch = full_batch(self.model, self._training.settings, phase.pass_bytes)
+            batch = full_batch(self.model, self._training.settings, phase.step_bytes)
             rng = torch.Generator().manual_seed(0)
             moments = trace_pass(lambda: phase.loss(batch, rng)[0], phase.loss, self._fakes)
             whole = parameter_bytes(phase.loss.parameters())
@@ -150,11 +150,12 @@ class Planner:
 
 @attrs.frozen(eq=False)
 class TracedPhase:
-    """What is traced of a phase: ``loss`` on a batch, and the bytes that one pass reads."""
+    """What is traced of a phase, ``loss`` on a batch; its steps, and the bytes of one."""
 
     name: str
     loss: nn.Module
-    pass_bytes: int
+    steps: int
+    step_bytes: int
 
 
 @attrs.frozen(eq=False)
@@ -255,8 +256,7 @@ def traced_phases(model: Model, training: TrainingPlan) -> list[TracedPhase]:
     settings, own = training.settings, training.settings.scorer
     phases, scorer = [], trainable_scorer(model)
     if scorer is not None and own.steps:
-        size = own.batch_bytes // settings.accumulate
-        phases.append(TracedPhase(SCORER, ScorerLoss(scorer), size))
+        phases.append(TracedPhase(SCORER, ScorerLoss(scorer), own.steps, own.batch_bytes))
     if settings.steps:
         loss = ModelLoss(
             attrs.evolve(model, patcher=PlannedPatches(model.patcher, own.target_patch_bytes)),
@@ -264,15 +264,14 @@ def traced_phases(model: Model, training: TrainingPlan) -> list[TracedPhase]:
             settings.precision,
             checkpointing=settings.gradient_checkpointing,
         )
-        size = settings.batch_bytes // settings.accumulate
-        phases.append(TracedPhase(MODEL, loss, size))
+        phases.append(TracedPhase(MODEL, loss, settings.steps, settings.batch_bytes))
     return phases
 
 
-def full_batch(model: Model, settings: TrainSettings, pass_bytes: int) -> Batch:
-    """As many windows of the whole context as a pass takes, and at least one."""
+def full_batch(model: Model, settings: TrainSettings, step_bytes: int) -> Batch:
+    """As many windows of the whole context as one pass takes, and at least one."""
     width = settings.context_bytes or model.context_bytes
-    count = max(pass_bytes // width, 1)
+    count = max(step_bytes // settings.accumulate // width, 1)
     scheme, text = model.scheme, torch.tensor(list(islice(cycle(_TEXT), width)))
     targets = (text + scheme.byte_offset).repeat(count, 1)
     ids = torch.cat((torch.full((count, 1), scheme.bos), targets[:, :-1]), 1)

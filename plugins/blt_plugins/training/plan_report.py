@@ -30,6 +30,10 @@ def plan_record(plan: MemoryPlan) -> dict[str, Any]:
             "passes": phase.passes,
             "pass_rows": phase.rows,
             "row_bytes": phase.row_bytes,
+            "step_bytes": phase.step_bytes,
+            "step_patches": round(phase.step_bytes / plan.patch_bytes),
+            "steps": phase.steps,
+            "total_bytes": phase.step_bytes * phase.steps,
         }
         for phase in plan.phases
     }
@@ -38,10 +42,6 @@ def plan_record(plan: MemoryPlan) -> dict[str, Any]:
         "world_size": plan.processes,
         "peak": plan.peak,
         "phases": phases,
-        "step_bytes": plan.step_bytes,
-        "step_patches": round(plan.step_bytes / plan.patch_bytes),
-        "steps": plan.steps,
-        "total_bytes": plan.step_bytes * plan.steps,
     }
 
 
@@ -52,15 +52,14 @@ def show_plan(plan: MemoryPlan) -> None:
     each = "one process" if plan.processes == 1 else f"each of {plan.processes} processes"
     console.print(f"\nGB = 1e9 bytes in {each}; backend {plan.backend}")
     for phase in plan.phases:
+        patches = round(phase.step_bytes / plan.patch_bytes)
         console.print(
-            f"{phase.name}: {phase.parameters:,} trained parameters; a pass reads {phase.rows} x "
-            f"{phase.row_bytes:,} bytes, {phase.passes} a step in each process"
+            f"{phase.name}: {phase.parameters:,} trained parameters; {phase.steps:,} steps of "
+            f"{phase.step_bytes:,} bytes (about {patches:,} patches), "
+            f"{phase.steps * phase.step_bytes / GB:,.3f} GB in all; each process makes "
+            f"{phase.passes} of a step's passes, {phase.rows} x {phase.row_bytes:,} bytes each",
+            soft_wrap=True,
         )
-    patches = round(plan.step_bytes / plan.patch_bytes)
-    console.print(
-        f"a step: {plan.step_bytes:,} bytes, about {patches:,} patches; "
-        f"{plan.steps:,} steps: {plan.step_bytes * plan.steps / GB:,.3f} GB of text"
-    )
 
 
 def _table(plan: MemoryPlan) -> Table:
