@@ -36,6 +36,7 @@ from blt_core.types import (
     Round,
     Rows,
     Sampling,
+    StateMemory,
 )
 
 CacheT = TypeVar("CacheT", bound="Cache")
@@ -433,6 +434,18 @@ class TrainingBackend(Protocol):
     def close(self) -> None:
         """Let the module and the process group go."""
         ...
+
+
+@runtime_checkable
+class MemoryPlanner(Protocol):
+    """An optional ability of a training backend: to say what it keeps, for ``blt train --plan``.
+
+    ``memory`` is asked before any ``start``, about a module whose parameters hold no data, and for
+    any number of processes, whatever ``world_size`` the backend itself has. accumulate: as in
+    ``start``, the passes of a step in each process.
+    """
+
+    def memory(self, module: nn.Module, *, processes: int, accumulate: int) -> StateMemory: ...
 
 
 @runtime_checkable

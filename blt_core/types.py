@@ -324,3 +324,42 @@ class Cost:
     gigabytes: float
     lines: Mapping[str, float]
     apart: Mapping[str, float] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class StateBytes:
+    """Bytes that training holds in one place, from step to step.
+
+    optimizer: with the float32 weights that some backends keep beside narrower ones. buffers: of
+    the backend's own, such as those in which gradients travel. step: what takes the place of the
+    gradients while the optimizer steps: copies of them, and what it computes with (0: nothing).
+    """
+
+    parameters: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    buffers: int = 0
+    step: int = 0
+
+    @property
+    def total(self) -> int:
+        """What is there between two passes of a step."""
+        return self.parameters + self.gradients + self.optimizer + self.buffers
+
+    @property
+    def stepping(self) -> int:
+        """The most while the optimizer steps."""
+        return self.total - self.gradients + max(self.gradients, self.step)
+
+
+@attrs.frozen
+class StateMemory:
+    """What a training backend keeps of the module it trains, for each process.
+
+    device: where passes run. host: what was moved to the memory of the CPU. passes_in: the dtype
+    that the module is cast to (None: it stays as it is).
+    """
+
+    device: StateBytes
+    host: StateBytes = StateBytes()
+    passes_in: torch.dtype | None = None

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from blt_core.component import BuildContext, Component
 from blt_core.errors import BltError, CheckpointError, RunError
+from blt_core.types import StateMemory
+from blt_plugins.deepspeed.memory_plan import Zero, zero_memory
 from blt_plugins.deepspeed.process import (
     check_installed,
     import_deepspeed,
@@ -154,6 +156,14 @@ class DeepSpeedBackend:
                 self._load(universal, "step")
             finally:
                 config.load_universal_checkpoint = False
+
+    def memory(self, module: nn.Module, *, processes: int, accumulate: int) -> StateMemory:
+        """What each of ``processes`` keeps while it trains ``module``."""
+        config = deepspeed_config(
+            self._params, clip=1.0, accumulate=accumulate, world_size=processes
+        )
+        sizes = [parameter.numel() for parameter in module.parameters()]
+        return zero_memory(sizes, Zero.of(config), processes=processes)
 
     def close(self) -> None:
         """Let the engine and the process group go; the module's weights are not gathered."""

@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from blt_core.component import BuildContext, Component
 from blt_core.errors import CheckpointError, RunError
 from blt_core.stored import StoredTensors
+from blt_core.types import StateMemory
+from blt_plugins.training.memory_plan import replicated, sharded
 
 BETAS = (0.9, 0.95)
 #: What ``save`` writes: the whole weights and optimizer, whatever they were spread over.
@@ -41,6 +43,7 @@ class TorchBackend:
     def __init__(self, params: TorchBackendParams, context: BuildContext) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self._strategy = params.strategy
         self._sharded = params.strategy == "fsdp" and self.world_size > 1
         self._module: nn.Module = nn.Module()
         self._called: nn.Module = self._module
@@ -154,6 +157,12 @@ class TorchBackend:
                 state[parameter][key] = (
                     self._like(value, parameter) if value.dim() else value.to(parameter.device)
                 )
+
+    def memory(self, module: nn.Module, *, processes: int, accumulate: int) -> StateMemory:
+        """What each of ``processes`` keeps while it trains ``module``."""
+        if self._strategy == "fsdp":
+            return sharded(module, processes=processes, accumulate=accumulate)
+        return replicated(module, processes=processes)
 
     def close(self) -> None:
         """Let the module and the process group go."""

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from blt_core.cli.inputs import ConfigArgument, DeviceOption, JsonOption, find_config
-from blt_core.plugins import load_plugins
+from blt_core.config import Config
+from blt_core.plugins import Plugins, load_plugins
 from blt_plugins.training.calibrate import Calibration
 from blt_plugins.training.job import make_job
 from blt_plugins.training.loop import Trainer, TrainResult
@@ -27,7 +28,7 @@ from blt_plugins.training.threshold import calibrate_source, write_threshold
 _ROWS, _BAR = 16, 40
 
 
-def train(
+def train(  # noqa: PLR0913 -- one parameter an option
     config: ConfigArgument,
     *,
     out: Annotated[
@@ -36,6 +37,12 @@ def train(
     corpus: Annotated[Path | None, typer.Option(help="Another corpus folder.")] = None,
     device: DeviceOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, not from OUT/state.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only tell how much memory it takes; train nothing.")
+    ] = False,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="With --plan: for so many processes (default: 1).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model: its byte scorer, the patch threshold, then the model itself.
@@ -44,6 +51,12 @@ def train(
     """
     plugins = load_plugins()
     settings = find_config(config).with_run(device=device)
+    if plan:
+        _plan(settings, plugins, processes=world_size or 1, as_json=as_json)
+        return
+    if world_size is not None:
+        text = "only --plan takes it; start as many processes with torchrun"
+        raise typer.BadParameter(text, param_hint="--world-size")
     job = make_job(settings, plugins, out=out, corpus=corpus)
     result = None
     main = job.backend.rank == 0
@@ -78,6 +91,17 @@ def calibrate(
         typer.echo(json.dumps({**attrs.asdict(found), "reached": found.reached}))
     else:
         _show(found)
+
+
+def _plan(config: Config, plugins: Plugins, *, processes: int, as_json: bool) -> None:
+    from blt_plugins.training.plan import Planner
+    from blt_plugins.training.plan_report import plan_record, show_plan
+
+    found = Planner(config, plugins).plan(processes)
+    if as_json:
+        typer.echo(json.dumps(plan_record(found)))
+    else:
+        show_plan(found)
 
 
 def _show_result(result: TrainResult, *, as_json: bool) -> None:

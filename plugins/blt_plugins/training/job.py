@@ -44,7 +44,7 @@ def make_job(
         text = f"training would write over it; write to another place than {folder}"
         raise ConfigError([plan.place.child("run", "checkpoint").problem(text)])
     backend: TrainingBackend = plan.build("training_backend")
-    _check_passes(plan, settings, backend)
+    check_passes(plan, settings, backend.world_size)
     described = plan.describe()
     compared = ("model", *MODEL_KINDS, "objective")
     node = resolve_component("checkpoint_format", {"use": "folder"}, plugins)
@@ -69,9 +69,9 @@ def make_job(
     )
 
 
-def _check_passes(plan: Plan, settings: TrainSettings, backend: TrainingBackend) -> None:
+def check_passes(plan: Plan, settings: TrainSettings, processes: int) -> None:
     """Raise ConfigError unless the passes of a step can be shared out evenly."""
-    passes, processes = settings.accumulate, backend.world_size
+    passes = settings.accumulate
     if passes % processes:
         text = f"{passes} passes cannot be dealt out to {processes} processes"
         hint = f"set it to a multiple of {processes}; train.batch_bytes is split over all passes"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from blt_plugins.training.memory_plan import gathered_layers
 
 
 def shard(module: nn.Module, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -21,10 +23,8 @@ def shard(module: nn.Module, groups: Sequence[dict[str, Any]]) -> list[dict[str,
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     kind = next(module.parameters()).device.type
     mesh = init_device_mesh(kind, (torch.distributed.get_world_size(),))
-    for child in module.modules():
-        for layer in child if isinstance(child, nn.ModuleList) else ():
-            if _has_forward(layer):
-                fully_shard(layer, mesh=mesh)
+    for layer in gathered_layers(module):
+        fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh)
     sharded = dict(module.named_parameters())
     return [{**g, "params": [sharded[names[id(p)]] for p in g["params"]]} for g in groups]
@@ -53,8 +53,3 @@ def like(tensor: Tensor, own: Tensor) -> Tensor:
         if isinstance(own, DTensor)
         else tensor
     )
-
-
-def _has_forward(module: nn.Module) -> bool:
-    forward: Callable[..., Any] = type(module).forward
-    return forward is not nn.Module.forward

@@ -1,0 +1,58 @@
+"""What plain torch keeps of a module in training: one process, DDP, FSDP2.
+
+AdamW holds two moments a parameter, in the dtype of the parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from blt_core.types import StateBytes, StateMemory
+
+MOMENTS = 2
+
+
+def replicated(module: nn.Module, *, processes: int) -> StateMemory:
+    """One process, or DDP: everything whole in each.
+
+    Between several processes gradients travel in buckets, which DDP makes as large as the gradients
+    and keeps.
+    """
+    size = parameter_bytes(module.parameters())
+    buckets = size if processes > 1 else 0
+    return StateMemory(StateBytes(size, size, MOMENTS * size, buckets))
+
+
+def sharded(module: nn.Module, *, processes: int, accumulate: int) -> StateMemory:
+    """FSDP2: everything spread evenly over the processes, and units gathered for their passes.
+
+    The root is whole from its forward pass on, and so is its gradient until the pass ends. Of the
+    layers two are whole at a time, the one in use and the next, and one gradient. Passes before
+    the last of a step do not meet other processes, so their gradients are kept whole. AdamW, which
+    is not fused here, computes with two tensors as large as the parameter that it is at.
+    """
+    if processes == 1:
+        return replicated(module, processes=1)
+    size = parameter_bytes(module.parameters())
+    share = -(-size // processes)
+    layers = [parameter_bytes(layer.parameters()) for layer in gathered_layers(module)]
+    root, largest = size - sum(layers), max(layers, default=0)
+    gradients = size if accumulate > 1 else root + largest
+    gathered = root + 2 * largest + gradients
+    step = share + 2 * -(-max(parameter_bytes([p]) for p in module.parameters()) // processes)
+    return StateMemory(StateBytes(share, share, MOMENTS * share, gathered, step))
+
+
+def gathered_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers that are gathered one at a time: those in lists that are called as modules."""
+    for child in module.modules():
+        for layer in child if isinstance(child, nn.ModuleList) else ():
+            if type(layer).forward is not nn.Module.forward:
+                yield layer
+
+
+def parameter_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """Their bytes."""
+    return sum(p.numel() * p.element_size() for p in parameters)

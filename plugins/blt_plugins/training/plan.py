@@ -1,0 +1,278 @@
+"""How much memory a training config takes on each device, found without its weights or its text.
+
+The parts are built on fake tensors, and one pass of each phase is traced through them; see
+:mod:`blt_plugins.training.tracing`. What lasts from step to step the training backend tells.
+
+Axes: b batch rows, r byte rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle, islice
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from blt_core.config import MODEL_KINDS, Config
+from blt_core.errors import ConfigError
+from blt_core.model import Model, part_dtype
+from blt_core.plugins import Plugins
+from blt_core.protocols import MemoryPlanner, Patcher, ThresholdPatcher
+from blt_core.types import Rows, StateMemory
+from blt_core.wiring import Plan
+from blt_plugins.training.job import TrainingPlan, check_passes, plan_training
+from blt_plugins.training.memory_plan import parameter_bytes
+from blt_plugins.training.phases import MODEL, SCORER, ModelLoss, ScorerLoss, trainable_scorer
+from blt_plugins.training.settings import TrainSettings
+from blt_plugins.training.tracing import Moment, trace_pass
+from blt_plugins.training.windows import Batch
+
+#: The longest patch, in mean lengths, where a patcher sets no limit.
+_LONGEST = 4
+
+#: What windows are filled with; only a patcher without weights takes note of it.
+_TEXT = b"the plan of a run is no run "
+
+
+@attrs.frozen(kw_only=True)
+class PhasePlan:
+    """Memory of one phase, in bytes of each process.
+
+    parameters: how many are trained. frozen: the other parts of the model, on the device. state:
+    what the backend keeps. activations: the most that a pass holds beside gradients. peak: the most
+    at any moment on the device. passes: of a step in each process; rows, row_bytes: of the batch
+    that was traced. steps, step_bytes: how many, and what all processes together read in one.
+    """
+
+    name: str
+    parameters: int
+    frozen: int
+    state: StateMemory
+    activations: int
+    peak: int
+    passes: int
+    rows: int
+    row_bytes: int
+    steps: int
+    step_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class MemoryPlan:
+    """All phases of a config; one is over before the next begins.
+
+    patch_bytes: the mean length of patches.
+    """
+
+    backend: str
+    processes: int
+    phases: tuple[PhasePlan, ...]
+    patch_bytes: float
+
+    @property
+    def peak(self) -> int:
+        """The most bytes on a device."""
+        return max(phase.peak for phase in self.phases)
+
+
+class Planner:
+    """Plans one config for any number of processes; what is traced once is kept.
+
+    Raises ConfigError for a config that does not train, and for a backend that is no MemoryPlanner.
+    """
+
+    def __init__(self, config: Config, plugins: Plugins) -> None:
+        self._training = plan_training(config, plugins)
+        self._node = self._training.plan.node("training_backend")
+        backend = self._training.plan.build("training_backend")
+        if not isinstance(backend, MemoryPlanner):
+            text = f"{self._node.label} does not tell what it keeps in memory"
+            raise ConfigError([self._node.place.written.problem(text)])
+        self._backend: MemoryPlanner = backend
+        self._fakes = FakeTensorMode()
+        self.model = _fake_model(self._training.plan, self._fakes)
+        self._traces: dict[tuple[str, torch.dtype | None], Trace] = {}
+
+    def plan(self, processes: int = 1) -> MemoryPlan:
+        """The plan; raises ConfigError where the passes cannot be dealt out to the processes."""
+        settings = self._training.settings
+        check_passes(self._training.plan, settings, processes)
+        return MemoryPlan(
+            backend=self._node.name,
+            processes=processes,
+            phases=tuple(
+                self._plan(phase, processes) for phase in traced_phases(self.model, self._training)
+            ),
+            patch_bytes=settings.scorer.target_patch_bytes,
+        )
+
+    def _plan(self, phase: TracedPhase, processes: int) -> PhasePlan:
+        passes = self._training.settings.accumulate // processes
+        state = self._backend.memory(phase.loss, processes=processes, accumulate=passes)
+        trained = list(phase.loss.parameters())
+        names = {id(parameter) for parameter in trained}
+        others = (p for p in self.model.modules().parameters() if id(p) not in names)
+        frozen = parameter_bytes(others)
+        trace = self._trace(phase, state.passes_in)
+        return PhasePlan(
+            name=phase.name,
+            parameters=sum(p.numel() for p in trained),
+            frozen=frozen,
+            state=state,
+            activations=max(moment.activations for moment in trace.moments),
+            peak=frozen + _peak(state, trace, passes),
+            passes=passes,
+            rows=len(trace.batch.rows.lengths),
+            row_bytes=trace.batch.rows.ids_br.shape[1],
+            steps=phase.steps,
+            step_bytes=phase.step_bytes,
+        )
+
+    def _trace(self, phase: TracedPhase, dtype: torch.dtype | None) -> Trace:
+        if (phase.name, dtype) not in self._traces:
+            if dtype is not None:
+                kinds = {name.partition(".")[0] for name, _ in phase.loss.named_parameters()}
+                cast = _fake_model(self._training.plan, self._fakes, dtype, kinds)
+                phase = next(p for p in traced_phases(cast, self._training) if p.name == phase.name)
+            batch = full_batch(self.model, self._training.settings, phase.step_bytes)
+            rng = torch.Generator().manual_seed(0)
+            moments = trace_pass(lambda: phase.loss(batch, rng)[0], phase.loss, self._fakes)
+            whole = parameter_bytes(phase.loss.parameters())
+            self._traces[phase.name, dtype] = Trace(batch, moments, whole)
+        return self._traces[phase.name, dtype]
+
+
+@attrs.frozen(eq=False)
+class TracedPhase:
+    """What is traced of a phase, ``loss`` on a batch; its steps, and the bytes of one."""
+
+    name: str
+    loss: nn.Module
+    steps: int
+    step_bytes: int
+
+
+@attrs.frozen(eq=False)
+class Trace:
+    """What one pass over ``batch`` holds; gradients: the bytes of all of them."""
+
+    batch: Batch
+    moments: Sequence[Moment]
+    gradients: int
+
+
+def _peak(state: StateMemory, trace: Trace, passes: int) -> int:
+    """The most bytes of the trained module at any moment.
+
+    Gradients of earlier passes are there all the time; those of a single one come as activations
+    go.
+    """
+    device = state.device
+    if passes > 1:
+        held = device.total + max(moment.activations for moment in trace.moments)
+    else:
+        share = device.gradients / trace.gradients
+        moving = max(m.activations + math.ceil(share * m.gradients) for m in trace.moments)
+        held = device.total - device.gradients + moving
+    return max(held, device.stepping)
+
+
+# -- what is traced ------------------------------------------------------------------------------
+
+
+class PlannedPatches:
+    """The patcher of a plan: it computes what the real one does, and then gives even patches.
+
+    Where patches begin would depend on weights. A patcher without any is asked itself.
+    """
+
+    def __init__(self, patcher: Patcher, mean_bytes: float) -> None:
+        self._patcher, self._mean = patcher, mean_bytes
+
+    def new_cache(self, batch: int) -> Any:
+        """The real one's."""
+        return self._patcher.new_cache(batch)
+
+    def flags(self, rows: Rows, cache: Any) -> Tensor:
+        """(b, r) bool: as the real one's, but for their places."""
+        longest: int | None = getattr(self._patcher, "max_patch_bytes", None)
+        if isinstance(self._patcher, ThresholdPatcher):
+            self._patcher.entropies(rows, cache)
+        elif not isinstance(self._patcher, nn.Module):
+            return self._patcher.flags(rows, cache)
+        return even_flags(rows.ids_br, self._mean, longest or math.ceil(_LONGEST * self._mean))
+
+
+def even_flags(ids_br: Tensor, mean_bytes: float, longest: int) -> Tensor:
+    """(b, r) bool, place i is flag i + 1: patches with a mean length, as equal as can be.
+
+    But for one of ``longest`` bytes, since some buffers are as wide as the longest patch.
+    """
+    width = ids_br.shape[1]
+    flags = torch.zeros_like(ids_br, dtype=torch.bool)
+    flags[:, 0] = True
+    # BOS and the longest patch stand already.
+    count = max(round(width / mean_bytes) - 2, 0)
+    if longest < width and count:
+        places = longest + torch.arange(count) * (width - longest) / count
+        flags[:, places.long()] = True
+    return flags
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _fake_model(
+    plan: Plan,
+    fakes: FakeTensorMode,
+    cast: torch.dtype | None = None,
+    kinds: Collection[str] = (),
+) -> Model:
+    """The model, whose parameters hold no data; the parts of ``kinds`` in the dtype ``cast``."""
+    dtype: torch.dtype = getattr(torch, plan.run.dtype)
+    parts: dict[str, Any] = dict.fromkeys(MODEL_KINDS)  # a scorer alone has no others
+    for kind in parts.keys() & plan.nodes.keys():
+        own = cast if cast is not None and kind in kinds else part_dtype(kind, dtype)
+        with fakes, _default_dtype(own):
+            parts[kind] = plan.build(kind)
+    return Model(**parts, scheme=plan.model.scheme, context_bytes=plan.model.context_bytes)
+
+
+def traced_phases(model: Model, training: TrainingPlan) -> list[TracedPhase]:
+    """The phases of a run, in order."""
+    settings, own = training.settings, training.settings.scorer
+    phases, scorer = [], trainable_scorer(model)
+    if scorer is not None and own.steps:
+        phases.append(TracedPhase(SCORER, ScorerLoss(scorer), own.steps, own.batch_bytes))
+    if settings.steps:
+        loss = ModelLoss(
+            attrs.evolve(model, patcher=PlannedPatches(model.patcher, own.target_patch_bytes)),
+            training.plan.build("objective"),
+            settings.precision,
+            checkpointing=settings.gradient_checkpointing,
+        )
+        phases.append(TracedPhase(MODEL, loss, settings.steps, settings.batch_bytes))
+    return phases
+
+
+def full_batch(model: Model, settings: TrainSettings, step_bytes: int) -> Batch:
+    """As many windows of the whole context as one pass takes, and at least one."""
+    width = settings.context_bytes or model.context_bytes
+    count = max(step_bytes // settings.accumulate // width, 1)
+    scheme, text = model.scheme, torch.tensor(list(islice(cycle(_TEXT), width)))
+    targets = (text + scheme.byte_offset).repeat(count, 1)
+    ids = torch.cat((torch.full((count, 1), scheme.bos), targets[:, :-1]), 1)
+    return Batch(Rows(ids, (width,) * count), targets, (width,) * count)

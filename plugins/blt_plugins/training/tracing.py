@@ -1,0 +1,145 @@
+"""Memory of a training pass without its data: the real parts run on tensors that hold none.
+
+Parameters are torch's *fake tensors*, which know shape, dtype and storage, and nothing else. What
+a pass decides from ids, flags and positions it decides from real tensors, which are small: an
+operation on these alone runs for real, one that meets a fake tensor gives fake ones.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map_only
+
+_READ = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 -- its public name is item()
+
+
+@attrs.frozen
+class Moment:
+    """Live bytes at one moment of a pass, of gradients of parameters and of all else it made."""
+
+    activations: int
+    gradients: int
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the storages that the operations within it make, for as long as they live.
+
+    Storages that were there before are not counted, so parameters are not. ``gradient`` tells a
+    storage apart, as one of a parameter's gradient. ``moments``: those
+    that no other exceeds in both numbers. A fake scalar is read as 0.
+    """
+
+    def __init__(self, fakes: FakeTensorMode) -> None:
+        super().__init__()
+        self.moments: list[Moment] = []
+        self._fakes = fakes
+        self._sizes: dict[int, tuple[int, bool]] = {}
+        self._now = {False: 0, True: 0}
+
+    def keep(self, tensors: Iterable[Tensor]) -> None:
+        """These were there before."""
+        for tensor in tensors:
+            self._enter(tensor.untyped_storage(), 0)
+
+    def gradient(self, tensor: Tensor) -> None:
+        """From now on ``tensor`` is a gradient."""
+        key = id(tensor.untyped_storage())
+        size, already = self._sizes.get(key, (0, True))
+        if not already:
+            self._sizes[key] = (size, True)
+            self._now[False] -= size
+            self._now[True] += size
+            self._note()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run one operation, for real or not, and count what it made."""
+        given = (args, dict(kwargs or {}))
+        if any(isinstance(leaf, FakeTensor) for leaf in tree_iter(given)):
+            if func is _READ:
+                return 0.0
+            given = tree_map_only(Tensor, self._fake, given)
+            with self._fakes:
+                result = func(*given[0], **given[1])
+        else:
+            result = func(*given[0], **given[1])
+        self._count(result)
+        return result
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        fake = self._fakes.from_tensor(tensor)
+        self._enter(fake.untyped_storage(), 0)  # the real one is counted
+        return fake
+
+    def _count(self, result: object) -> None:
+        grew = False
+        for leaf in tree_iter(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                grew |= self._enter(storage, storage.nbytes())
+        if grew:
+            self._note()
+
+    def _enter(self, storage: torch.UntypedStorage, size: int) -> bool:
+        """Count a storage until it dies; whether it is new."""
+        key = id(storage)
+        if key in self._sizes:
+            return False
+        self._sizes[key] = (size, False)
+        self._now[False] += size
+        weakref.finalize(storage, self._leave, key).atexit = False
+        return True
+
+    def _leave(self, key: int) -> None:
+        size, gradient = self._sizes.pop(key)
+        self._now[gradient] -= size
+
+    def _note(self) -> None:
+        now = Moment(self._now[False], self._now[True])
+
+        def below(one: Moment, other: Moment) -> bool:
+            return one.activations <= other.activations and one.gradients <= other.gradients
+
+        if not any(below(now, moment) for moment in self.moments):
+            self.moments = [m for m in self.moments if not below(m, now)] + [now]
+
+
+def trace_pass(
+    loss: Callable[[], Tensor], module: nn.Module, fakes: FakeTensorMode
+) -> Sequence[Moment]:
+    """The moments of one pass over ``module``, forward and backward, from no gradients on."""
+    live = LiveBytes(fakes)
+    live.keep([*module.parameters(), *module.buffers()])
+    hooks = [
+        p.register_post_accumulate_grad_hook(lambda p: live.gradient(_grad(p)))
+        for p in module.parameters()
+        if p.requires_grad
+    ]
+    try:
+        with live:
+            loss().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return live.moments
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        raise ValueError("a parameter whose gradient was just accumulated has none")
+    return parameter.grad

@@ -1,0 +1,142 @@
+"""What DeepSpeed keeps: by the formulas of its stages, and as measured."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import torch
+
+from blt_core.config import Config
+from blt_core.plugins import load_plugins
+from blt_core.types import StateBytes
+from blt_plugins.deepspeed.memory_plan import Zero, zero_memory
+from blt_plugins.training.plan import Planner
+
+PROGRAM = Path(__file__).parents[1] / "training" / "peak_memory.py"
+SIZES = (600, 400)
+
+
+def zero(stage: int, **changes: Any) -> Zero:
+    """A stage with buckets of 10 numbers."""
+    table = {"stage": stage, "reduce_bucket_size": 10, "stage3_max_live_parameters": 100}
+    half = changes.pop("half", False)
+    return Zero.of({"zero_optimization": table | changes, "bf16": {"enabled": half}})
+
+
+def test_each_stage_splits_more():
+    whole = [zero_memory(SIZES, zero(stage), processes=4).device for stage in range(4)]
+    assert [(x.parameters, x.gradients, x.optimizer) for x in whole] == [
+        (4000, 4000, 8000),
+        (4000, 4000, 3000),
+        (4000, 1000, 3000),
+        (1000, 1000, 2000),
+    ]
+    # A bucket; beside it the weights that stage 3 gathers.
+    assert [x.buffers for x in whole] == [40, 40, 40, 40 + 400]
+
+
+def test_bfloat16_halves_weights_gradients_and_buffers_but_not_the_optimizer():
+    for stage in (1, 2, 3):
+        full, half = (
+            zero_memory(SIZES, zero(stage, half=half), processes=4) for half in (False, True)
+        )
+        assert half.passes_in is torch.bfloat16
+        assert full.passes_in is None
+        for name in ("parameters", "gradients", "buffers"):
+            assert 2 * getattr(half.device, name) == getattr(full.device, name)
+        assert half.device.optimizer == 3000
+
+
+def test_offloading_moves_to_the_host():
+    moved = zero_memory(
+        SIZES,
+        zero(3, offload_optimizer={"device": "cpu"}, offload_param={"device": "cpu"}),
+        processes=4,
+    )
+    assert moved.device == StateBytes(buffers=440)
+    assert (moved.host.parameters, moved.host.gradients, moved.host.optimizer) == (1000, 1000, 3000)
+    second = zero_memory(SIZES, zero(2, offload_optimizer={"device": "cpu"}), processes=4)
+    assert second.device == StateBytes(parameters=4000, buffers=40)
+    assert second.host.total == 1000 + 3000 + 1000
+    first = zero_memory(SIZES, zero(1, offload_optimizer={"device": "cpu"}), processes=4)
+    assert first.device.gradients == 4000
+
+
+def test_overlap_doubles_the_bucket_of_stages_1_and_2():
+    buffers = [
+        zero_memory(SIZES, zero(stage, overlap_comm=True), processes=4).device.buffers
+        for stage in (1, 2, 3)
+    ]
+    assert buffers == [80, 80, 440]
+
+
+def test_defaults_are_those_of_deepspeed():
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    for stage in (1, 3):
+        own, theirs = (
+            Zero.of({"zero_optimization": {"stage": stage}}),
+            DeepSpeedZeroConfig(stage=stage),
+        )
+        assert own.reduce_bucket == theirs.reduce_bucket_size
+        assert own.live_parameters == theirs.max_live_parameters
+        assert own.overlap == bool(theirs.overlap_comm)
+
+
+TABLES: dict[str, Any] = {
+    "schema": 1,
+    "corpus": {"use": "folder", "path": "no such folder"},
+    "train": {"steps": 2, "batch_bytes": 1024, "scorer": {"steps": 0}},
+    "model": {"context_bytes": 1024},
+    "patcher": {"use": "static"},
+    # Most memory is what the backend keeps: 20 million parameters of look-up tables.
+    "encoder": {
+        "use": "local", "dim": 64, "heads": 2, "hidden": 64, "latent_dim": 64,
+        "ngram_sizes": [3], "ngram_rows": 300_000, "window": 64,
+    },
+    "global_model": {"use": "transformer", "latent_dim": 64, "layers": 1, "heads": 2, "hidden": 64},
+    "decoder": {
+        "use": "local", "dim": 64, "heads": 2, "hidden": 64, "layers": 1, "latent_dim": 64,
+        "window": 64,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+@pytest.mark.parametrize(
+    ("stage", "weight_dtype"), [(0, "float32"), (2, "bfloat16"), (3, "float32")]
+)
+def test_a_plan_is_within_15_percent_of_the_peak_of_a_process(stage, weight_dtype, tmp_path):
+    tables = copy.deepcopy(TABLES)
+    tables["training_backend"] = {
+        "use": "deepspeed",
+        "stage": stage,
+        "weight_dtype": weight_dtype,
+        "config": {"zero_optimization": {"reduce_bucket_size": 1_000_000}},
+    }
+    path = tmp_path / "large.toml"
+    path.write_text(tomli_w.dumps(tables))
+    plan = Planner(Config.from_mapping(tables), load_plugins()).plan()
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "0",
+        "MALLOC_ARENA_MAX": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(path)],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout[done.stdout.index('{"peak"') :])["peak"]
+    assert plan.peak == pytest.approx(measured, rel=0.15)

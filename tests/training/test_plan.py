@@ -1,0 +1,331 @@
+"""Memory plans: what is traced is what is used, and states follow from the formulas."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import tomli_w
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from blt_core.cli.app import run
+from blt_core.config import Config, load_config
+from blt_core.errors import ConfigError
+from blt_core.model import patch_layout
+from blt_core.pipeline import new_model
+from blt_core.plugins import load_plugins
+from blt_core.resources import resource
+from blt_core.types import StateBytes, StateMemory
+from blt_core.wiring import Plan
+from blt_plugins.training.job import plan_training
+from blt_plugins.training.memory_plan import replicated, sharded
+from blt_plugins.training.phases import MODEL, SCORER
+from blt_plugins.training.plan import Planner, even_flags, full_batch, traced_phases
+from blt_plugins.training.tracing import Moment, trace_pass
+
+BLOCKS = {"use": "block-diffusion", "share": 0.5, "inside_share": 0.2, "stale_share": 0.3}
+
+
+@pytest.fixture
+def planned(tables) -> dict[str, Any]:
+    """A config whose corpus is nowhere: a plan reads none."""
+    tables["corpus"]["path"] = "no such folder"
+    return tables
+
+
+def with_blocks(tables: dict[str, Any]) -> dict[str, Any]:
+    return {**tables, "objective": BLOCKS, "decoder": {**tables["decoder"], "denoises": True}}
+
+
+def planner(tables: dict[str, Any]) -> Planner:
+    return Planner(Config.from_mapping(tables), load_plugins())
+
+
+# -- tracing -------------------------------------------------------------------------------------
+
+
+def test_live_bytes_are_those_of_a_pass_worked_out_by_hand():
+    weight = nn.Parameter(torch.ones(100))
+    module = nn.ParameterList([weight])
+
+    def loss() -> torch.Tensor:
+        doubled = weight * 2  # 400 bytes, not needed later
+        squared = doubled.view(10, 10).exp()  # 400 bytes, kept for its gradient
+        del doubled
+        return squared.sum()
+
+    moments = trace_pass(loss, module, FakeTensorMode())
+    # exp and what it read live together; a view is no memory. In the backward pass the gradient of
+    # exp joins exp and the scalars, and is let go where that of the weight is made.
+    assert max(moment.activations for moment in moments) in range(800, 1300)
+    assert max(moment.gradients for moment in moments) == 400
+    assert Moment(0, 0) not in moments
+
+
+@pytest.mark.parametrize("objective", ["ar", "blocks"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"gradient_checkpointing": True}, {"precision": "bfloat16"}], ids=str
+)
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_fake_tensors_live_as_long_as_real_ones(planned, objective, settings):
+    tables = with_blocks(planned) if objective == "blocks" else planned
+    tables["train"] |= settings
+    training = plan_training(Config.from_mapping(tables), load_plugins())
+    real = new_model(training.plan, None, 0)
+    phases = {phase.name: phase for phase in planner(tables).plan().phases}
+    for phase in traced_phases(real, training):
+        batch = full_batch(real, training.settings, phase.step_bytes)
+        rng = torch.Generator().manual_seed(0)
+        moments = trace_pass(
+            lambda phase=phase, batch=batch, rng=rng: phase.loss(batch, rng)[0],
+            phase.loss,
+            FakeTensorMode(),
+        )
+        found = max(moment.activations for moment in moments)
+        assert phases[phase.name].activations == pytest.approx(found, rel=0.005)
+
+
+def test_checkpointed_gradients_need_less(planned):
+    planned["global_model"]["layers"] = 6
+    whole = planner(planned).plan().phases[-1]
+    planned["train"]["gradient_checkpointing"] = True
+    assert planner(planned).plan().phases[-1].activations < 0.8 * whole.activations
+
+
+def test_a_plan_leaves_nothing_behind(planned):
+    before = torch.get_default_dtype(), torch.get_rng_state()
+    first, again = (planner(planned).plan() for _ in range(2))
+    assert first == again
+    assert torch.get_default_dtype() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+@given(
+    width=st.integers(16, 400),
+    mean=st.floats(1.5, 8),
+    longest=st.integers(8, 12),
+)
+def test_even_flags_have_the_mean_and_the_longest_patch(width, mean, longest):
+    flags = even_flags(torch.zeros(2, width, dtype=torch.long), mean, longest)
+    patches, _ = patch_layout(flags, (width, width))
+    sizes = patches.size_bm[0].tolist()
+    if width > 2 * longest + mean:
+        assert max(sizes) >= longest or longest > width
+        assert sum(sizes) / len(sizes) == pytest.approx(mean, rel=0.35, abs=1.0)
+
+
+# -- against reality -----------------------------------------------------------------------------
+
+PROGRAM = Path(__file__).with_name("peak_memory.py")
+
+#: Wide enough that libraries' own memory is small beside it.
+LARGE: dict[str, Any] = {
+    "train": {"batch_bytes": 2048, "context_bytes": 1024, "steps": 2, "accumulate": 1},
+    "model": {"context_bytes": 1024},
+    "encoder": {"dim": 96, "heads": 6, "hidden": 256, "latent_dim": 256, "ngram_rows": 5000},
+    "global_model": {"latent_dim": 256, "layers": 4, "heads": 8, "hidden": 704},
+    "decoder": {"dim": 192, "heads": 6, "hidden": 448, "layers": 3, "latent_dim": 256},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+@pytest.mark.parametrize("objective", ["ar", "blocks"])
+def test_a_plan_is_within_15_percent_of_the_peak_of_a_process(planned, objective, tmp_path):
+    large = {
+        kind: {**table, **LARGE.get(kind, {})}
+        for kind, table in planned.items()
+        if kind != "schema"
+    }
+    tables = {"schema": 1, **large}
+    tables = with_blocks(tables) if objective == "blocks" else tables
+    tables["train"]["scorer"] = {"steps": 0}
+    path = tmp_path / "large.toml"
+    path.write_text(tomli_w.dumps(tables))
+    plan = planner(tables).plan()
+    # Freed memory goes back at once, so that the peak is that of what lives.
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "0",
+        "MALLOC_ARENA_MAX": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(path)],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)["peak"]
+    assert plan.phases[0].activations > 200e6
+    assert plan.peak == pytest.approx(measured, rel=0.15)
+
+
+# -- states --------------------------------------------------------------------------------------
+
+
+def layered() -> nn.Module:
+    """Two layers of 100 parameters that are called, and 50 at the root."""
+    layers = nn.ModuleList(nn.Linear(10, 10, bias=False) for _ in range(2))
+    return nn.ModuleDict({"layers": layers, "head": nn.Linear(10, 5, bias=False)})
+
+
+def test_torch_keeps_weights_gradients_and_two_moments():
+    assert replicated(layered(), processes=1) == StateMemory(StateBytes(1000, 1000, 2000))
+    assert replicated(layered(), processes=4) == StateMemory(StateBytes(1000, 1000, 2000, 1000))
+
+
+def test_fsdp_splits_all_and_gathers_the_root_and_two_layers():
+    found = sharded(layered(), processes=4, accumulate=1).device
+    assert (found.parameters, found.gradients, found.optimizer) == (250, 250, 500)
+    assert found.buffers == (200 + 2 * 400) + (200 + 400)
+    several = sharded(layered(), processes=4, accumulate=2).device
+    assert several.buffers == (200 + 2 * 400) + 1000
+    assert sharded(layered(), processes=1, accumulate=2) == replicated(layered(), processes=1)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_torch_backend_tells_what_it_keeps(planned, strategy):
+    planned["training_backend"] = {"use": "torch", "strategy": strategy}
+    planned["train"]["accumulate"] = 4
+    found = planner(planned)
+    model = {size: found.plan(size).phases[-1] for size in (1, 2, 4)}
+    assert {phase.activations for phase in model.values()} == {model[1].activations}
+    assert [phase.passes for phase in model.values()] == [4, 2, 1]
+    shares = [model[1].state.device.optimizer / model[n].state.device.optimizer for n in (2, 4)]
+    assert shares == pytest.approx([2, 4] if strategy == "fsdp" else [1, 1], rel=0.01)
+
+
+def test_the_peak_is_the_sum_where_gradients_wait_and_less_for_a_single_pass(planned):
+    for accumulate in (1, 2):
+        planned["train"] |= {"accumulate": accumulate, "batch_bytes": 256 * accumulate}
+        for phase in planner(planned).plan().phases:
+            total = phase.frozen + phase.state.device.total + phase.activations
+            if accumulate > 1:
+                assert phase.peak == total
+            else:
+                assert total - phase.state.device.gradients <= phase.peak < total
+
+
+def test_the_scorer_and_the_model_are_frozen_for_each_other(planned):
+    scorer, model = planner(planned).plan().phases
+    assert (scorer.name, model.name) == (SCORER, MODEL)
+    assert scorer.frozen == 4 * model.parameters
+    assert model.frozen == 4 * scorer.parameters
+    assert planner(planned).plan().peak == max(scorer.peak, model.peak)
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+def test_passes_that_cannot_be_dealt_out_are_refused(planned):
+    planned["train"]["accumulate"] = 4
+    with pytest.raises(ConfigError, match=r"(?s)accumulate: 4 passes .* 3 processes.*multiple"):
+        planner(planned).plan(3)
+
+
+def test_a_backend_that_does_not_tell_is_refused(planned, monkeypatch):
+    build = Plan.build
+
+    def silent(plan: Plan, kind: str) -> Any:
+        return object() if kind == "training_backend" else build(plan, kind)
+
+    monkeypatch.setattr(Plan, "build", silent)
+    with pytest.raises(ConfigError, match=r"training_backend.*does not tell what it keeps"):
+        planner(planned)
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(planned, tmp_path) -> Path:
+    planned["train"]["accumulate"] = 2
+    path = tmp_path / "tiny.toml"
+    path.write_text(tomli_w.dumps(planned))
+    return path
+
+
+def test_the_command_prints_a_table_and_trains_nothing(config, capsys, tmp_path):
+    assert run(["train", str(config), "--plan", "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines()[1:9]] == [
+        "parameters", "gradients", "optimizer", "buffers", "step", "frozen", "activations", "peak",
+    ]  # fmt: skip
+    assert "12 steps of 256 bytes (about 64 patches)" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_record_has_what_the_table_has(config, capsys):
+    assert run(["train", str(config), "--plan", "--world-size", "2", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["world_size"] == 2
+    model = record["phases"]["model"]
+    assert (model["step_bytes"], model["total_bytes"]) == (256, 12 * 256)
+    for phase in record["phases"].values():
+        device = phase["device"]
+        assert device["parameters"] == 4 * phase["trained_parameters"]
+        assert device["peak"] <= sum(v for k, v in device.items() if k != "peak")
+    assert record["peak"] == max(p["device"]["peak"] for p in record["phases"].values())
+
+
+def test_every_field_of_the_record_is_documented(config, capsys):
+    assert run(["train", str(config), "--plan", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text()
+    phase = record["phases"]["model"]
+    for field in [*record, *record["phases"], *phase, *phase["device"], *phase["host"]]:
+        assert f"`{field}`" in page, field
+
+
+def test_a_scorer_that_is_trained_alone_is_planned(planned):
+    scorer = planner(planned).plan().phases[0]
+    for kind in ("encoder", "global_model", "decoder"):
+        del planned[kind]
+    del planned["train"]["steps"]
+    [alone] = planner(planned).plan().phases
+    assert alone == attrs.evolve(scorer, frozen=0, peak=scorer.peak - scorer.frozen)
+
+
+def test_a_world_size_without_a_plan_is_refused(config, capsys):
+    assert run(["train", str(config), "--world-size", "2"]) == 2
+    assert "only --plan takes it" in capsys.readouterr().err
+
+
+# -- the recipes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "global_model", "encoder"), [("train-1b", 1.28e9, 19e6), ("train-3b", 2.82e9, 26e6)]
+)
+def test_the_recipes_have_the_paper_s_sizes_and_need_less_in_more_processes(
+    name, global_model, encoder
+):
+    found = Planner(load_config(resource("configs") / f"{name}.toml"), load_plugins())
+    sizes = found.model.parameters()
+    assert sizes.global_model == pytest.approx(global_model, rel=0.005)
+    assert sizes.encoder == pytest.approx(encoder, rel=0.03)
+    assert sizes.decoder == pytest.approx(160e6, rel=0.015)
+    assert sizes.scorer == pytest.approx(99.5e6, rel=0.001)
+    few, many = found.plan(8), found.plan(64)
+    for fewer, more in zip(few.phases, many.phases, strict=True):
+        assert more.peak < fewer.peak
+        assert more.activations == fewer.activations
+        assert fewer.passes == 8 * more.passes
+    trained = few.phases[-1].parameters
+    assert trained == sizes.global_model + sizes.encoder + sizes.decoder + sizes.tables
+    optimizer = many.phases[-1].state.device.optimizer
+    assert optimizer == pytest.approx(12 * trained / 64, rel=0.001)
+    assert few.phases[-1].state.host == StateBytes()
+    assert many.peak < 80e9
