@@ -1,6 +1,7 @@
 """Torch layers that the model parts share; third-party parts may build on them too."""
 
 from blt_core.nn.attention import attend, attend_blocks, rotary_angles, rotate
+from blt_core.nn.blocks import BlockMasks, BlockSight, sort_blocks, take_blocks, whole_sight
 from blt_core.nn.cache import RowCache, Span
 from blt_core.nn.layers import (
     NORM_EPS,
@@ -14,10 +15,13 @@ from blt_core.nn.layers import (
     new_span,
 )
 from blt_core.nn.linear import Linear
+from blt_core.nn.masks import block_masks
 from blt_core.nn.recompute import gradient_checkpointing, recompute
 
 __all__ = [
     "NORM_EPS",
+    "BlockMasks",
+    "BlockSight",
     "Linear",
     "RMSNorm",
     "RowCache",
@@ -28,6 +32,7 @@ __all__ = [
     "TransformerLayer",
     "attend",
     "attend_blocks",
+    "block_masks",
     "check_heads",
     "gradient_checkpointing",
     "initialise",
@@ -35,4 +40,7 @@ __all__ = [
     "recompute",
     "rotary_angles",
     "rotate",
+    "sort_blocks",
+    "take_blocks",
+    "whole_sight",
 ]

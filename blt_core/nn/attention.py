@@ -3,9 +3,11 @@
 Axes: b batch rows, h heads, g key/value heads, r query rows, t key rows, n blocks, B rows of a
 block, d width of a head. Queries come as (b, r, h, d), keys and values as (b, t, g, d).
 
-Dispatch: plainly causal spans use SDPA's causal kernel; a single new row needs no mask; windows
-over whole sequences are computed in bands of the window's width. Ragged batches, several new rows
-over a cached prefix, and blocks need a boolean mask, for which some devices have no fused kernel.
+Dispatch: plainly causal spans use SDPA's causal kernel (flash attention where the device has it); a
+single new row needs no mask. Windows over whole sequences are computed in tiles on a CPU, by flex
+attention when training on CUDA, otherwise in bands of the window's width. Ragged batches, several
+new rows over a cached prefix, and blocks over cached rows need a boolean mask, for which some
+devices have no fused kernel. Blocks over whole sequences: see ``blt_core.nn.blocks``.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from blt_core.nn import flex, tiles
 from blt_core.nn.cache import Span
 
 
@@ -48,7 +51,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     """
     if span.from_start:
         if span.window is not None and q.shape[1] > span.window:
-            return _attend_banded(q, k, v, span.window)
+            return _attend_window(q, k, v, span.window)
         return _sdpa(q, k, v, causal=q.shape[1] > 1)
     mask = None if span.mask_brt is None else span.mask_brt[:, None]
     return _sdpa(q, k, v, mask=mask)
@@ -66,6 +69,14 @@ def _sdpa(
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return out.transpose(1, 2)
+
+
+def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    if flex.is_available(q.device):
+        return flex.attend_window(q, k, v, window)
+    if q.device.type == "cpu":
+        return tiles.attend_window(q, k, v, window)
+    return _attend_banded(q, k, v, window)
 
 
 def _attend_banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -106,7 +117,7 @@ def attend_blocks(
 ) -> Tensor:
     """Block rows (b, n, B, h, d) over the clean keys they see and their own block.
 
-    clean_k, clean_v: keys of each block (b, n, t, g, d), or the same for all blocks (b, t, g, d).
+    clean_k, clean_v: (b, t, g, d), the same for all blocks.
     seen_bnBt (B may be 1): which clean keys. own_bnBB: which rows of the block (None: all).
 
     Scores are (n·B) × (t + B), so no square mask over clean rows and blocks is ever built (Fast
@@ -117,15 +128,11 @@ def attend_blocks(
     own_bnBB = seen_bnBt.new_ones(1) if own_bnBB is None else own_bnBB
     seen_bnBt = seen_bnBt.expand(*q.shape[:3], -1)
     own_bnBB = own_bnBB.expand(*q.shape[:3], own_k.shape[2])
-    if clean_k.dim() < own_k.dim():
-        if q.shape[1] > 1:
-            return _attend_shared(q, own_k, own_v, clean_k, clean_v, seen_bnBt, own_bnBB)
-        clean_k, clean_v = clean_k[:, None], clean_v[:, None]
-    keys, values = torch.cat((clean_k, own_k), 2), torch.cat((clean_v, own_v), 2)
-    mask = torch.cat((seen_bnBt, own_bnBB), -1)[:, :, None].flatten(0, 1)
-    out = _sdpa(q.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), mask=mask)
-    shaped: Tensor = out.unflatten(0, q.shape[:2])
-    return shaped
+    if q.shape[1] > 1:
+        return _attend_shared(q, own_k, own_v, clean_k, clean_v, seen_bnBt, own_bnBB)
+    keys, values = torch.cat((clean_k, own_k[:, 0]), 1), torch.cat((clean_v, own_v[:, 0]), 1)
+    mask = torch.cat((seen_bnBt, own_bnBB), -1)
+    return _sdpa(q[:, 0], keys, values, mask=mask)[:, None]
 
 
 def _attend_shared(

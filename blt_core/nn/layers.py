@@ -5,8 +5,11 @@ Axes: b batch rows, r rows, D width of the model. Pre-norm, no biases (BLT, sect
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from blt_core.nn.attention import attend, rotary_angles, rotate
@@ -25,10 +28,13 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) to (…, D)."""
-        # On a CPU, one row is sooner done with a number than by torch's nine kernels.
-        if x.numel() != x.shape[-1] or x.device.type != "cpu" or torch.is_grad_enabled():
+        if x.device.type != "cpu":
             # Under autocast rows may be narrower than weights.
             return super().forward(x if x.dtype == self.weight.dtype else x.to(self.weight.dtype))
+        # On a CPU torch strings nine kernels together, and more for the gradient.
+        if x.numel() != x.shape[-1] or torch.is_grad_enabled():
+            normed: Tensor = _Norm.apply(x, self.weight)  # type: ignore[no-untyped-call]
+            return normed
         row = x.reshape(-1)
         row = row if row.dtype in _EXACT else row.float()
         scale = (float(row.dot(row)) / len(row) + NORM_EPS) ** -0.5
@@ -37,6 +43,30 @@ class RMSNorm(nn.RMSNorm):
 
 
 _EXACT = (torch.float32, torch.float64)
+
+
+class _Norm(torch.autograd.Function):
+    """The norm with few passes over its rows: it remembers them and one number for each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        scale = scale.div_(x.shape[-1]).add_(NORM_EPS).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, scale = ctx.saved_tensors
+        wide, grad, wide_weight = x.to(scale.dtype), grad.to(scale.dtype), weight.to(scale.dtype)
+        # y = s·w·x, s = (mean(x²) + eps)^-½: dx = s·w·dy - x·s³·(x · w·dy)/D and dw = Σ s·x·dy.
+        products = grad * wide
+        along = (products @ wide_weight)[..., None].mul_(scale**3).div_(x.shape[-1])
+        grad_weight = scale.flatten() @ products.flatten(0, -2)
+        grad_x = (grad * wide_weight).mul_(scale).addcmul_(wide, along, value=-1)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
 
 
 class SwiGLU(nn.Module):

@@ -13,18 +13,23 @@ from torch import Tensor, nn
 
 from blt_core.component import BuildContext, Component, at_least, more_than, overridable, trained
 from blt_core.nn import (
+    BlockMasks,
+    BlockSight,
     Linear,
     RMSNorm,
     RowCache,
     SelfAttention,
     Span,
     SwiGLU,
-    attend_blocks,
+    block_masks,
     check_heads,
     initialise,
     new_span,
     recompute,
     rotary_angles,
+    sort_blocks,
+    take_blocks,
+    whole_sight,
 )
 from blt_core.types import Blocks, DecoderOutput, Latents, Output, Rows
 from blt_plugins.local.latents import LatentAttention, LatentMemory
@@ -84,30 +89,18 @@ class RowPlan:
 
 @attrs.frozen(eq=False)
 class BlockPlan:
-    """Angles of block rows, latent of each block (b, n), and what its rows see.
+    """Angles of block rows, latent of each block (b, n), and what the rows see.
 
-    Clean keys stand at the places [lo, hi); places_bnt picks those within a block's reach (None:
-    all of them). seen_bnBt: which of them a row sees. own_bnBB: which rows of the block itself
-    (None: all).
+    Cached clean keys stand at the places [lo, hi). order_bn: which blocks stand where, if they
+    were sorted.
     """
 
     angles: Tensor
     latent_bn: Tensor
-    seen_bnBt: Tensor
-    own_bnBB: Tensor | None
-    lo: int
-    hi: int
-    places_bnt: Tensor | None
-
-    def within_reach(self, rows_bt: Tensor) -> Tensor:
-        """Clean keys or values (b, t, …) as the blocks read them: (b, n, t, …) where picked."""
-        if self.places_bnt is None:
-            return rows_bt
-        batch, count = rows_bt.shape[:2]
-        first = torch.arange(batch, device=rows_bt.device)[:, None, None] * count
-        # Unlike indexing in two axes, index_select has a fast gradient.
-        flat = rows_bt.flatten(0, 1).index_select(0, (first + self.places_bnt).flatten())
-        return flat.view(*self.places_bnt.shape, *rows_bt.shape[2:])
+    sight: BlockSight
+    lo: int = 0
+    hi: int = 0
+    order_bn: Tensor | None = None
 
 
 class LocalDecoder(nn.Module):
@@ -119,7 +112,8 @@ class LocalDecoder(nn.Module):
             raise ValueError("denoises: the model's id scheme has no [MASK] id (model.ids.mask)")
         self.denoises, self.reads_byte_states = params.denoises, params.reads_byte_states
         self.window, self.rope_theta = params.window, params.rope_theta
-        self.head_dim, self.slots = params.dim // params.heads, params.slots
+        self.heads, self.head_dim = params.heads, params.dim // params.heads
+        self.slots = params.slots
         self.embed = (
             None if params.reads_byte_states else nn.Embedding(context.scheme.size, params.dim)
         )
@@ -161,6 +155,8 @@ class LocalDecoder(nn.Module):
                     keys = rows.read(f"{lane}.k", block_plan.lo, block_plan.hi)
                     values = rows.read(f"{lane}.v", block_plan.lo, block_plan.hi)
                 y = recompute(layer.block, y, latent_kv, block_plan, keys, values)
+        if y is not None and block_plan is not None and block_plan.order_bn is not None:
+            y = take_blocks(y, block_plan.order_bn.argsort(1))  # as they were given
         return DecoderOutput(self._output(x), self._output(y))
 
     def _remember(self, latents: Latents | None, cache: LocalDecoderCache | None) -> LatentMemory:
@@ -178,25 +174,24 @@ class LocalDecoder(nn.Module):
     def _plan_blocks(
         self, blocks: Blocks, clean: Tensor | None, cache: RowCache | None
     ) -> tuple[Tensor, BlockPlan]:
-        start_bn, device = blocks.start_bn, blocks.start_bn.device
-        places_bnt = None
-        if cache is not None:
+        order_bn = None
+        if cache is None:  # neighbours see nearly the same keys
+            blocks, order_bn = sort_blocks(blocks)
+        start_bn, device, size = blocks.start_bn, blocks.start_bn.device, blocks.ids_bnB.shape[2]
+        positions = start_bn[..., None] + torch.arange(size, device=device)
+        angles = rotary_angles(positions, self.head_dim, self.rope_theta)
+        lo, hi = 0, 0
+        sight: BlockSight
+        if cache is None:
+            sight = whole_sight(blocks, window=self.window, heads=self.heads, rows=clean.shape[1])
+        else:
             lo = cache.places_before(start_bn.amin(1).tolist())[0]
             hi = cache.places_before(start_bn.amax(1).tolist())[1]
             keys_bnt = cache.positions(lo, hi, device)[:, None]
-        else:
-            lo, hi = 0, clean.shape[1]
-            keys_bnt = torch.arange(hi, device=device)[None, None]
-            if self.window is not None and self.window < hi:
-                # Many blocks over a long text: each looks at its own window of it.
-                reach = torch.arange(-self.window, 0, device=device)
-                keys_bnt = start_bn[..., None] + reach
-                places_bnt = keys_bnt.clamp(min=0)
-        size = blocks.ids_bnB.shape[2]
-        positions = start_bn[..., None] + torch.arange(size, device=device)
-        angles = rotary_angles(positions, self.head_dim, self.rope_theta)
-        seen, own = block_masks(start_bn, blocks.causal_bn, size, keys_bnt, self.window)
-        plan = BlockPlan(angles, blocks.latent_bn, seen, own, lo, hi, places_bnt)
+            sight = BlockMasks(
+                *block_masks(start_bn, blocks.causal_bn, size, keys_bnt, self.window)
+            )
+        plan = BlockPlan(angles, blocks.latent_bn, sight, lo, hi, order_bn)
         return self.embed(blocks.ids_bnB), plan
 
     def _output(self, x: Tensor | None) -> Output | None:
@@ -204,30 +199,6 @@ class LocalDecoder(nn.Module):
             return None
         hidden = self.norm(x)
         return Output(self.head(hidden), hidden)
-
-
-def block_masks(
-    start_bn: Tensor, causal_bn: Tensor | None, size: int, keys_bnt: Tensor, window: int | None
-) -> tuple[Tensor, Tensor | None]:
-    """What rows of blocks of ``size`` bytes see: clean rows (b, n, B or 1, t), own (b, n, B, B).
-
-    keys_bnt: positions of the clean keys (n may be 1); one below 0 is no key.
-
-    All rows of a masked block see the window before its start; a row of a causal block sees what a
-    clean row at its position would, less the clean rows from the block's start on.
-    """
-    behind = (start_bn[..., None] - keys_bnt)[:, :, None]  # (b, n, 1, t)
-    before = (behind > 0) & (keys_bnt >= 0)[:, :, None]
-    if causal_bn is None:
-        return (before if window is None else before & (behind <= window)), None
-    row = torch.arange(size, device=start_bn.device)
-    ahead = row[:, None] - row  # of a row over another of its block
-    own = (ahead >= 0) if window is None else (ahead >= 0) & (ahead < window)
-    own = own | ~causal_bn[:, :, None, None]
-    if window is None:
-        return before, own
-    reach = window - torch.where(causal_bn[..., None], row + 1, 0)  # (b, n, B)
-    return before & (behind <= reach[..., None]), own
 
 
 class DecoderLayer(nn.Module):
@@ -259,8 +230,7 @@ class DecoderLayer(nn.Module):
         """Block rows (b, n, B, D) over the clean keys and values (b, t, h, d)."""
         y = self._read(y, latent_kv, plan.latent_bn)
         q, k, v = self.attention.project(self.attention_norm(y), plan.angles)
-        keys, values = plan.within_reach(keys), plan.within_reach(values)
-        attended = attend_blocks(q, k, v, keys, values, plan.seen_bnBt, plan.own_bnBB)
+        attended = plan.sight.attend(q, k, v, keys, values)
         y = y + self.attention.out(attended.flatten(-2))
         return y + self.mlp(self.mlp_norm(y))
 

@@ -1,0 +1,185 @@
+"""Exact attention in tiles: a few queries at a time over the run of keys that they see.
+
+Windows and blocks see a narrow band of all keys. A tile multiplies its queries with a view of that
+band, so nothing is gathered, padded or repeated, and the scores of a tile fit into a CPU's cache.
+
+Axes: x sequences (batch rows times heads), r query rows, t key rows, o a row's own keys, d width of
+a head, b batch rows, n blocks, B rows of a block, h heads, g key/value heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from blt_core.nn.masks import block_masks
+
+#: Query rows of a tile: few enough to waste little of a window, enough to fill a matrix product.
+TILE_ROWS = 64
+
+
+@attrs.frozen(eq=False)
+class Tile:
+    """Query rows of some sequences, one run of keys, and which sees which: bias 0, else -inf."""
+
+    sequences: slice
+    rows: slice
+    keys: slice
+    bias_rt: Tensor
+
+
+@attrs.frozen(eq=False)
+class BlockTiles:
+    """What block rows see, in tiles of neighbouring blocks: ``start_bn`` is best sorted.
+
+    The query rows of a tile count through all blocks of a batch row. own_bias_bnBB: which rows of
+    its block a row sees (None: all).
+    """
+
+    tiles: Sequence[Tile]
+    own_bias_bnBB: Tensor | None
+
+    @classmethod
+    def plan(
+        cls,
+        start_bn: Tensor,
+        causal_bn: Tensor | None,
+        *,
+        size: int,
+        window: int | None,
+        heads: int,
+    ) -> BlockTiles:
+        """The tiles of blocks of ``size`` rows; see ``block_masks``."""
+        count = max(TILE_ROWS // size, 1)
+        tiles = []
+        for b, starts in enumerate(start_bn.tolist()):
+            for n in range(0, len(starts), count):
+                few = slice(n, min(n + count, len(starts)))
+                low = 0 if window is None else max(min(starts[few]) - window, 0)
+                keys = slice(low, max(starts[few]))
+                positions = torch.arange(keys.start, keys.stop, device=start_bn.device)
+                causal = None if causal_bn is None else causal_bn[b : b + 1, few]
+                seen, _ = block_masks(
+                    start_bn[b : b + 1, few], causal, size, positions[None, None], window
+                )
+                bias = _bias(seen[0].expand(-1, size, -1).flatten(0, 1))
+                rows = slice(few.start * size, few.stop * size)
+                tiles.append(Tile(slice(b * heads, (b + 1) * heads), rows, keys, bias))
+        own = block_masks(start_bn, causal_bn, size, start_bn[..., None], window)[1]
+        return cls(tiles, None if own is None else _bias(own))
+
+    def attend(
+        self, q: Tensor, own_k: Tensor, own_v: Tensor, clean_k: Tensor, clean_v: Tensor
+    ) -> Tensor:
+        """Block rows (b, n, B, h, d) over clean keys (b, t, h, d) and their own block.
+
+        One softmax goes over the clean and the own scores of a row.
+        """
+        wide = torch.promote_types(q.dtype, torch.float32)
+        with torch.autocast(q.device.type, enabled=False):
+            # (b, h, n, B, d) of a block's own rows.
+            rows, own_keys, own_values = (
+                x.to(wide).permute(0, 3, 1, 2, 4).contiguous()
+                for x in (q * q.shape[-1] ** -0.5, own_k, own_v)
+            )
+            own = rows @ own_keys.transpose(-1, -2)
+            if self.own_bias_bnBB is not None:
+                own = own + self.own_bias_bnBB[:, None]
+            clean, weights = _TileAttention.apply(  # type: ignore[no-untyped-call]
+                rows.flatten(2, 3).flatten(0, 1),
+                _by_head(clean_k.to(wide)),
+                _by_head(clean_v.to(wide)),
+                own.flatten(2, 3).flatten(0, 1),
+                self.tiles,
+            )
+            out = clean.view(rows.shape) + weights.view(own.shape) @ own_values
+        attended: Tensor = out.permute(0, 2, 3, 1, 4).to(q.dtype)
+        return attended
+
+
+def attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Causal window attention of whole sequences: (b, r, h, d) over (b, r, g, d)."""
+    batch, rows, heads, dim = q.shape
+    wide = torch.promote_types(q.dtype, torch.float32)
+    k, v = (x.repeat_interleave(heads // x.shape[2], 2) for x in (k, v))
+    with torch.autocast(q.device.type, enabled=False):
+        by_head = (_by_head(x.to(wide)) for x in (q * dim**-0.5, k, v))
+        tiles = _window_tiles(rows, window, q.device)
+        out, _ = _TileAttention.apply(*by_head, None, tiles)  # type: ignore[no-untyped-call]
+    attended: Tensor = out.view(batch, heads, rows, dim).transpose(1, 2).to(q.dtype)
+    return attended
+
+
+def _window_tiles(rows: int, window: int, device: torch.device) -> list[Tile]:
+    tiles = []
+    for first in range(0, rows, TILE_ROWS):
+        last, low = min(first + TILE_ROWS, rows), max(first - window + 1, 0)
+        row = torch.arange(first, last, device=device)[:, None]
+        ahead = row - torch.arange(low, last, device=device)
+        bias = _bias((ahead >= 0) & (ahead < window))
+        tiles.append(Tile(slice(None), slice(first, last), slice(low, last), bias))
+    return tiles
+
+
+def _bias(seen: Tensor) -> Tensor:
+    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """(b, t, h, d) to (b·h, t, d)."""
+    return x.transpose(1, 2).flatten(0, 1).contiguous()
+
+
+class _TileAttention(torch.autograd.Function):
+    """Scaled queries (x, r, d) over (x, t, d), in tiles that hold every query row once.
+
+    own (x, r, o): further scores of each row, under the same softmax, or None. Gives (x, r, d) and
+    the weights of the own scores: their values are up to the caller.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, own: Tensor | None, tiles: Sequence[Tile]
+    ) -> tuple[Tensor, Tensor | None]:
+        out, kept = torch.empty_like(q), []
+        own_weights = None if own is None else torch.empty_like(own)
+        for tile in tiles:
+            x, r, t = tile.sequences, tile.rows, tile.keys
+            scores = torch.bmm(q[x, r], k[x, t].transpose(1, 2)).add_(tile.bias_rt)
+            if own is not None:
+                scores = torch.cat((scores, own[x, r]), -1)
+            weights = scores.softmax(-1)
+            clean = weights[..., : t.stop - t.start]
+            out[x, r] = torch.bmm(clean, v[x, t])
+            if own_weights is not None:
+                own_weights[x, r] = weights[..., t.stop - t.start :]
+            if any(ctx.needs_input_grad):
+                kept.append(clean)
+        ctx.save_for_backward(q, k, v, out, own_weights, *kept)
+        ctx.tiles = tiles
+        return out, own_weights
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor, grad_own: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, out, own_weights, *kept = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        # The softmax's gradient: score = weight · (its gradient - their mean under the weights).
+        mean = (grad * out).sum(-1, keepdim=True)
+        if grad_own is not None:
+            mean += (grad_own * own_weights).sum(-1, keepdim=True)
+            grad_own = (grad_own - mean) * own_weights
+        for tile, weights in zip(ctx.tiles, kept, strict=True):
+            x, r, t = tile.sequences, tile.rows, tile.keys
+            grad_scores = torch.bmm(grad[x, r], v[x, t].transpose(1, 2))
+            grad_scores.sub_(mean[x, r]).mul_(weights)
+            grad_q[x, r] = torch.bmm(grad_scores, k[x, t])
+            grad_k[x, t] += torch.bmm(grad_scores.transpose(1, 2), q[x, r])
+            grad_v[x, t] += torch.bmm(weights.transpose(1, 2), grad[x, r])
+        return grad_q, grad_k, grad_v, grad_own, None
