@@ -1,7 +1,7 @@
 """Torch layers that the model parts share; third-party parts may build on them too."""
 
 from blt_core.nn.attention import attend, attend_blocks, rotary_angles, rotate
-from blt_core.nn.blocks import BlockMasks, BlockSight, sort_blocks, take_blocks, whole_sight
+from blt_core.nn.blocks import BlockMasks, BlockSight, sort_blocks, whole_sight
 from blt_core.nn.cache import RowCache, Span
 from blt_core.nn.layers import (
     NORM_EPS,
@@ -16,6 +16,7 @@ from blt_core.nn.layers import (
 )
 from blt_core.nn.linear import Linear
 from blt_core.nn.masks import block_masks
+from blt_core.nn.packing import take_rows
 from blt_core.nn.recompute import gradient_checkpointing, recompute
 
 __all__ = [
@@ -41,6 +42,6 @@ __all__ = [
     "rotary_angles",
     "rotate",
     "sort_blocks",
-    "take_blocks",
+    "take_rows",
     "whole_sight",
 ]

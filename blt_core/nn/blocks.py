@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import Protocol
 
 import attrs
-import torch
 from torch import Tensor
 
 from blt_core.nn import flex
 from blt_core.nn.attention import attend_blocks
+from blt_core.nn.packing import take_rows
 from blt_core.nn.tiles import BlockTiles
 from blt_core.types import Blocks
 
@@ -54,21 +54,13 @@ def whole_sight(blocks: Blocks, *, window: int | None, heads: int, rows: int) ->
     return BlockTiles.plan(blocks.start_bn, blocks.causal_bn, size=size, window=window, heads=heads)
 
 
-def take_blocks(x_bn: Tensor, order_bn: Tensor) -> Tensor:
-    """Blocks (b, n, …) in another order: place i of batch row b is block ``order_bn[b, i]``."""
-    batch, count = order_bn.shape
-    first = torch.arange(batch, device=x_bn.device)[:, None] * count
-    # Unlike indexing in two axes, index_select has a fast gradient.
-    return x_bn.flatten(0, 1).index_select(0, (first + order_bn).flatten()).view_as(x_bn)
-
-
 def sort_blocks(blocks: Blocks) -> tuple[Blocks, Tensor]:
     """The blocks of each batch row by their starts, and the order (b, n) that sorts them."""
     order_bn = blocks.start_bn.argsort(1)
-    causal_bn = None if blocks.causal_bn is None else take_blocks(blocks.causal_bn, order_bn)
+    causal_bn = None if blocks.causal_bn is None else take_rows(blocks.causal_bn, order_bn)
     return Blocks(
-        take_blocks(blocks.ids_bnB, order_bn),
-        take_blocks(blocks.start_bn, order_bn),
-        take_blocks(blocks.latent_bn, order_bn),
+        take_rows(blocks.ids_bnB, order_bn),
+        take_rows(blocks.start_bn, order_bn),
+        take_rows(blocks.latent_bn, order_bn),
         causal_bn,
     ), order_bn

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from blt_core.errors import EngineError
+from blt_core.nn.packing import Packing
 
 
 @attrs.frozen(eq=False)
@@ -24,7 +25,7 @@ class Span:
     go, if it is one place and one count in all batch rows (else None). positions_br: int64; padding
     repeats the last valid position. lo, hi: the places of each lane that any new row sees.
     mask_brt: bool or None. When ``from_start`` (all rows begin at position 0) rows are plainly
-    causal and no mask is kept.
+    causal and no mask is kept. packing: between attentions the rows are packed so (None: padded).
     """
 
     starts: tuple[int, ...]
@@ -36,6 +37,7 @@ class Span:
     from_start: bool
     window: int | None
     place: int | None = None
+    packing: Packing | None = None
 
     @classmethod
     def whole(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -15,6 +16,7 @@ from torch.nn import functional
 from blt_core.nn.attention import attend, rotary_angles, rotate
 from blt_core.nn.cache import RowCache, Span
 from blt_core.nn.linear import Linear
+from blt_core.nn.packing import Packing
 from blt_core.nn.recompute import recompute
 
 NORM_EPS = 1e-5
@@ -54,10 +56,11 @@ class _Norm(torch.autograd.Function):
         scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         scale = scale.div_(x.shape[-1]).add_(NORM_EPS).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).mul_(weight).to(x.dtype)
+        normed: Tensor = (wide * scale).mul_(weight).to(x.dtype)
+        return normed
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, scale = ctx.saved_tensors
         wide, grad, wide_weight = x.to(scale.dtype), grad.to(scale.dtype), weight.to(scale.dtype)
@@ -93,10 +96,16 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(dim, (heads + 2 * kv_heads) * self.head_dim)
         self.out = Linear(dim, dim)
 
-    def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries (…, h, d) and keys, and values (…, g, d), of rows (…, D)."""
+    def project(
+        self, x: Tensor, angles: Tensor, packing: Packing | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (…, h, d) and keys, and values (…, g, d), of rows (…, D).
+
+        Rows that are packed leave as (b, r, …).
+        """
         heads = self.heads + 2 * self.kv_heads
         qkv = self.qkv(x).view(*x.shape[:-1], heads, self.head_dim)
+        qkv = qkv if packing is None else packing.unpack(qkv)
         qk, v = qkv.split_with_sizes((self.heads + self.kv_heads, self.kv_heads), dim=-2)
         q, k = rotate(qk, angles).split_with_sizes((self.heads, self.kv_heads), dim=-2)
         return q, k, v
@@ -109,8 +118,8 @@ class SelfAttention(nn.Module):
         cache: RowCache | None,
         lane: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(output, keys, values): (b, r, D) and the new rows' own keys and values."""
-        q, k, v = self.project(x, angles)
+        """(output, keys, values): (b, r, D), or packed, and the new rows' own keys and values."""
+        q, k, v = self.project(x, angles, span.packing)
         keys, values = k, v
         if cache is not None:
             cache.write(f"{lane}.k", span, k)
@@ -118,7 +127,9 @@ class SelfAttention(nn.Module):
             if not span.from_start:
                 keys = cache.read(f"{lane}.k", span.lo, span.hi)
                 values = cache.read(f"{lane}.v", span.lo, span.hi)
-        return self.out(attend(q, keys, values, span).flatten(-2)), k, v
+        attended = attend(q, keys, values, span).flatten(-2)
+        attended = attended if span.packing is None else span.packing.pack(attended)
+        return self.out(attended), k, v
 
 
 class TransformerLayer(nn.Module):
@@ -139,7 +150,7 @@ class TransformerLayer(nn.Module):
         cache: RowCache | None,
         lane: str,
     ) -> Tensor:
-        """(b, r, D) to (b, r, D)."""
+        """(b, r, D) to (b, r, D); rows may be packed."""
         x = x + self.attention(self.attention_norm(x), angles, span, cache, lane)[0]
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
@@ -178,9 +189,12 @@ class Transformer(nn.Module):
     def run(self, x: Tensor, span: Span, cache: RowCache | None) -> Tensor:
         """As ``forward``, for rows whose span is known."""
         angles = rotary_angles(span.positions_br, self.head_dim, self.rope_theta)
+        packing = Packing.of(span.counts, x.shape[1], x.device) if cache is None else None
+        if packing is not None:
+            span, x = attrs.evolve(span, packing=packing), packing.pack(x)
         for index, layer in enumerate(self.layers):
             x = recompute(layer, x, angles, span, cache, f"layer{index}")
-        return x
+        return x if packing is None else packing.unpack(x)
 
 
 def new_span(

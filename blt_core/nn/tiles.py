@@ -80,38 +80,36 @@ class BlockTiles:
 
         One softmax goes over the clean and the own scores of a row.
         """
-        wide = torch.promote_types(q.dtype, torch.float32)
         with torch.autocast(q.device.type, enabled=False):
             # (b, h, n, B, d) of a block's own rows.
             rows, own_keys, own_values = (
-                x.to(wide).permute(0, 3, 1, 2, 4).contiguous()
+                x.permute(0, 3, 1, 2, 4).contiguous()
                 for x in (q * q.shape[-1] ** -0.5, own_k, own_v)
             )
             own = rows @ own_keys.transpose(-1, -2)
             if self.own_bias_bnBB is not None:
-                own = own + self.own_bias_bnBB[:, None]
+                own = own + self.own_bias_bnBB[:, None].to(own.dtype)
             clean, weights = _TileAttention.apply(  # type: ignore[no-untyped-call]
                 rows.flatten(2, 3).flatten(0, 1),
-                _by_head(clean_k.to(wide)),
-                _by_head(clean_v.to(wide)),
+                _by_head(clean_k),
+                _by_head(clean_v),
                 own.flatten(2, 3).flatten(0, 1),
                 self.tiles,
             )
             out = clean.view(rows.shape) + weights.view(own.shape) @ own_values
-        attended: Tensor = out.permute(0, 2, 3, 1, 4).to(q.dtype)
+        attended: Tensor = out.permute(0, 2, 3, 1, 4)
         return attended
 
 
 def attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Causal window attention of whole sequences: (b, r, h, d) over (b, r, g, d)."""
     batch, rows, heads, dim = q.shape
-    wide = torch.promote_types(q.dtype, torch.float32)
     k, v = (x.repeat_interleave(heads // x.shape[2], 2) for x in (k, v))
     with torch.autocast(q.device.type, enabled=False):
-        by_head = (_by_head(x.to(wide)) for x in (q * dim**-0.5, k, v))
+        by_head = (_by_head(x) for x in (q * dim**-0.5, k, v))
         tiles = _window_tiles(rows, window, q.device)
         out, _ = _TileAttention.apply(*by_head, None, tiles)  # type: ignore[no-untyped-call]
-    attended: Tensor = out.view(batch, heads, rows, dim).transpose(1, 2).to(q.dtype)
+    attended: Tensor = out.view(batch, heads, rows, dim).transpose(1, 2)
     return attended
 
 
@@ -139,7 +137,8 @@ class _TileAttention(torch.autograd.Function):
     """Scaled queries (x, r, d) over (x, t, d), in tiles that hold every query row once.
 
     own (x, r, o): further scores of each row, under the same softmax, or None. Gives (x, r, d) and
-    the weights of the own scores: their values are up to the caller.
+    the weights of the own scores: their values are up to the caller. Everything is in the dtype of
+    the queries but what sums up: within a softmax or product, and of gradients over tiles.
     """
 
     @staticmethod
@@ -150,7 +149,8 @@ class _TileAttention(torch.autograd.Function):
         own_weights = None if own is None else torch.empty_like(own)
         for tile in tiles:
             x, r, t = tile.sequences, tile.rows, tile.keys
-            scores = torch.bmm(q[x, r], k[x, t].transpose(1, 2)).add_(tile.bias_rt)
+            scores = torch.bmm(q[x, r], k[x, t].transpose(1, 2))
+            scores.add_(tile.bias_rt.to(q.dtype))
             if own is not None:
                 scores = torch.cat((scores, own[x, r]), -1)
             weights = scores.softmax(-1)
@@ -165,11 +165,12 @@ class _TileAttention(torch.autograd.Function):
         return out, own_weights
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_own: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, own_weights, *kept = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        grad, grad_q = grad.contiguous(), torch.empty_like(q)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        grad_k, grad_v = (torch.zeros(each.shape, dtype=wide, device=k.device) for each in (k, v))
         # The softmax's gradient: score = weight · (its gradient - their mean under the weights).
         mean = (grad * out).sum(-1, keepdim=True)
         if grad_own is not None:
@@ -182,4 +183,4 @@ class _TileAttention(torch.autograd.Function):
             grad_q[x, r] = torch.bmm(grad_scores, k[x, t])
             grad_k[x, t] += torch.bmm(grad_scores.transpose(1, 2), q[x, r])
             grad_v[x, t] += torch.bmm(weights.transpose(1, 2), grad[x, r])
-        return grad_q, grad_k, grad_v, grad_own, None
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), grad_own, None

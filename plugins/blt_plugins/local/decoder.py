@@ -28,7 +28,7 @@ from blt_core.nn import (
     recompute,
     rotary_angles,
     sort_blocks,
-    take_blocks,
+    take_rows,
     whole_sight,
 )
 from blt_core.types import Blocks, DecoderOutput, Latents, Output, Rows
@@ -156,7 +156,7 @@ class LocalDecoder(nn.Module):
                     values = rows.read(f"{lane}.v", block_plan.lo, block_plan.hi)
                 y = recompute(layer.block, y, latent_kv, block_plan, keys, values)
         if y is not None and block_plan is not None and block_plan.order_bn is not None:
-            y = take_blocks(y, block_plan.order_bn.argsort(1))  # as they were given
+            y = take_rows(y, block_plan.order_bn.argsort(1))  # as they were given
         return DecoderOutput(self._output(x), self._output(y))
 
     def _remember(self, latents: Latents | None, cache: LocalDecoderCache | None) -> LatentMemory:

@@ -19,6 +19,7 @@ from blt_core.nn import (
     check_heads,
     initialise,
     new_span,
+    take_rows,
 )
 from blt_core.types import Patches, Rows
 from blt_plugins.local.ngrams import PRIMES, HashNgrams, NgramHash
@@ -130,10 +131,10 @@ class PatchAttention(nn.Module):
     def forward(self, states_brD: Tensor, patches: Patches) -> Tensor:
         """(b, m, k, D)."""
         at_bml, inside_bml = patch_places(patches, states_brD.shape[1])
-        pooled = gather_rows(states_brD, at_bml).masked_fill(~inside_bml[..., None], float("-inf"))
+        pooled = take_rows(states_brD, at_bml).masked_fill(~inside_bml[..., None], float("-inf"))
         x = self.queries(pooled.amax(2)).unflatten(-1, (self.slots, -1))  # (b, m, k, D)
         q = self.q(self.query_norm(x)).unflatten(-1, (self.heads, -1))
-        kv = gather_rows(self.kv(self.state_norm(states_brD)), at_bml)
+        kv = take_rows(self.kv(self.state_norm(states_brD)), at_bml)
         k, v = kv.unflatten(-1, (2 * self.heads, -1)).chunk(2, dim=-2)  # (b, m, l, h, d)
         scores = torch.einsum("bmkhd,bmlhd->bmhkl", q * q.shape[-1] ** -0.5, k)
         weights = scores.masked_fill(~inside_bml[:, :, None, None], float("-inf")).softmax(-1)
@@ -150,12 +151,6 @@ def patch_places(patches: Patches, rows: int) -> tuple[Tensor, Tensor]:
     offsets = torch.arange(int(sizes.max()), device=sizes.device)
     inside = offsets < sizes[..., None]
     return (patches.start_bm[..., None] + offsets).clamp(max=rows - 1), inside
-
-
-def gather_rows(x_br: Tensor, at: Tensor) -> Tensor:
-    """Rows of (b, r, D) at (b, …): (b, …, D)."""
-    flat = at.flatten(1)[..., None].expand(-1, -1, x_br.shape[-1])
-    return x_br.gather(1, flat).unflatten(1, at.shape[1:])
 
 
 LOCAL_ENCODER = Component(

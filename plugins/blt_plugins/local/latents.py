@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blt_core.nn import Linear, RMSNorm, RowCache, check_heads
+from blt_core.nn import Linear, RMSNorm, RowCache, check_heads, take_rows
 from blt_core.types import Latents
 
 
@@ -33,8 +33,7 @@ class LatentAttention(nn.Module):
     def forward(self, x: Tensor, memory: Tensor, latent_bn: Tensor) -> Tensor:
         """(b, n, i, D) to (b, n, i, D); the i rows of a group read one latent, ``latent_bn``."""
         q = self.q(self.row_norm(x)).view(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
-        batch = torch.arange(len(memory), device=memory.device)[:, None]
-        k, v = memory[batch, latent_bn].chunk(2, dim=-2)  # (b, n, k, h, d)
+        k, v = take_rows(memory, latent_bn).chunk(2, dim=-2)  # (b, n, k, h, d)
         exact = torch.finfo(x.dtype).bits >= torch.finfo(torch.float32).bits
         attend = _attend_one if x.shape[2] == 1 and exact else _attend_group
         return self.out(attend(q * q.shape[-1] ** -0.5, k, v).flatten(-2))

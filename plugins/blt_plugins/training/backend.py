@@ -1,4 +1,4 @@
-"""The plain torch backend: one process, or several under torchrun by DDP or FSDP2; AdamW."""
+"""The plain torch backend: one process, or several under torchrun by DDP or FSDP2."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from blt_core.errors import CheckpointError, RunError
 from blt_core.stored import StoredTensors
 from blt_core.types import StateMemory
 from blt_plugins.training.memory_plan import replicated, sharded
+from blt_plugins.training.optimizers import OptimizerName, make_optimizers, optimizer_bytes
 
-BETAS = (0.9, 0.95)
 #: What ``save`` writes: the whole weights and optimizer, whatever they were spread over.
 TENSORS = "training.safetensors"
 _WEIGHT, _OPTIMIZER = "weight/", "optimizer/"
@@ -32,22 +32,34 @@ class TorchBackendParams:
 
     fsdp: weights, gradients and optimizer are spread over them (FSDP2), layer by layer. Nothing is
     spread in a single process, one that was not started by torchrun.
+    optimizer: adamw, or muon, which learns more from each step and takes longer for it; see
+    :func:`blt_plugins.training.optimizers.make_optimizers`. It needs whole matrices: no fsdp.
     """
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    optimizer: OptimizerName = "adamw"
+
+    def __attrs_post_init__(self) -> None:
+        if self.optimizer == "muon" and self.strategy == "fsdp":
+            raise ValueError("optimizer: muon needs whole matrices, and fsdp spreads them: use ddp")
+        if self.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+            raise ValueError(
+                f"optimizer: muon needs torch 2.9 or later, this is {torch.__version__}"
+            )
 
 
 class TorchBackend:
-    """AdamW on the parameters of one module, in as many processes as torchrun started."""
+    """Trains the parameters of one module, in as many processes as torchrun started."""
 
     def __init__(self, params: TorchBackendParams, context: BuildContext) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        self._strategy = params.strategy
+        self._strategy, self._name = params.strategy, params.optimizer
+        self._outputs = context.scheme.size
         self._sharded = params.strategy == "fsdp" and self.world_size > 1
         self._module: nn.Module = nn.Module()
         self._called: nn.Module = self._module
-        self._optimizer: torch.optim.AdamW | None = None
+        self._optimizers: list[torch.optim.Optimizer] = []
         self._clip, self._accumulate, self._passes = 1.0, 1, 0
         self._owns_group = False
         if self.world_size > 1 and torch.cuda.is_available():
@@ -70,11 +82,11 @@ class TorchBackend:
             groups = shard(module, groups)
         elif self.world_size > 1:
             self._called = DistributedDataParallel(module)
-        # lr is set at each step; the fused kernel touches every parameter once, on the CPU too.
-        fused = not self._sharded
-        self._optimizer = torch.optim.AdamW(list(groups), lr=0.0, betas=BETAS, fused=fused)
+        self._optimizers = make_optimizers(
+            groups, self._name, outputs=self._outputs, fused=not self._sharded
+        )
         self._clip, self._accumulate, self._passes = clip, accumulate, 0
-        self._optimizer.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         self._prepare_pass()
         return self._called
 
@@ -86,12 +98,13 @@ class TorchBackend:
 
     def step(self, learning_rate: float) -> float:
         """Apply the gradients; returns their norm before clipping."""
-        optimizer = self._running()
+        optimizers = self._running()
         norm = nn.utils.clip_grad_norm_(self._module.parameters(), self._clip)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+        self._module.zero_grad(set_to_none=True)
         self._passes = 0
         self._prepare_pass()
         return float(self._full(norm))
@@ -120,9 +133,10 @@ class TorchBackend:
 
     def save(self, folder: Path) -> None:
         """Process 0 writes one file."""
-        named, optimizer = self._parameters(), self._running()
+        named = self._parameters()
         state = {
             f"{name}|{key}": value
+            for optimizer in self._running()
             for name, parameter in named.items()
             for key, value in optimizer.state.get(parameter, {}).items()
         }
@@ -143,7 +157,12 @@ class TorchBackend:
             )
         tensors = StoredTensors(path)
         own, parameters = self._module.state_dict(), self._parameters()
-        state = self._running().state
+        optimizers = {
+            parameter: optimizer
+            for optimizer in self._running()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
         for full in tensors:
             if full.startswith(_WEIGHT):
                 name = full.removeprefix(_WEIGHT)
@@ -154,7 +173,7 @@ class TorchBackend:
                 name, _, key = full.removeprefix(_OPTIMIZER).rpartition("|")
                 _known(name, parameters, folder)
                 value, parameter = tensors[full].clone(), parameters[name]
-                state[parameter][key] = (
+                optimizers[parameter].state[parameter][key] = (
                     self._like(value, parameter) if value.dim() else value.to(parameter.device)
                 )
 
@@ -162,12 +181,13 @@ class TorchBackend:
         """What each of ``processes`` keeps while it trains ``module``."""
         if self._strategy == "fsdp":
             return sharded(module, processes=processes, accumulate=accumulate)
-        return replicated(module, processes=processes)
+        kept = optimizer_bytes(module, self._name, outputs=self._outputs)
+        return replicated(module, processes=processes, optimizer=kept)
 
     def close(self) -> None:
         """Let the module and the process group go."""
         self._module = self._called = nn.Module()
-        self._optimizer = None
+        self._optimizers = []
         if self._owns_group and distributed.is_initialized():
             distributed.destroy_process_group()
         self._owns_group = False
@@ -216,10 +236,10 @@ class TorchBackend:
     def _parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._module.named_parameters())
 
-    def _running(self) -> torch.optim.AdamW:
-        if self._optimizer is None:
+    def _running(self) -> list[torch.optim.Optimizer]:
+        if not self._optimizers:
             raise RunError("the training backend was not started")
-        return self._optimizer
+        return self._optimizers
 
 
 def _known(name: str, own: Mapping[str, object], folder: Path) -> None:

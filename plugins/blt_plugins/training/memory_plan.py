@@ -14,15 +14,16 @@ from blt_core.types import StateBytes, StateMemory
 MOMENTS = 2
 
 
-def replicated(module: nn.Module, *, processes: int) -> StateMemory:
-    """One process, or DDP: everything whole in each.
+def replicated(module: nn.Module, *, processes: int, optimizer: int | None = None) -> StateMemory:
+    """One process, or DDP: everything whole in each. optimizer: its bytes, where not AdamW's.
 
     Between several processes gradients travel in buckets, which DDP makes as large as the gradients
     and keeps.
     """
     size = parameter_bytes(module.parameters())
     buckets = size if processes > 1 else 0
-    return StateMemory(StateBytes(size, size, MOMENTS * size, buckets))
+    kept = MOMENTS * size if optimizer is None else optimizer
+    return StateMemory(StateBytes(size, size, kept, buckets))
 
 
 def sharded(module: nn.Module, *, processes: int, accumulate: int) -> StateMemory:

@@ -46,12 +46,15 @@ class Schedule:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two optimizer groups: matrices of linear layers, which decay, and all the rest."""
+    """Two optimizer groups: matrices of linear layers, which decay, and all the rest.
+
+    A group's ``matrices`` says which it is.
+    """
     matrices = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}
     decay = [p for p in module.parameters() if id(p) in matrices]
     plain = [p for p in module.parameters() if id(p) not in matrices]
     groups = [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": decay, "weight_decay": weight_decay, "matrices": True},
+        {"params": plain, "weight_decay": 0.0, "matrices": False},
     ]
     return [group for group in groups if group["params"]]

@@ -1,0 +1,52 @@
+"""Rows picked out of batches: some of them by place, or all but the padding.
+
+Axes: b batch rows, r rows, p valid rows of all batch rows, one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+#: Packing copies rows twice a layer, so it has to leave out this share of them.
+_LEAST_PADDING = 0.1
+
+
+@attrs.frozen(eq=False)
+class Packing:
+    """Where the valid rows of (b, r, …) lie: ``places_p`` counts through all batch rows."""
+
+    batch: int
+    width: int
+    places_p: Tensor
+
+    @classmethod
+    def of(cls, counts: Sequence[int], width: int, device: torch.device) -> Packing | None:
+        """The packing of ``counts[b]`` valid rows each; None if there is too little padding."""
+        if sum(counts) > (1 - _LEAST_PADDING) * len(counts) * width:
+            return None
+        runs = [range(b * width, b * width + count) for b, count in enumerate(counts)]
+        places = torch.cat([torch.arange(run.start, run.stop) for run in runs])
+        return cls(len(counts), width, places.to(device))
+
+    def pack(self, x_br: Tensor) -> Tensor:
+        """(b, r, …) to (1, p, …)."""
+        return x_br.flatten(0, 1).index_select(0, self.places_p)[None]
+
+    def unpack(self, x_1p: Tensor) -> Tensor:
+        """(1, p, …) to (b, r, …), with zeros on padding."""
+        empty = x_1p.new_zeros(self.batch * self.width, *x_1p.shape[2:])
+        padded: Tensor = empty.index_copy(0, self.places_p, x_1p[0])
+        return padded.view(self.batch, self.width, *x_1p.shape[2:])
+
+
+def take_rows(x_br: Tensor, at: Tensor) -> Tensor:
+    """Rows of (b, r, …) at the places (b, *n) of their own batch row: (b, *n, …)."""
+    batch, width = x_br.shape[:2]
+    first = torch.arange(0, batch * width, width, device=x_br.device)
+    places = (first.view(-1, *[1] * (at.dim() - 1)) + at).flatten()
+    # Unlike gathering and indexing in two axes, index_select has a fast gradient.
+    return x_br.flatten(0, 1).index_select(0, places).view(*at.shape, *x_br.shape[2:])

@@ -1,0 +1,59 @@
+"""The optimizers of the torch backend: AdamW alone, or with Muon for the matrices inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from blt_plugins.training.memory_plan import MOMENTS, parameter_bytes
+from blt_plugins.training.schedule import parameter_groups
+
+OptimizerName = Literal["adamw", "muon"]
+Groups = Sequence[dict[str, Any]]
+
+BETAS = (0.9, 0.95)
+MOMENTUM = 0.95
+
+
+def make_optimizers(
+    groups: Groups, name: OptimizerName, *, outputs: int, fused: bool
+) -> list[torch.optim.Optimizer]:
+    """Optimizers of the groups of ``parameter_groups``; the rate, 0, is set at each step.
+
+    muon: the momentum of matrices is made orthogonal (Jordan et al., 2024), and scaled so that
+    AdamW's rate and decay fit (arXiv 2502.16982). AdamW keeps all the rest, and matrices with
+    ``outputs`` rows: a head, each row of which is a class of its own. fused: AdamW's kernel that
+    touches every parameter once, on the CPU too.
+    """
+    inner, rest = split(groups, name, outputs=outputs)
+    found: list[torch.optim.Optimizer] = []
+    if inner:
+        found.append(
+            torch.optim.Muon(inner, lr=0.0, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
+        )
+    if rest:
+        found.append(torch.optim.AdamW(rest, lr=0.0, betas=BETAS, fused=fused))
+    return found
+
+
+def split(groups: Groups, name: OptimizerName, *, outputs: int) -> tuple[Groups, Groups]:
+    """The groups that Muon takes, and those of AdamW."""
+
+    def pick(group: dict[str, Any], *, inner: bool) -> dict[str, Any]:
+        takes = name == "muon" and group["matrices"]
+        chosen = [p for p in group["params"] if (takes and p.shape[0] != outputs) is inner]
+        return {**group, "params": chosen}
+
+    parts = [[pick(group, inner=inner) for group in groups] for inner in (True, False)]
+    muon, adamw = ([group for group in part if group["params"]] for part in parts)
+    return muon, adamw
+
+
+def optimizer_bytes(module: nn.Module, name: OptimizerName, *, outputs: int) -> int:
+    """What the optimizers of ``module`` remember: Muon one tensor a matrix, AdamW two of each."""
+    muon, adamw = split(parameter_groups(module, 0.0), name, outputs=outputs)
+    sizes = [sum(parameter_bytes(group["params"]) for group in groups) for groups in (muon, adamw)]
+    return sizes[0] + MOMENTS * sizes[1]
