@@ -19,7 +19,12 @@ from blt_core.errors import CheckpointError, RunError
 from blt_core.stored import StoredTensors
 from blt_core.types import StateMemory
 from blt_plugins.training.memory_plan import replicated, sharded
-from blt_plugins.training.optimizers import OptimizerName, make_optimizers, optimizer_bytes
+from blt_plugins.training.optimizers import (
+    OptimizerName,
+    make_optimizers,
+    optimizer_bytes,
+    optimizer_of,
+)
 
 #: What ``save`` writes: the whole weights and optimizer, whatever they were spread over.
 TENSORS = "training.safetensors"
@@ -156,6 +161,13 @@ class TorchBackend:
                 "  fix: go on with that backend, or start anew from OUT/model as [run] checkpoint"
             )
         tensors = StoredTensors(path)
+        found = optimizer_of(tensors)
+        if found not in (None, self._name):
+            raise CheckpointError(
+                f"{folder}: holds the state of optimizer {found!r}, not of {self._name!r}\n"
+                f"  fix: training_backend.optimizer = {found!r}, or start anew from OUT/model as "
+                "[run] checkpoint"
+            )
         own, parameters = self._module.state_dict(), self._parameters()
         optimizers = {
             parameter: optimizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -50,6 +50,14 @@ def split(groups: Groups, name: OptimizerName, *, outputs: int) -> tuple[Groups,
     parts = [[pick(group, inner=inner) for group in groups] for inner in (True, False)]
     muon, adamw = ([group for group in part if group["params"]] for part in parts)
     return muon, adamw
+
+
+def optimizer_of(names: Iterable[str]) -> OptimizerName | None:
+    """Whose state holds tensors of these names; None before a first step."""
+    keys = {name.rpartition("|")[2] for name in names}
+    if "momentum_buffer" in keys:
+        return "muon"
+    return "adamw" if "exp_avg" in keys else None
 
 
 def optimizer_bytes(module: nn.Module, name: OptimizerName, *, outputs: int) -> int:
