@@ -11,7 +11,7 @@ a block, d width of a head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: Which query row of which batch row and head sees which key row.
 MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
+#: Masks of windows that are kept, one for each number of rows.
+_MASKS = 64
+
 
 def is_available(device: torch.device) -> bool:
     """Whether there are kernels for this device; only training is worth compiling them."""
@@ -35,7 +38,7 @@ def attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return _attend(q, k, v, _window_mask(q.shape[1], window, q.device))
 
 
-@cache
+@lru_cache(_MASKS)
 def _window_mask(rows: int, window: int, device: torch.device) -> BlockMask:
     def sees(_b: Tensor, _h: Tensor, row: Tensor, key: Tensor) -> Tensor:
         return (key <= row) & (row - key < window)
