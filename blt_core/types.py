@@ -333,6 +333,8 @@ class StateBytes:
     optimizer: with the float32 weights that some backends keep beside narrower ones. buffers: of
     the backend's own, such as those in which gradients travel. step: what takes the place of the
     gradients while the optimizer steps: copies of them, and what it computes with (0: nothing).
+    scoring: what takes the place of gradients and buffers while held-out text is scored: the whole
+    weights, where they are spread at other times (0: nothing).
     """
 
     parameters: int = 0
@@ -340,6 +342,7 @@ class StateBytes:
     optimizer: int = 0
     buffers: int = 0
     step: int = 0
+    scoring: int = 0
 
     @property
     def total(self) -> int:
@@ -350,6 +353,11 @@ class StateBytes:
     def stepping(self) -> int:
         """The most while the optimizer steps."""
         return self.total - self.gradients + max(self.gradients, self.step)
+
+    @property
+    def scored(self) -> int:
+        """What is there while held-out text is scored, or less where nothing is gathered for it."""
+        return self.parameters + self.optimizer + self.scoring
 
 
 @attrs.frozen

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 import torch
 
 from blt_core.config import Config
 from blt_core.plugins import load_plugins
 from blt_core.types import StateBytes
 from blt_plugins.deepspeed.memory_plan import Zero, zero_memory
+from blt_plugins.training.phases import MODEL
 from blt_plugins.training.plan import Planner
+from tests.peaks import measured_peak
 
-PROGRAM = Path(__file__).parents[1] / "training" / "peak_memory.py"
 SIZES = (600, 400)
 
 
@@ -61,7 +57,8 @@ def test_offloading_moves_to_the_host():
         zero(3, offload_optimizer={"device": "cpu"}, offload_param={"device": "cpu"}),
         processes=4,
     )
-    assert moved.device == StateBytes(buffers=440)
+    # Weights are gathered for scores all the same, beside the bucket.
+    assert moved.device == StateBytes(buffers=440, scoring=40 + 4000)
     assert (moved.host.parameters, moved.host.gradients, moved.host.optimizer) == (1000, 1000, 3000)
     second = zero_memory(SIZES, zero(2, offload_optimizer={"device": "cpu"}), processes=4)
     assert second.device == StateBytes(parameters=4000, buffers=40)
@@ -97,10 +94,11 @@ TABLES: dict[str, Any] = {
     "train": {"steps": 2, "batch_bytes": 1024, "scorer": {"steps": 0}},
     "model": {"context_bytes": 1024},
     "patcher": {"use": "static"},
-    # Most memory is what the backend keeps: 20 million parameters of look-up tables.
+    # Most memory is what the backend keeps: 58 million parameters of look-up tables. What the
+    # libraries take for themselves, some 100 MB, is little beside it.
     "encoder": {
         "use": "local", "dim": 64, "heads": 2, "hidden": 64, "latent_dim": 64,
-        "ngram_sizes": [3], "ngram_rows": 300_000, "window": 64,
+        "ngram_sizes": [3], "ngram_rows": 900_000, "window": 64,
     },
     "global_model": {"use": "transformer", "latent_dim": 64, "layers": 1, "heads": 2, "hidden": 64},
     "decoder": {
@@ -123,20 +121,6 @@ def test_a_plan_is_within_15_percent_of_the_peak_of_a_process(stage, weight_dtyp
         "weight_dtype": weight_dtype,
         "config": {"zero_optimization": {"reduce_bucket_size": 1_000_000}},
     }
-    path = tmp_path / "large.toml"
-    path.write_text(tomli_w.dumps(tables))
     plan = Planner(Config.from_mapping(tables), load_plugins()).plan()
-    environment = {
-        **os.environ,
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_TRIM_THRESHOLD_": "0",
-        "MALLOC_ARENA_MAX": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(path)],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    measured = json.loads(done.stdout[done.stdout.index('{"peak"') :])["peak"]
+    measured = measured_peak(tables, MODEL, tmp_path)
     assert plan.peak == pytest.approx(measured, rel=0.15)

@@ -55,10 +55,8 @@ TINY: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def texts(tmp_path: Path) -> Path:
-    """A folder of twelve different, repetitive files of 90 to 200 bytes."""
-    folder = tmp_path / "texts"
+def write_texts(folder: Path) -> Path:
+    """Write twelve different, repetitive files of 90 to 200 bytes."""
     for index in range(12):
         file = folder / f"part{index % 3}" / f"file{index}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,10 +66,24 @@ def texts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """A folder of twelve different, repetitive files of 90 to 200 bytes."""
+    return write_texts(tmp_path / "texts")
+
+
+@pytest.fixture
 def tables(texts: Path) -> dict[str, Any]:
     """The tables of the tiny config; change them at will."""
     tables = copy.deepcopy(dict(TINY))
     tables["corpus"]["path"] = str(texts)
+    return tables
+
+
+@pytest.fixture(scope="module")
+def lasting_tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The tables of the tiny config, for what several tests look at."""
+    tables = copy.deepcopy(dict(TINY))
+    tables["corpus"]["path"] = str(write_texts(tmp_path_factory.mktemp("corpus") / "texts"))
     return tables
 
 

@@ -1,4 +1,7 @@
-"""A program: the peak memory of two steps of a config's model, beyond what was there before."""
+"""A program: the peak memory of two steps and a score of one phase, beyond what was there before.
+
+``peak_memory.py CONFIG PHASE``, alone or under torchrun; process 0 prints it, in bytes, as JSON.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,17 @@ from pathlib import Path
 
 import torch
 
+from blt_core.component import BuildContext
 from blt_core.config import load_config
+from blt_core.model import Model
 from blt_core.pipeline import new_model
 from blt_core.plugins import load_plugins
-from blt_plugins.training.job import plan_training
-from blt_plugins.training.plan import full_batch, traced_phases
+from blt_core.protocols import TrainingBackend
+from blt_plugins.training.backend import TorchBackend, TorchBackendParams
+from blt_plugins.training.evaluate import evaluate_model
+from blt_plugins.training.job import TrainingPlan, plan_training
+from blt_plugins.training.phases import MODEL
+from blt_plugins.training.plan import TracedPhase, full_batch, traced_phases
 from blt_plugins.training.schedule import parameter_groups
 
 
@@ -35,19 +44,42 @@ def main() -> None:
     warm_up()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    model = new_model(training.plan, None, training.settings.seed)
+    phase = next(p for p in traced_phases(model, training) if p.name == sys.argv[2])
+    # The loop trains a scorer so, whatever the config's backend is.
+    backend: TrainingBackend = (
+        training.plan.build("training_backend")
+        if phase.name == MODEL
+        else TorchBackend(TorchBackendParams(), BuildContext(model.scheme))
+    )
+    train(phase, training, backend, model)
+    peak = status("VmHWM") - before
+    if backend.rank == 0:
+        sys.stdout.write(json.dumps({"peak": peak}))
+        sys.stdout.flush()
+    backend.close()
+
+
+def train(
+    phase: TracedPhase, training: TrainingPlan, backend: TrainingBackend, model: Model
+) -> None:
+    """Two steps of ``phase``, and a held-out score where it trains the model."""
     settings = training.settings
-    model = new_model(training.plan, None, settings.seed)
-    phase = traced_phases(model, training)[-1]
-    backend = training.plan.build("training_backend")
-    groups = parameter_groups(phase.loss, settings.weight_decay)
-    module = backend.start(phase.loss, groups, clip=settings.clip, accumulate=settings.accumulate)
-    rng = torch.Generator().manual_seed(0)
+    passes = settings.accumulate // backend.world_size
+    module = backend.start(
+        phase.loss,
+        parameter_groups(phase.loss, settings.weight_decay),  # as the loop does, kept by nobody
+        clip=settings.clip,
+        accumulate=passes,
+    )
+    batch = full_batch(model, settings, phase.step_bytes)
     for _ in range(2):
-        for _ in range(settings.accumulate):
-            batch = full_batch(model, settings, phase.step_bytes)
-            backend.backward(module(batch, rng)[0])
+        for _ in range(passes):
+            backend.backward(module(batch, torch.Generator().manual_seed(0))[0])
         backend.step(1e-3)
-    sys.stdout.write(json.dumps({"peak": status("VmHWM") - before}))
+    if phase.name == MODEL:
+        with backend.whole():
+            evaluate_model(model, [batch])
 
 
 main()

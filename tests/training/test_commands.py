@@ -143,8 +143,9 @@ def test_check_shows_a_config_that_trains_a_checkpoint_further(blt, trained, tab
     assert tomli.loads(blt("check", again).out) == shown
 
 
-def test_the_second_part_of_the_demo_checks_beside_the_checkpoint_of_the_first(trained):
-    config = load_config(resource("configs") / "train-python-blocks.toml")
+@pytest.mark.parametrize("part", ["python-blocks", "python-decay", "translate-decay"])
+def test_later_parts_of_the_demos_check_beside_a_checkpoint(trained, part):
+    config = load_config(resource("configs") / f"train-{part}.toml")
     short = {**config.tables["train"], "context_bytes": 64}  # as much as this model serves
     config = config.with_table("train", short).with_run(checkpoint=str(trained))
     with pytest.raises(ConfigError, match="no/corpus: no such folder") as caught:

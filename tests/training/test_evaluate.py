@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from blt_core.cli.app import run
 from blt_core.compare import repeats
@@ -13,7 +14,7 @@ from blt_core.pipeline import Pipeline
 from blt_core.testing.reference import block_logits, row_logits, true_flags
 from blt_plugins.training import accuracy
 from blt_plugins.training.acceptance import acceptance, batched, prefixes
-from blt_plugins.training.accuracy import STARTS, block_accuracy
+from blt_plugins.training.accuracy import STARTS, block_accuracy, masked_accuracy
 from blt_plugins.training.block_diffusion import sample_starts
 from blt_plugins.training.loop import Trainer
 from blt_plugins.training.windows import Texts, cut_windows, make_batch
@@ -35,11 +36,7 @@ def best(model, logits) -> list[int]:
 def test_accuracy_is_that_of_each_block_and_row_alone(index, starts, monkeypatch):
     model, size = tiny_model(index), 5
     # Every allowed start, where otherwise as many are drawn as there are patches.
-    monkeypatch.setattr(
-        accuracy,
-        "sample_starts",
-        lambda places, count, rng: sample_starts(places, places.sum(1), rng),
-    )
+    monkeypatch.setattr(accuracy, "sample_starts", all_starts)
     batch = make_batch(Texts(TEXTS), cut_windows(Texts(TEXTS), 100), model.scheme)
     found = block_accuracy(model, [batch], size, starts)
     counts, masked, own = [0] * size, [0] * size, [0] * size
@@ -64,6 +61,82 @@ def test_accuracy_is_that_of_each_block_and_row_alone(index, starts, monkeypatch
     assert found.autoregressive == pytest.approx(
         [n / max(c, 1) for n, c in zip(own, counts, strict=True)]
     )
+
+
+def all_starts(places, count, rng):
+    """In place of sample_starts: every allowed start, whatever the share."""
+    return sample_starts(places, places.sum(1), rng)
+
+
+@pytest.mark.parametrize("index", MODELS)
+def test_masked_accuracy_is_that_of_each_block_alone(index, monkeypatch):
+    model, size, starts = tiny_model(index), 5, []
+
+    def kept(*arguments):
+        starts.append(all_starts(*arguments))
+        return starts[-1]
+
+    monkeypatch.setattr(accuracy, "sample_starts", kept)
+    batch = make_batch(Texts(TEXTS), cut_windows(Texts(TEXTS), 100), model.scheme)
+    found = masked_accuracy(model, [batch], size, (0.5, 1.0), seed=3)
+    # The same draws: of starts for every place of the batch, then of noise for every block's byte.
+    rng = torch.Generator().manual_seed(3)
+    torch.rand(batch.targets_br.shape, generator=rng)
+    (start_bn,) = starts
+    noise = torch.rand((*start_bn.shape, size), generator=rng)
+    for rate in (0.5, 1.0):
+        right = count = 0
+        for row, window in enumerate(cut_windows(Texts(TEXTS), 100)):
+            text = TEXTS[window.document]
+            ids = [model.scheme.bos, *model.scheme.encode(text), model.scheme.eos]
+            flags = true_flags(model, ids[:-1])
+            for n, start in enumerate(start_bn[row].tolist()):
+                if start == 0:
+                    continue  # padding
+                truth = ids[start : start + size]
+                hidden = [bool(noise[row, n, j] < rate) for j in range(len(truth))]
+                given = [model.scheme.mask if h else t for h, t in zip(hidden, truth, strict=True)]
+                given += [model.scheme.mask] * (size - len(truth))
+                logits = block_logits(model, ids[:start], flags[: start + 1], given, start)
+                named = best(model, logits)
+                right += sum(h and named[j] == truth[j] for j, h in enumerate(hidden))
+                count += sum(hidden)
+        assert count > 20
+        assert found[str(rate)] == pytest.approx(right / count)
+
+
+@pytest.mark.parametrize("index", MODELS)
+def test_masked_accuracy_at_rate_one_is_that_of_aligned_blocks(index, monkeypatch):
+    monkeypatch.setattr(accuracy, "sample_starts", all_starts)
+    model = tiny_model(index)
+    batch = make_batch(Texts(TEXTS), cut_windows(Texts(TEXTS), 100), model.scheme)
+    blocks = block_accuracy(model, [batch], 5, "aligned")
+    right = sum(n * share for n, share in zip(blocks.counts, blocks.masked, strict=True))
+    found = masked_accuracy(model, [batch], 5, (1.0,))
+    assert found == {"1.0": pytest.approx(right / sum(blocks.counts))}
+
+
+def test_the_bound_of_a_pass_does_not_change_what_is_measured(monkeypatch):
+    model, widths = tiny_model(MODELS[0]), []
+    batch = make_batch(Texts(TEXTS * 2), cut_windows(Texts(TEXTS * 2), 100), model.scheme)
+    original = accuracy._block_ids
+
+    def watched(*arguments):
+        widths.append(arguments[3].shape[1])
+        return original(*arguments)
+
+    monkeypatch.setattr(accuracy, "_block_ids", watched)
+
+    def measured():
+        widths.clear()
+        masked = masked_accuracy(model, [batch], 4, (0.3, 0.6, 1.0), seed=1)
+        return masked, block_accuracy(model, [batch], 4, "aligned", seed=1)
+
+    whole = measured()
+    assert max(widths) > 2
+    monkeypatch.setattr(accuracy, "BLOCKS", 2)
+    assert measured() == whole
+    assert max(widths) == 2
 
 
 @pytest.fixture

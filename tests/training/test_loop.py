@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,16 +19,19 @@ import pytest
 import torch
 
 from blt_core.checkpoint import load_tensors
+from blt_core.component import BuildContext
 from blt_core.config import Config
-from blt_core.errors import ConfigError, DataError, RunError
+from blt_core.errors import CheckpointError, ConfigError, DataError, RunError
 from blt_core.pipeline import Pipeline, read_checkpoint
 from blt_core.plugins import load_plugins
+from blt_plugins.training.backend import TorchBackend, TorchBackendParams
 from blt_plugins.training.data import load_data
 from blt_plugins.training.job import make_job
-from blt_plugins.training.loop import Job, Trainer
+from blt_plugins.training.loop import Job, Trainer, of_first
 from blt_plugins.training.phases import make_phases
 from blt_plugins.training.schedule import parameter_groups
 from blt_plugins.training.state import OtherSettingsError
+from blt_plugins.training.threshold import write_threshold
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -57,6 +62,16 @@ def assert_same_run(one, other) -> None:
     assert metrics(one.out) == metrics(other.out)
     ours, theirs = tensors_of(one), tensors_of(other)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def sends(phase: str, step: int, *numbers: signal.Signals) -> Callable[[str, int], None]:
+    """What a report does after each step: sends signals to this process after one of them."""
+
+    def send(*now) -> None:
+        for number in numbers if now == (phase, step) else ():
+            os.kill(os.getpid(), number)
+
+    return send
 
 
 # -- learning ------------------------------------------------------------------------------------
@@ -228,43 +243,131 @@ def test_without_held_out_text_the_last_model_is_written(new_job, silent, tables
 
 # -- stopping and going on -----------------------------------------------------------------------
 
+#: Trains in a process of its own for each place, which kills itself there.
 KILLED = """
-import json, os, signal, sys
+import json, os, re, shutil, signal, sys
 from pathlib import Path
-import torch
+import safetensors.torch, torch
+import matplotlib.figure, torch._dynamo  # what a run imports, once for all of them
 torch.set_num_threads(1)
+
+calls_left = 0
+
+def dying(name, function):
+    def call(*arguments, phase="", step="", **keys):
+        global calls_left
+        given = [str(a) for a in arguments[:2] if isinstance(a, (str, Path))]
+        calls_left -= bool(re.search(place, " ".join([name, *given, phase, str(step)])))
+        if calls_left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        keys |= {"phase": phase, "step": step} if phase else {}
+        return function(*arguments, **keys)
+    return call
+
+for holder, name in (
+    (Path, "rename"), (Path, "replace"), (Path, "write_text"),
+    (shutil, "rmtree"), (safetensors.torch, "save_file"),
+):
+    setattr(holder, name, dying(name, getattr(holder, name)))
+
 from blt_core.config import Config
 from blt_core.plugins import load_plugins
 from blt_plugins.training.job import make_job
 from blt_plugins.training.loop import Trainer
+from blt_plugins.training.records import Metrics
+from blt_plugins.training.report import SilentReport
+Metrics.write = dying("log", Metrics.write)
 
-class Report:
-    def phase(self, name, step, steps): self.name = name
-    def step(self, step, figures):
-        if [self.name, step] == json.loads(sys.argv[3]):
-            os.kill(os.getpid(), signal.SIGKILL)
-    def note(self, text): ...
-    def close(self): ...
-
-config = Config.from_mapping(json.loads(sys.argv[1]), "tiny.toml")
-Trainer(make_job(config, load_plugins(), out=Path(sys.argv[2])), Report()).run()
+config, out = Config.from_mapping(json.loads(sys.argv[1]), "tiny.toml"), Path(sys.argv[2])
+plugins, ends = load_plugins(), {}
+for name, (place, calls_left) in json.loads(sys.argv[3]).items():
+    if (child := os.fork()) == 0:
+        Trainer(make_job(config, plugins, out=out / name), SilentReport()).run()
+        os._exit(0)
+    ends[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps(ends))
 """
 
+#: Where runs are killed: before the call of a pattern, and which of these calls.
+PLACES = {
+    "a scorer step": (r"log .*scorer 7", 1),
+    "within a state": (r"write_text .*/\.scorer-00000005\.new-0/state\.json", 1),
+    "before a state has its name": (r"rename .*/\.scorer-00000008\.new-0 ", 1),
+    "at the calibration": (r"log .*patches 0", 1),
+    "before a former state is removed": (r"rmtree .*/\.scorer-00000000\.old-", 1),
+    "a model step": (r"log .*model 8", 1),
+    "within the first model": (r"save_file .*/\.model\.new-", 1),
+    "before it has its name": (r"rename .*/\.model\.new-", 1),
+    "when the former model has lost its name": (r"rename .*/\.model\.new-", 2),
+    "before the former model is removed": (r"rmtree .*/\.\.model\.old\.new-", 1),
+    "before the last state has its name": (r"rename .*/\.model-00000012\.new-0 ", 1),
+    "when all is written": (r"rmtree .*/\.model-00000000\.old-", 1),
+}
 
-@pytest.mark.parametrize("where", [("scorer", 7), ("model", 2), ("model", 8)])
-def test_a_killed_run_goes_on_bit_for_bit(new_job, silent, tables, tmp_path, where):
+
+@pytest.fixture(scope="module")
+def killed(lasting_tables, tmp_path_factory) -> Callable[[str], Job]:
+    """Makes the job of a run that was killed at a place, or of ``whole``, which was not."""
+    folder = tmp_path_factory.mktemp("killed")
+    train = {**lasting_tables["train"], "tensorboard": False}
+    tables = {**lasting_tables, "train": train}
+    arguments = map(json.dumps, (tables, str(folder), {**PLACES, "whole": ("(?!)", 1)}))
+    command = [sys.executable, "-c", KILLED, *(text.strip('"') for text in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {**dict.fromkeys(PLACES, -signal.SIGKILL), "whole": 0}
+    config = Config.from_mapping(tables, "tiny.toml")
+    return lambda name: make_job(config, load_plugins(), out=folder / name)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_run_that_is_killed_anywhere_goes_on_bit_for_bit(killed, silent, place):
+    whole, again = killed("whole"), killed(place)
+    for job in (whole, again):
+        Trainer(job, silent()).run()
+    assert_same_run(whole, again)
+    ours, theirs = stored(whole.out / "model"), stored(again.out / "model")
+    assert ours[0] == theirs[0]
+    assert all(torch.equal(ours[1][name], theirs[1][name]) for name in ours[1])
+    assert not [path for path in again.out.rglob("*") if path.name.startswith(".")]
+
+
+def test_damaged_states_are_passed_over_and_the_run_is_the_same(new_job, silent):
     whole = new_job("whole")
     Trainer(whole, silent()).run()
-    out = tmp_path / "killed"
-    arguments = [json.dumps(tables), str(out), json.dumps(where)]
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
-    assert done.returncode == -signal.SIGKILL
-    again, report = new_job("killed"), silent()
+
+    def stop_at(step: int) -> Path:
+        report = silent(sends("model", step, signal.SIGTERM))
+        with pytest.raises(RunError, match="interrupted"):
+            Trainer(new_job("part"), report).run()
+        return new_job("part").out / "state" / f"model-{step:08}"
+
+    path = stop_at(7) / "training.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    path = stop_at(8) / "state.json"
+    path.write_text(path.read_text().replace('"step": 8', '"step": 9'))
+    again, report = new_job("part"), silent()
     Trainer(again, report).run()
-    assert report.notes[1].startswith("resumed at ")
-    assert where in report.losses  # steps after the last state are taken again
-    assert len(report.losses) < 8 + 12
+    eight, seven, resumed = report.notes[1:4]
+    assert re.match(r"warning: .*model-00000008: this state is damaged \(state\.json is", eight)
+    assert re.match(r"warning: .*model-00000007: this state is damaged \(training\.", seven)
+    assert resumed == "resumed at model step 5"
     assert_same_run(whole, again)
+
+
+def test_a_sigterm_after_a_ctrl_c_changes_nothing_and_a_second_ctrl_c_stops_at_once(
+    new_job, silent
+):
+    interrupt, term = signal.SIGINT, signal.SIGTERM
+    for numbers in ((interrupt, term, term), (term, interrupt)):
+        report = silent(sends("model", 2, *numbers))
+        with pytest.raises(RunError, match="interrupted at model step 2, which is saved"):
+            Trainer(new_job(), report).run(fresh=True)
+        assert report.notes[-1] == f"{numbers[0].name}: stopping after this step"
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(new_job(), silent(sends("model", 2, interrupt, interrupt))).run(fresh=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -273,12 +376,8 @@ def test_an_interrupt_saves_and_says_how_to_go_on(new_job, silent, where, number
     whole = new_job("whole")
     Trainer(whole, silent()).run()
 
-    def interrupt(phase, step):
-        if (phase, step) == where:
-            os.kill(os.getpid(), number)
-
     handler = signal.getsignal(number)
-    stopped = silent(interrupt)
+    stopped = silent(sends(*where, number))
     with pytest.raises(RunError, match=r"interrupted at \w+ step \d+, .*run the same command") as e:
         Trainer(new_job("stopped"), stopped).run()
     assert e.value.exit_code == 1
@@ -314,8 +413,16 @@ def test_another_configuration_is_refused_and_fresh_starts_anew(new_job, silent,
     (texts / "part0" / "new.py").write_text("x = 1\n")
     with pytest.raises(OtherSettingsError, match=r"text: "):
         Trainer(new_job(), silent()).run()
+    older = new_job().out / "model-last"
+    shutil.copytree(older.with_name("model"), older)
+    (older / "README").write_text("mine")
+    with pytest.raises(DataError, match="model-last: not removed, since it holds README"):
+        Trainer(new_job(learning_rate=2e-3), silent()).run(fresh=True)
+    assert (older / "README").read_text() == "mine"
+    (older / "README").unlink()
     job, report = new_job(learning_rate=2e-3), silent()
     Trainer(job, report).run(fresh=True)
+    assert not older.exists()
     assert len(report.losses) == 8 + 12
     assert [r["step"] for r in metrics(job.out) if "loss" in r] == [*range(1, 9), *range(1, 13)]
 
@@ -333,21 +440,90 @@ def test_a_fresh_start_replaces_the_former_state_before_the_first_step(new_job, 
     assert len(report.losses) == scorer + 12
 
 
+class Third:
+    """A process of seven, whose first one has something else."""
+
+    rank, world_size = 2, 7
+
+    def __init__(self, first: float) -> None:
+        self.first = first
+
+    def mean(self, values):
+        assert set(values) == {0}
+        return [half / 7 for half in struct.unpack("<2I", struct.pack("<d", self.first))]
+
+
+@pytest.mark.parametrize("value", [0.1 + 0.2, -2.540958, 1e-308, 5e307, 0.0])
+def test_what_process_0_has_found_is_in_all_to_the_last_bit(value):
+    assert of_first(Third(value), 0.5) == value
+
+
 # -- failing -------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_state(new_job, silent):
-    job = new_job()
-    job = attrs.evolve(job, objective=Scaled(job.objective, float("nan"), since=7))
+@attrs.define
+class Spoilt:
+    """An objective whose gradient is no number in call ``since``, though the loss is one."""
+
+    inner: Any
+    since: int
+    calls: int = 0
+
+    def loss(self, *arguments):
+        self.calls += 1
+        loss, figures = self.inner.loss(*arguments)
+        nothing = (loss - loss.detach()).sqrt()  # 0, and its gradient is infinite
+        return (loss + 0 * nothing if self.calls == self.since else loss), figures
+
+
+@pytest.mark.parametrize("what", ["nan", "inf", "gradient"])
+def test_what_is_no_number_stops_the_run_and_names_what_is_good(new_job, silent, what):
+    whole, undisturbed = new_job("whole", validate_every=4), silent()
+    Trainer(whole, undisturbed).run()
+    job = new_job(validate_every=4)
+    inner, best = job.objective, job.out / "model"
+    objective = Spoilt(inner, 7) if what == "gradient" else Scaled(inner, float(what), since=7)
     with pytest.raises(RunError) as caught:
-        Trainer(job, silent()).run()
-    text = str(caught.value)
-    assert text.startswith("model step 7: the loss is nan; the last good state is ")
-    assert "state (model step 5)" in text
+        Trainer(attrs.evolve(job, objective=objective), silent()).run()
+    found = "gradient norm is nan" if what == "gradient" else f"loss is {what}"
+    text = str(caught.value).splitlines()[0]
+    state = job.out / "state" / "model-00000005"
+    assert text == (
+        f"model step 7: the {found}; the last good state is {state}, the best model so far {best}"
+    )
+    assert state.is_dir()
+    assert (best / "config.toml").exists()
     assert caught.value.exit_code == 1
-    report = silent()
-    Trainer(new_job(), report).run()  # the state before it is good
+    again, report = new_job(validate_every=4), silent()
+    Trainer(again, report).run()  # the state before it is good
     assert next(iter(report.losses)) == ("model", 6)
+    assert report.losses.items() <= undisturbed.losses.items()
+    ours, theirs = tensors_of(again), tensors_of(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_before_the_first_score_no_model_is_called_good(new_job, silent):
+    job = new_job()
+    job = attrs.evolve(job, objective=Scaled(job.objective, float("nan"), since=2))
+    with pytest.raises(RunError, match=r"the last good state is \S+/model-00000000\n"):
+        Trainer(job, silent()).run()
+
+
+class Foreign(TorchBackend):
+    """A backend whose states another one cannot read."""
+
+    def save(self, folder: Path) -> None:
+        (folder / "weights.bin").write_text("weights")
+
+
+def test_the_state_of_another_training_backend_is_refused(new_job, silent):
+    job = new_job()
+    other = Foreign(TorchBackendParams(), BuildContext(job.model.scheme))
+    with pytest.raises(RunError):
+        Trainer(attrs.evolve(job, backend=other), silent(sends("model", 2, signal.SIGTERM))).run()
+    with pytest.raises(CheckpointError, match=r"model-00000002: holds no training\.safeten") as e:
+        Trainer(new_job(), silent()).run()
+    assert "fix: go on with that backend, or start anew from OUT/model" in str(e.value)
 
 
 def test_every_fault_of_a_config_is_told_with_its_place(tables):
@@ -423,12 +599,8 @@ def test_a_run_from_a_checkpoint_is_resumed_where_it_was_stopped(silent, further
     whole = further("whole")
     Trainer(whole, silent()).run()
 
-    def interrupt(phase, step):
-        if (phase, step) == ("model", 7):
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(RunError, match="interrupted at model step 7"):
-        Trainer(further("stopped"), silent(interrupt)).run()
+        Trainer(further("stopped"), silent(sends("model", 7, signal.SIGTERM))).run()
     again = further("stopped")
     Trainer(again, silent()).run()
     assert_same_run(whole, again)
@@ -550,8 +722,20 @@ def test_a_scorer_is_trained_alone_and_used_by_a_model(new_job, silent, tables, 
     config, scorer = stored(alone.out / "model")
     assert config["patcher"]["threshold"] == result.threshold > 0
     assert {name.split(".")[0] for name in scorer} == {"patcher"}
-    again = Trainer(new_job("alone", steps=0, validate_every=4), silent()).run()
-    assert again.threshold == result.threshold
+
+    def files() -> dict[Path, tuple[int, bytes]]:
+        """What the run has written but for its plot, which is drawn again."""
+        paths = [*alone.out.glob("model/*"), *alone.out.glob("state/*/*")]
+        kept = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+        return kept | {alone.out: (0, (alone.out / "metrics.jsonl").read_bytes())}
+
+    write_threshold(str(alone.out / "model"), 1.25, load_plugins())  # blt calibrate --write
+    before, report = files(), silent()
+    again = Trainer(new_job("alone", steps=0, validate_every=4), report).run()
+    assert again == attrs.evolve(result, held_out=None)
+    assert report.notes[1:] == ["already finished (scorer step 8); --fresh trains anew"]
+    assert files() == before
+    write_threshold(str(alone.out / "model"), result.threshold, load_plugins())
 
     tables |= parts
     del tables["patcher"], tables["train"]["scorer"]

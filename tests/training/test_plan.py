@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,8 @@ from blt_plugins.training.job import plan_training
 from blt_plugins.training.memory_plan import replicated, sharded
 from blt_plugins.training.phases import MODEL, SCORER
 from blt_plugins.training.plan import Planner, even_flags, full_batch, traced_phases
-from blt_plugins.training.tracing import Moment, trace_pass
+from blt_plugins.training.tracing import Moment, trace_pass, trace_score
+from tests.peaks import measured_peak
 
 BLOCKS = {"use": "block-diffusion", "share": 0.5, "inside_share": 0.2, "stale_share": 0.3}
 
@@ -70,6 +69,8 @@ def test_live_bytes_are_those_of_a_pass_worked_out_by_hand():
     assert max(moment.activations for moment in moments) in range(800, 1300)
     assert max(moment.gradients for moment in moments) == 400
     assert Moment(0, 0) not in moments
+    # Without gradients exp is not kept: 400 bytes twice, for exp and what it reads.
+    assert trace_score(loss, module, FakeTensorMode()) in range(800, 900)
 
 
 @pytest.mark.parametrize("objective", ["ar", "blocks"])
@@ -126,8 +127,6 @@ def test_even_flags_have_the_mean_and_the_longest_patch(width, mean, longest):
 
 # -- against reality -----------------------------------------------------------------------------
 
-PROGRAM = Path(__file__).with_name("peak_memory.py")
-
 #: Wide enough that libraries' own memory is small beside it.
 LARGE: dict[str, Any] = {
     "train": {"batch_bytes": 2048, "context_bytes": 1024, "steps": 2, "accumulate": 1},
@@ -138,36 +137,50 @@ LARGE: dict[str, Any] = {
 }
 
 
+def large(planned: dict[str, Any]) -> dict[str, Any]:
+    """The tiny config with the sizes of LARGE."""
+    tables = {k: {**t, **LARGE.get(k, {})} for k, t in planned.items() if k != "schema"}
+    return {"schema": 1, **tables}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 @pytest.mark.parametrize("objective", ["ar", "blocks"])
 def test_a_plan_is_within_15_percent_of_the_peak_of_a_process(planned, objective, tmp_path):
-    large = {
-        kind: {**table, **LARGE.get(kind, {})}
-        for kind, table in planned.items()
-        if kind != "schema"
-    }
-    tables = {"schema": 1, **large}
-    tables = with_blocks(tables) if objective == "blocks" else tables
+    tables = large(with_blocks(planned) if objective == "blocks" else planned)
     tables["train"]["scorer"] = {"steps": 0}
-    path = tmp_path / "large.toml"
-    path.write_text(tomli_w.dumps(tables))
     plan = planner(tables).plan()
-    # Freed memory goes back at once, so that the peak is that of what lives.
-    environment = {
-        **os.environ,
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_TRIM_THRESHOLD_": "0",
-        "MALLOC_ARENA_MAX": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(path)],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    measured = json.loads(done.stdout)["peak"]
     assert plan.phases[0].activations > 200e6
+    assert plan.peak == pytest.approx(measured_peak(tables, MODEL, tmp_path), rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_the_phase_of_a_scorer_is_within_15_percent_of_the_peak_of_a_process(planned, tmp_path):
+    tables = large(planned)
+    scorer = {"dim": 192, "heads": 6, "hidden": 448, "layers": 3, "window": 256}
+    tables["patcher"] = {**tables["patcher"], "byte_scorer": {"use": "transformer", **scorer}}
+    tables["train"]["scorer"] = {"steps": 2, "batch_bytes": 8192}
+    phase = planner(tables).plan().phases[0]
+    assert phase.name == SCORER
+    assert phase.activations > 200e6
+    assert phase.peak == pytest.approx(measured_peak(tables, SCORER, tmp_path), rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_plan_is_within_15_percent_of_the_peak_of_two_processes(planned, strategy, tmp_path):
+    tables = large(planned)
+    # Most memory is what the backend keeps: some 20 million parameters.
+    tables["global_model"] |= {"latent_dim": 512, "layers": 6, "hidden": 1408}
+    for part in ("encoder", "decoder"):
+        tables[part] |= {"latent_dim": 512}
+    tables["train"] |= {"batch_bytes": 1024, "context_bytes": 512, "accumulate": 2}
+    tables["train"]["scorer"] = {"steps": 0}
+    tables["training_backend"] = {"use": "torch", "strategy": strategy}
+    plan = planner(tables).plan(2)
+    measured = measured_peak(tables, MODEL, tmp_path, processes=2)
     assert plan.peak == pytest.approx(measured, rel=0.15)
 
 
@@ -259,8 +272,9 @@ def config(planned, tmp_path) -> Path:
 def test_the_command_prints_a_table_and_trains_nothing(config, capsys, tmp_path):
     assert run(["train", str(config), "--plan", "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert [line.split()[0] for line in shown.splitlines()[1:9]] == [
-        "parameters", "gradients", "optimizer", "buffers", "step", "frozen", "activations", "peak",
+    assert [line.split()[0] for line in shown.splitlines()[1:10]] == [
+        "parameters", "gradients", "optimizer", "buffers", "step", "scoring", "frozen",
+        "activations", "peak",
     ]  # fmt: skip
     assert "12 steps of 256 bytes (about 64 patches)" in shown
     assert not (tmp_path / "out").exists()

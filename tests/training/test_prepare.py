@@ -14,15 +14,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import tomli_w
 import torch
 
 from blt_core.component import BuildContext
 from blt_core.config import Config
 from blt_core.errors import ConfigError, DataError, RunError
+from blt_core.pipeline import read_checkpoint
 from blt_core.plugins import load_plugins
 from blt_core.types import Rows
 from blt_core.wiring import build_node, resolve_component
-from blt_plugins.training.corpora.prepared import PreparedCorpus, PreparedCorpusParams
+from blt_plugins.training.corpora.prepared import (
+    PreparedCorpus,
+    PreparedCorpusParams,
+    open_shards,
+)
 from blt_plugins.training.data import load_data
 from blt_plugins.training.job import make_job
 from blt_plugins.training.loop import Trainer
@@ -134,6 +140,20 @@ def test_one_worker_and_two_write_the_same_files(more, tmp_path):
     two = prepare(config(more), tmp_path / "two", shard_bytes=300, workers=2)
     assert files(tmp_path / "one") == files(tmp_path / "two")
     assert one.shards == two.shards > 3
+
+
+def test_a_scorer_is_rounded_to_what_is_stored_before_it_makes_patches(more, tmp_path, silent):
+    more["train"]["save_dtype"] = "bfloat16"
+    prepare(config(more), tmp_path / "shards")
+    losses = []
+    for own in (config(more), on(more, tmp_path / "shards")):
+        job, report = make_job(own, load_plugins(), out=tmp_path / f"out{len(losses)}"), silent()
+        Trainer(job, report).run()
+        losses.append(report.losses)
+    assert losses[0] == losses[1]
+    more["train"]["save_dtype"] = "float32"
+    text = refusal(on(more, tmp_path / "shards"), tmp_path)
+    assert re.search(r"\n  scorer: \w{12}… there, \w{12}… now\n  fix: ", text)
 
 
 def test_a_mixture_keeps_its_weights(more, texts, tmp_path):
@@ -303,6 +323,59 @@ def test_patches_of_another_configuration_are_refused_with_both(
     assert "fix: run blt prepare with this configuration, or" in text
 
 
+def test_a_scorer_that_will_be_rounded_is_refused(more, shards, tmp_path):
+    text = refusal(on(more, shards, save_dtype="bfloat16"), tmp_path)
+    assert re.search(
+        r"\n  scorer: \w{12}… there, \w{12}… now"
+        r"\n  \(the scorer now is rounded to train.save_dtype = 'bfloat16'\)\n  fix: ",
+        text,
+    )
+
+
+def test_a_shard_of_another_folder_is_refused_though_it_is_as_long(more, texts, tmp_path):
+    prepare(config(more), tmp_path / "a", shard_bytes=400)
+    more["patcher"] = {"threshold": 4.5}
+    prepare(config(more), tmp_path / "b", shard_bytes=400)
+    first, second = "train/000000.arrow", "train/000001.arrow"
+
+    def refused(copied: Path) -> str:
+        shutil.copy(copied, tmp_path / "a" / second)
+        with pytest.raises(DataError) as caught:
+            open_shards(tmp_path / "a", load_manifest(tmp_path / "a"), "train")
+        return str(caught.value)
+
+    kept = (tmp_path / "a" / second).read_bytes()
+    assert (tmp_path / "b" / second).stat().st_size == len(kept)
+    text = refused(tmp_path / "b" / second)
+    with pytest.raises(DataError, match=re.escape(text)):
+        PreparedCorpus(PreparedCorpusParams(path=str(tmp_path / "a")), BuildContext()).documents(
+            "train"
+        )
+    assert text == (
+        f"{tmp_path / 'a' / second}: a shard of other prepared documents than the rest of its "
+        "folder:\n  threshold: 4.5 there, 4.3 in manifest.json\n"
+        "  fix: run blt prepare again, which makes it anew"
+    )
+    assert re.search(r"\n  first: 0 there, \d+ in manifest.json\n", refused(tmp_path / "a" / first))
+    text = refused(tmp_path / "a" / "valid" / "000000.arrow")
+    assert "\n  split: 'valid' there, 'train' in manifest.json\n" in text
+    assert re.search(r"\n  corpus: \w{12}… there, \w{12}… in manifest.json\n", text)
+    del more["patcher"]
+    prepare(config(more), tmp_path / "a", shard_bytes=400)
+    assert (tmp_path / "a" / second).read_bytes() == kept, "as the message says"
+
+
+@pytest.mark.parametrize("metadata", [None, {b"blt": b"[]"}, {b"blt": b"{"}])
+def test_a_shard_that_says_nothing_of_itself_is_refused(more, shards, metadata):
+    path = shards / "train" / "000000.arrow"
+    with pa.ipc.open_file(str(path)) as file:
+        table = file.read_all().replace_schema_metadata(metadata)
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match=r"000000\.arrow: no shard of prepared documents: its meta"):
+        open_shards(shards, load_manifest(shards), "train")
+
+
 def test_patches_of_another_scorer_are_refused(more, shards, tmp_path):
     other = write_checkpoint(tmp_path / "other", seed=1)
     text = refusal(on({**more, "run": {"checkpoint": str(other)}}, shards), tmp_path)
@@ -373,6 +446,58 @@ def test_the_command_takes_a_checkpoint_and_a_folder(blt, more, texts, tmp_path)
     assert "prepared with other patching" in refused.err
 
 
+@pytest.mark.parametrize("source", ["config", "checkpoint"])
+def test_a_scorer_trained_alone_prepares_a_corpus_for_a_model(blt, tables, texts, tmp_path, source):
+    parts = {kind: tables.pop(kind) for kind in ("encoder", "global_model", "decoder")}
+    tables["corpus"] = {"use": "folder", "path": str(texts)}
+    steps = tables["train"].pop("steps")
+
+    def write(name: str) -> Path:
+        (tmp_path / f"{name}.toml").write_text(tomli_w.dumps(tables))
+        return tmp_path / f"{name}.toml"
+
+    def losses(config: Path) -> list[float]:
+        outcome = blt("train", config, "--out", tmp_path / config.stem)
+        assert outcome.code == 0, outcome.err
+        lines = (tmp_path / config.stem / "metrics.jsonl").read_text().splitlines()
+        return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+
+    losses(write("scorer"))
+    scorer = tmp_path / "scorer" / "model"
+    del tables["patcher"]
+    tables["train"] |= {"steps": steps, "scorer": {"checkpoint": str(scorer)}}
+    tables |= parts
+    raw, out = write("raw"), tmp_path / "prepared"
+    given = [raw] if source == "config" else [scorer, "--corpus", texts]
+    assert blt("prepare", *given, "--out", out).code == 0
+    tables["corpus"] = {"use": "prepared", "path": str(out)}
+    found = losses(write("patched"))
+    assert len(found) == steps
+    assert found == losses(raw)
+
+
+def test_a_trained_scorer_without_a_model_is_prepared_with_and_not_trained(blt, more, tmp_path):
+    folder, plugins = tmp_path / "scorer", load_plugins()
+    tables, tensors = read_checkpoint(more["run"]["checkpoint"], plugins)
+    node = resolve_component("checkpoint_format", {"use": "folder"}, plugins)
+    build_node(node, BuildContext(), plugins.registry).write(
+        folder,
+        {key: tables[key] for key in ("schema", "model", "patcher")},
+        {name: tensors[name] for name in tensors if name.startswith("patcher.")},
+    )
+    own = {**more, "run": {"checkpoint": str(folder)}, "patcher": {"threshold": 4.5}}
+    del own["train"]["steps"]
+    (tmp_path / "own.toml").write_text(tomli_w.dumps(own))
+    outcome = blt("prepare", tmp_path / "own.toml", "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    there = load_manifest(tmp_path / "out").patching
+    assert (there["threshold"], there["context_bytes"]) == (4.5, 64)
+    tables = {"corpus": more["corpus"], "model": tables["model"], "schema": 1,
+              "train": {"scorer": {"checkpoint": str(folder)}}}  # fmt: skip
+    with pytest.raises(ConfigError, match=r"train\.scorer: there is nothing to train: .*no model"):
+        make_job(config(tables), plugins, out=tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -382,13 +507,19 @@ def test_the_command_takes_a_checkpoint_and_a_folder(blt, more, texts, tmp_path)
     ],
 )
 def test_what_cannot_be_prepared_is_told(blt, more, tmp_path, change, message):
-    import tomli_w
-
     path, tables = tmp_path / "more.toml", {**more, **change}
     path.write_text(tomli_w.dumps({k: v for k, v in tables.items() if v is not None}))
     outcome = blt("prepare", path, "--out", tmp_path / "out")
     assert outcome.code == 2
     assert message in outcome.err
+
+
+def test_a_checkpoint_without_a_threshold_has_no_patches(more, tmp_path):
+    path = Path(more["run"]["checkpoint"]) / "config.toml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith("threshold")))
+    with pytest.raises(ConfigError, match=r"patcher\.threshold: missing; patches depend on it"):
+        prepare(config(more), tmp_path / "out")
 
 
 def test_faults_of_a_config_are_not_hidden_by_its_options(more, tmp_path):

@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blt_core.component import BuildContext
 from blt_core.config import Config
 from blt_core.pipeline import build_model, plan_run
 from blt_core.plugins import load_plugins
+from blt_core.protocols import UNSCORED
 from blt_core.types import IdScheme
-from blt_plugins.training.block_diffusion import ids_from
+from blt_plugins.training import block_diffusion
+from blt_plugins.training.block_diffusion import (
+    BlockDiffusionObjective,
+    BlockDiffusionObjectiveParams,
+    ids_from,
+)
 from blt_plugins.training.order import Batches
 from blt_plugins.training.windows import Texts, cut_windows, make_batch
 from tests.tiny import config
@@ -25,9 +33,17 @@ from tests.tiny import config
 
 @pytest.fixture(scope="module")
 def model():
-    """A random tiny model in float64, with n-grams, windows and entropy patches."""
+    """A tiny model in float64, with n-grams, windows and entropy patches.
+
+    Its weights are scaled so that patches and bytes vary.
+    """
     tables = config(run={"dtype": "float64"}, decoder={**config()["decoder"], "denoises": True})
-    return build_model(plan_run(Config.from_mapping(tables), load_plugins())[0], None)
+    model = build_model(plan_run(Config.from_mapping(tables), load_plugins())[0], None)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.modules().parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0, 1.5 / parameter.shape[1] ** 0.5, generator=generator)
+    return model
 
 
 TEXTS = st.lists(st.binary(min_size=1, max_size=60), min_size=2, max_size=4)
@@ -56,6 +72,78 @@ def test_no_document_is_seen_from_the_rows_of_another(model, texts, noise, conte
             close = {"atol": 1e-10, "rtol": 1e-10}
             assert torch.allclose(logits[row, :count], logits2[row, :count], **close)
             assert torch.allclose(losses[row, :count], losses2[row, :count], **close)
+
+
+class Watched:
+    """A model whose last output is kept."""
+
+    def __init__(self, model):
+        self._model, self.output = model, None
+
+    def forward(self, *arguments):
+        self.output = self._model.forward(*arguments)
+        return self.output
+
+
+def every_byte(places_br, count_b, rng):
+    """In place of sample_starts: a block at each byte, so that no document decides on another's."""
+    return torch.arange(1, places_br.shape[1] + 1).expand(places_br.shape)
+
+
+def losses_of_rows(model, objective, batch, flags):
+    """(rows, 3): the summed clean, masked and stale losses of each row of a batch, in nats."""
+    watched, given = Watched(model), (flags, batch.targets_br)
+    total = objective.loss(watched, batch.rows, *given, torch.Generator().manual_seed(0))[0]
+    masked, stale = objective.blocks(*given, torch.Generator().manual_seed(0))
+    clean = torch.nn.functional.cross_entropy(
+        watched.output.clean.logits.flatten(0, 1),
+        batch.targets_br.flatten(),
+        ignore_index=UNSCORED,
+        reduction="none",
+    ).view_as(batch.targets_br)
+    parts = watched.output.blocks.logits.split((masked.count, stale.count), 1)
+    found = []
+    for row in range(len(clean)):
+        one = slice(row, row + 1)
+        losses = [clean[row].sum() / batch.scored]
+        for blocks, logits in zip((masked, stale), parts, strict=True):
+            own = block_diffusion.TrainedBlocks(
+                blocks.start_bn[one],
+                blocks.ids_bnB[one],
+                blocks.targets_bnB[one],
+                blocks.weights_bnB[one],
+            )
+            losses.append(own.loss(logits[one]))
+        found.append(torch.stack(losses))
+    rows = torch.stack(found)
+    assert float(rows.sum()) == pytest.approx(float(total)), "these are the parts of the loss"
+    return rows
+
+
+@settings(deadline=None, max_examples=25)
+@given(TEXTS, st.binary(min_size=60, max_size=60), st.integers(5, 70), st.data())
+def test_no_document_changes_the_block_losses_of_another(model, texts, noise, context, data):
+    chosen = data.draw(st.integers(0, len(texts) - 1))
+    changed = [noise[: len(t)] if i == chosen else t for i, t in enumerate(texts)]
+    params = BlockDiffusionObjectiveParams(
+        block_bytes=4, share=1.0, inside_share=1.0, all_masked_share=1.0, stale_share=1.0
+    )
+    objective, found = BlockDiffusionObjective(params, BuildContext()), []
+    with mock.patch.object(block_diffusion, "sample_starts", every_byte):
+        for documents in (Texts(texts), Texts(changed)):
+            windows = list(cut_windows(documents, context))
+            batch = make_batch(documents, windows, model.scheme)
+            flags = model.patcher.flags(batch.rows, None)
+            found.append(losses_of_rows(model, objective, batch, flags))
+    others = [row for row, window in enumerate(windows) if window.document != chosen]
+    assert torch.allclose(found[0][others], found[1][others], atol=1e-10, rtol=1e-10)
+
+
+def test_the_patches_of_these_models_vary(model):
+    texts = Texts([bytes(range(60)), b"abc" * 20])
+    batch = make_batch(texts, list(cut_windows(texts, 64)), model.scheme)
+    flags = model.patcher.flags(batch.rows, None)
+    assert 0.2 < flags.double().mean() < 0.8
 
 
 def test_blocks_never_reach_over_the_end_of_their_document(model):

@@ -79,7 +79,8 @@ def _split(parameters: int, zero: Zero, processes: int) -> tuple[StateBytes, Sta
     stage 3 beside bfloat16 or offloaded ones only. An offloaded optimizer takes gradients in
     float32, and stages 1 and 2 return its weights through a copy in the module's dtype. The
     optimizer sees its share as one tensor: it steps with a float32 copy of all gradients, for which
-    stages 1 and 2 let theirs go, and computes with tensors as large.
+    stages 1 and 2 let theirs go, and computes with tensors as large. For scores stage 3 gathers all
+    weights, beside its gradients and its bucket, which it never lets go.
     """
     width, share = 2 if zero.half else _FULL, -(-parameters // processes)
     gathers = zero.stage >= _SPLIT_WEIGHTS
@@ -101,4 +102,7 @@ def _split(parameters: int, zero: Zero, processes: int) -> tuple[StateBytes, Sta
     if zero.offload_parameters:
         host = attrs.evolve(host, parameters=weights)
         device = attrs.evolve(device, parameters=0)
+    if gathers:
+        scoring = device.gradients + buckets + width * parameters
+        device = attrs.evolve(device, scoring=scoring)
     return device, host

@@ -6,7 +6,7 @@ layout, whose rows are those of generation. Axes: b batch rows, r byte rows, n b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import attrs
@@ -23,8 +23,7 @@ from blt_plugins.training.windows import Batch
 Starts = Literal["aligned", "inside"]
 STARTS: tuple[Starts, ...] = ("aligned", "inside")
 
-
-#: Blocks of one pass, which bound its memory.
+#: Blocks of each batch row in one pass, which bound its memory.
 BLOCKS = 256
 
 
@@ -62,11 +61,17 @@ def block_accuracy(
         opens_br = flags_br & text_br
         places_br = opens_br if starts == "aligned" else text_br & ~flags_br
         start_bn = sample_starts(places_br, opens_br.sum(1), rng)
-        for some_bn in start_bn.split(BLOCKS, dim=1):
-            if some_bn.numel():
-                sums += _right(model, batch, flags_br, some_bn, block_bytes).cpu()
+        for (some_bn,) in _passes(start_bn):
+            sums += _right(model, batch, flags_br, some_bn, block_bytes).cpu()
     counts, masked, own = sums.tolist()
     return BlockAccuracy(starts, tuple(counts), _shares(masked, counts), _shares(own, counts))
+
+
+def _passes(*of_blocks: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors (b, n, …) of the same blocks, cut along n into what one pass may hold."""
+    for parts in zip(*(each.split(BLOCKS, dim=1) for each in of_blocks), strict=True):
+        if parts[0].numel():
+            yield parts
 
 
 def _right(
@@ -106,17 +111,17 @@ def masked_accuracy(
         flags_br = model.patcher.flags(batch.rows, None)
         opens_br = flags_br & (batch.targets_br != UNSCORED)
         start_bn = sample_starts(opens_br, opens_br.sum(1) / 8, rng)
-        if not start_bn.numel():
-            continue
-        truth_bnB = ids_from(start_bn, batch.targets_br, block_bytes)
-        noise = torch.rand(truth_bnB.shape, generator=rng).to(truth_bnB.device)
-        for rate, totals in sums.items():
-            scored = truth_bnB != UNSCORED
-            hidden = scored & (noise < rate)
-            given = truth_bnB.masked_fill(hidden | ~scored, model.scheme.mask or 0)
-            found = _block_ids(model, batch, flags_br, start_bn, given)[0]
-            totals[0] += int((hidden & (found == truth_bnB)).sum())
-            totals[1] += int(hidden.sum())
+        # Drawn at once, so that what is hidden does not depend on how blocks share out to passes.
+        noise_bnB = torch.rand((*start_bn.shape, block_bytes), generator=rng).to(start_bn.device)
+        for some_bn, noise in _passes(start_bn, noise_bnB):
+            truth = ids_from(some_bn, batch.targets_br, block_bytes)
+            scored = truth != UNSCORED
+            for rate, totals in sums.items():
+                hidden = scored & (noise < rate)
+                given = truth.masked_fill(hidden | ~scored, model.scheme.mask or 0)
+                found = _block_ids(model, batch, flags_br, some_bn, given)[0]
+                totals[0] += int((hidden & (found == truth)).sum())
+                totals[1] += int(hidden.sum())
     return {str(rate): right / of for rate, (right, of) in sums.items() if of}
 
 

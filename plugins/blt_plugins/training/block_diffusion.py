@@ -15,7 +15,7 @@ from blt_core.errors import RunError
 from blt_core.model import Model, patch_layout
 from blt_core.protocols import UNSCORED
 from blt_core.types import Blocks, Rows
-from blt_plugins.training.objective import next_byte_loss
+from blt_plugins.training.objective import next_byte_loss, widened
 
 #: The least masking rate, for a block's loss has weight 1 / t.
 _LEAST_RATE = 1e-3
@@ -62,7 +62,7 @@ class TrainedBlocks:
     def loss(self, logits_bnBV: Tensor) -> Tensor:
         """The loss in nats, given the logits of these blocks' rows."""
         losses = functional.cross_entropy(
-            logits_bnBV.flatten(0, -2),
+            widened(logits_bnBV).flatten(0, -2),
             self.targets_bnB.flatten(),
             ignore_index=UNSCORED,
             reduction="none",

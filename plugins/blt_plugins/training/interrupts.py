@@ -9,11 +9,16 @@ from types import FrameType, TracebackType
 
 
 class Interrupts:
-    """While it is entered, ``asked`` tells whether a signal came; a second one stops at once."""
+    """While it is entered, ``asked`` tells whether a signal came; a second Ctrl-C stops at once.
+
+    SIGTERM never does: launchers send it after a Ctrl-C that has reached the process already, and
+    whoever must have the process gone sends SIGKILL next.
+    """
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self.asked = False
         self._note = note
+        self._pressed = False
         self._former: dict[int, object] = {}
 
     def __enter__(self) -> None:
@@ -32,7 +37,10 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        self._note(f"{signal.Signals(number).name}: stopping after this step")
+        if number == signal.SIGINT:
+            if self._pressed:
+                raise KeyboardInterrupt
+            self._pressed = True
+        if not self.asked:
+            self.asked = True
+            self._note(f"{signal.Signals(number).name}: stopping after this step")

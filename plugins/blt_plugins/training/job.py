@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor, nn
 
 from blt_core.checkpoint import load_tensors
 from blt_core.component import BuildContext, trained_keys
 from blt_core.config import MODEL_KINDS, Config, RunSettings
 from blt_core.errors import ConfigError, PluginError, Problem
+from blt_core.model import Model
 from blt_core.pipeline import new_model, read_checkpoint
 from blt_core.plugins import Plugins
 from blt_core.protocols import TrainingBackend
 from blt_core.wiring import Plan, build_node, merge_checkpoint, resolve, resolve_component
-from blt_plugins.training.loop import Job
+from blt_plugins.training.loop import Job, round_parameters
+from blt_plugins.training.phases import trainable_scorer
 from blt_plugins.training.settings import TrainSettings
 
 #: What a training config without a table of these kinds uses.
@@ -48,13 +51,9 @@ def make_job(
     described = plan.describe()
     compared = ("model", *MODEL_KINDS, "objective")
     node = resolve_component("checkpoint_format", {"use": "folder"}, plugins)
-    model = new_model(plan, training.tensors, settings.seed)
-    if training.scorer is not None and isinstance(model.patcher, nn.Module):
-        patcher = nn.ModuleDict({"patcher": model.patcher})
-        load_tensors(patcher, training.scorer, str(settings.scorer.checkpoint))
     return Job(
         corpus=plan.build("corpus"),
-        model=model,
+        model=load_model(training),
         objective=plan.build("objective"),
         backend=backend,
         format=build_node(node, BuildContext(plan.model.scheme), plugins.registry),
@@ -69,8 +68,29 @@ def make_job(
     )
 
 
+def load_model(training: TrainingPlan) -> Model:
+    """The model that a plan starts from, with the scorer of whichever checkpoint gives one.
+
+    A scorer that this run does not train is rounded to what is stored, so that its patches are
+    those of later use from the start. Raises CheckpointError for tensors that do not fit.
+    """
+    settings = training.settings
+    model = new_model(training.plan, training.tensors, settings.seed)
+    if training.scorer is not None and isinstance(model.patcher, nn.Module):
+        patcher = nn.ModuleDict({"patcher": model.patcher})
+        load_tensors(patcher, training.scorer, str(settings.scorer.checkpoint))
+    scorer = trainable_scorer(model)
+    if scorer is not None and not settings.scorer.steps:
+        round_parameters(scorer.module, getattr(torch, settings.save_dtype))
+    return model
+
+
 def check_passes(plan: Plan, settings: TrainSettings, processes: int) -> None:
-    """Raise ConfigError unless the passes of a step can be shared out evenly."""
+    """Raise ConfigError unless there are steps, whose passes can be shared out evenly."""
+    if not settings.steps and not settings.scorer.steps:
+        text = "there is nothing to train: the scorer takes no steps, and there is no model"
+        hint = f"give train.steps, and the tables {_tables_of_a_model()}"
+        raise ConfigError([plan.place.child("train", "scorer").problem(text, hint)])
     passes = settings.accumulate
     if passes % processes:
         text = f"{passes} passes cannot be dealt out to {processes} processes"
@@ -143,10 +163,8 @@ def _with_scorer(config: Config, plugins: Plugins) -> tuple[Config, Mapping[str,
 
     A patcher table may repeat what that patcher has, and override what any run may.
     """
-    train = config.tables.get("train")
-    own = train.get("scorer") if isinstance(train, Mapping) else None
-    location = own.get("checkpoint") if isinstance(own, Mapping) else None
-    if not isinstance(location, str) or not location:
+    location = scorer_checkpoint(config)
+    if location is None:
         return config, None
     if config.checkpoint is not None:
         text = "the scorer comes from run.checkpoint; remove this key"
@@ -155,6 +173,14 @@ def _with_scorer(config: Config, plugins: Plugins) -> tuple[Config, Mapping[str,
     stored, tensors = read_checkpoint(location, plugins)
     config = merge_checkpoint(config, stored, plugins, kinds=("patcher",))
     return config, {k: tensors[k] for k in tensors if k.startswith("patcher.")}
+
+
+def scorer_checkpoint(config: Config) -> str | None:
+    """``train.scorer.checkpoint``, if a config has it."""
+    train = config.tables.get("train")
+    own = train.get("scorer") if isinstance(train, Mapping) else None
+    location = own.get("checkpoint") if isinstance(own, Mapping) else None
+    return location if isinstance(location, str) and location else None
 
 
 def _trains_scorer_alone(config: Config) -> bool:
@@ -170,12 +196,16 @@ def _without_steps(training: TrainingPlan, *, alone: bool) -> list[Problem]:
     """Steps of a model without parts, or parts without steps."""
     steps, place = training.settings.steps, training.plan.place.child("train", "steps")
     if alone and steps:
-        names = " ".join(f"[{kind}]" for kind in MODEL_KINDS if kind != "patcher")
+        names = _tables_of_a_model()
         text = f"a scorer is trained alone without this key; a model needs the tables {names}"
         return [place.problem(text)]
     if not alone and not steps:
         return [place.problem("missing; this is how many steps the model is trained")]
     return []
+
+
+def _tables_of_a_model() -> str:
+    return " ".join(f"[{kind}]" for kind in MODEL_KINDS if kind != "patcher")
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -8,6 +8,7 @@ step has the same passes in any number of processes, which only share them out.
 from __future__ import annotations
 
 import math
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +48,14 @@ from blt_plugins.training.records import Metrics, plot_losses
 from blt_plugins.training.report import Report
 from blt_plugins.training.schedule import parameter_groups
 from blt_plugins.training.settings import TrainSettings
-from blt_plugins.training.state import Found, States, TrainingState, check_same_settings
+from blt_plugins.training.state import (
+    Found,
+    States,
+    TrainingState,
+    check_same_settings,
+    discard,
+    tidy_model,
+)
 from blt_plugins.training.validation import validate
 
 #: Settings that may change when a run is resumed, since no step depends on them.
@@ -57,6 +65,8 @@ FREE = (
 )
 #: Blocks that drafts are judged by where the objective does not say how long its own are.
 BLOCK_BYTES = 16
+#: The models of a run: the best one, and the last one where it is another.
+BEST, LAST = "model", "model-last"
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -110,7 +120,9 @@ class Trainer:
         self._data = load_data(job.corpus, job.settings, job.model)
         self._best: float | None = None
         self._held_out: HeldOut | None = None
-        self._saved, self._stopping = "", False
+        # The folder of the last state that was saved, or that the run goes on from.
+        self._saved: Path | None = None
+        self._stopping = False
 
     def run(self, *, fresh: bool = False) -> TrainResult:
         """Train to the end, going on from a saved state unless ``fresh``.
@@ -135,9 +147,6 @@ class Trainer:
                         continue  # it was over when the state was saved
                     self._run_phase(phase, states, found)
                     found = None
-            if self._alone:
-                self._fix_patches()
-                self._write_model("model")
         finally:
             self._metrics.close()
             job.backend.close()
@@ -151,7 +160,7 @@ class Trainer:
             threshold=getattr(job.model.patcher, "threshold", None),
             held_out=self._held_out,
             best_bits_per_byte=self._best,
-            model=job.out / "model",
+            model=job.out / BEST,
             plot=plot if drawn else None,
         )
 
@@ -160,7 +169,8 @@ class Trainer:
         out = self._job.out
         with file_errors(out, DataError):
             out.mkdir(parents=True, exist_ok=True)
-        for name in ("model", "model-last"):
+        # Process 0 writes them; beside the others it may already remove what an older run left.
+        for name in (BEST, LAST) if self._main else ():
             check_replaceable(out / name, MODEL_FILES)
         names = tuple(phase.name for phase in phases)
         return States(out / "state", names, self._settings.keep_states)
@@ -171,8 +181,7 @@ class Trainer:
         found = None if fresh else states.latest(self._report.note)
         if found is None:
             if self._main:
-                states.clear()
-                self._metrics.rewind({})
+                self._forget(states)
             return None
         state = found.state
         check_same_settings(self._job.out, state, self._tables())
@@ -180,16 +189,44 @@ class Trainer:
         if state.threshold is not None and isinstance(model.patcher, ThresholdPatcher):
             model.patcher.threshold = state.threshold
         torch.set_rng_state(state.generator)
-        self._best, self._saved = state.best, state.name
+        self._best, self._saved = state.best, found.folder
         steps = {phase.name: phase.steps for phase in phases}
+        finished = state.phase == phases[-1].name and state.step == steps[state.phase]
         if self._main:
+            self._tidy(states)
             done = {SCORER: steps.get(SCORER, 0), PATCHES: 0} if state.phase == MODEL else {}
+            done |= {PATCHES: 0} if self._alone and finished else {}
             self._metrics.rewind({**done, state.phase: state.step})
-        if state.phase == phases[-1].name and state.step == steps[state.phase]:
-            self._report.note(f"already finished ({self._saved}); --fresh trains anew")
+        if finished:
+            self._report.note(f"already finished ({state.name}); --fresh trains anew")
         else:
-            self._report.note(f"resumed at {self._saved}")
+            self._report.note(f"resumed at {state.name}")
         return found
+
+    def _forget(self, states: States) -> None:
+        """Remove what an older run has left, but for its best model, which stays until a new one.
+
+        Raises DataError, and removes nothing, if someone else's file lies beside its last model.
+        """
+        last = self._job.out / LAST
+        with file_errors(last, DataError):
+            others = {path.name for path in last.iterdir()} if last.exists() else set()
+        if others := others.difference(MODEL_FILES):
+            raise DataError(
+                f"{last}: not removed, since it holds {', '.join(sorted(others))} beside the last "
+                "model of an older run\n  fix: move it away, or choose another --out"
+            )
+        states.clear()
+        self._metrics.rewind({})
+        if last.exists():
+            discard(last)
+        self._tidy(states)
+
+    def _tidy(self, states: States) -> None:
+        """Remove what a run that was killed could not."""
+        states.tidy()
+        for name in (BEST, LAST):
+            tidy_model(self._job.out / name)
 
     def _put_back(self, rest: Mapping[str, Tensor], folder: Path) -> None:
         """Copy the tensors of parts that a phase does not train into the model."""
@@ -212,9 +249,14 @@ class Trainer:
         first = found.state.step if found is not None else 0
         if found is None and phase.name == MODEL:
             self._fix_patches()
-        groups = parameter_groups(phase.module, self._settings.weight_decay)
         share = phase.passes // backend.world_size
-        module = backend.start(phase.module, groups, clip=self._settings.clip, accumulate=share)
+        module = backend.start(
+            phase.module,
+            # Nothing here keeps these: they hold the whole weights, which a backend may spread.
+            parameter_groups(phase.module, self._settings.weight_decay),
+            clip=self._settings.clip,
+            accumulate=share,
+        )
         if found is not None:
             backend.load(found.folder)
         else:
@@ -262,11 +304,14 @@ class Trainer:
         """What happens between two steps: a score, a checkpoint, the end on request."""
         # A signal may come after the processes have agreed; then it counts from the next step on.
         stopping = self._stopping or (self._interrupts.asked and self._backend.world_size == 1)
+        ends = done == phase.steps and (phase.name == MODEL or self._alone)
         if self._is_due(self._settings.validate_every, phase, done):
             self._validate(phase, done)
+        if ends and self._alone:
+            self._write_scorer()
         if self._is_due(self._settings.checkpoint_every, phase, done) or stopping:
             self._save(phase, done, states)
-        if stopping and not (done == phase.steps and phase.name == MODEL):
+        if stopping and not ends:
             raise RunError(
                 f"interrupted at {phase.name} step {done}, which is saved in {self._job.out}; "
                 "run the same command again to go on"
@@ -279,9 +324,11 @@ class Trainer:
     def _check_finite(self, what: str, value: float, phase: Phase, step: int) -> None:
         if math.isfinite(value):
             return
+        good = f"the last good state is {self._saved}"
+        if phase.name == MODEL and self._best is not None:
+            good += f", the best model so far {self._job.out / BEST}"
         raise RunError(
-            f"{phase.name} step {step + 1}: the {what} is {value}; the last good state is "
-            f"{self._job.out / 'state'} ({self._saved})\n"
+            f"{phase.name} step {step + 1}: the {what} is {value}; {good}\n"
             "  fix: lower the learning rate, and start anew with --fresh"
         )
 
@@ -299,7 +346,8 @@ class Trainer:
         if self._job.calibrates and isinstance(patcher, ThresholdPatcher):
             target = self._settings.scorer.target_patch_bytes
             found = calibrate(patcher, self._data.calibration, target)
-            patcher.threshold = found.threshold
+            # The model's own backend has not begun yet.
+            patcher.threshold = of_first(self._scorer_backend, found.threshold)
             self._record(
                 phase=PATCHES,
                 step=0,
@@ -310,6 +358,11 @@ class Trainer:
                 f"threshold {found.threshold:.4f} nats: patches of "
                 f"{found.mean_patch_bytes:.2f} bytes on average"
             )
+
+    def _write_scorer(self) -> None:
+        """The end of a scorer that is trained alone, of which its last state is to tell."""
+        self._fix_patches()
+        self._write_model(BEST)
 
     def _validate(self, phase: Phase, step: int) -> None:
         with self._backend.whole():
@@ -335,7 +388,7 @@ class Trainer:
         job, last = self._job, step == phase.steps
         if not self._data.valid:
             if last:
-                self._write_model("model")
+                self._write_model(BEST)
             return
         scores = validate(
             job.model,
@@ -346,11 +399,13 @@ class Trainer:
         )
         self._held_out = result = scores.held_out
         better = self._best is None or result.bits_per_byte < self._best
+        # Processes of different machines may score apart, and all have to take part in a write.
+        better = of_first(self._backend, float(better)) > 0
         self._record(phase=MODEL, step=step, **scores.record())
         if better:
             self._best = result.bits_per_byte
         if better or last:
-            self._write_model("model" if better else "model-last")
+            self._write_model(BEST if better else LAST)
         self._report.note(
             f"model step {step}: {scores.describe()}{', the best so far' if better else ''}"
         )
@@ -386,13 +441,26 @@ class Trainer:
             rest=self._rest(phase.module.state_dict()),
         )
         backend = self._backend
-        states.save(state, backend.save, main=self._main, barrier=lambda: backend.mean([]))
-        self._saved = state.name
+        self._saved = states.save(
+            state, backend.save, main=self._main, barrier=lambda: backend.mean([])
+        )
 
     @property
     def _dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self._settings.save_dtype)
         return dtype
+
+
+def of_first(backend: TrainingBackend, value: float) -> float:
+    """Process 0's ``value`` in every process, to the last bit.
+
+    A mean of the number itself could round; of integers as short as its halves it cannot.
+    """
+    halves = struct.unpack("<2I", struct.pack("<d", value))
+    means = backend.mean([half if backend.rank == 0 else 0 for half in halves])
+    whole = [round(mean * backend.world_size) for mean in means]
+    found: float = struct.unpack("<d", struct.pack("<2I", *whole))[0]
+    return found
 
 
 class Clock:

@@ -32,7 +32,8 @@ def sharded(module: nn.Module, *, processes: int, accumulate: int) -> StateMemor
     The root is whole from its forward pass on, and so is its gradient until the pass ends. Of the
     layers two are whole at a time, the one in use and the next, and one gradient. Passes before
     the last of a step do not meet other processes, so their gradients are kept whole. AdamW, which
-    is not fused here, computes with two tensors as large as the parameter that it is at.
+    is not fused here, computes with two tensors as large as the parameter that it is at. For scores
+    all units are gathered, the root first, each through a copy of its own.
     """
     if processes == 1:
         return replicated(module, processes=1)
@@ -43,7 +44,8 @@ def sharded(module: nn.Module, *, processes: int, accumulate: int) -> StateMemor
     gradients = size if accumulate > 1 else root + largest
     gathered = root + 2 * largest + gradients
     step = share + 2 * -(-max(parameter_bytes([p]) for p in module.parameters()) // processes)
-    return StateMemory(StateBytes(share, share, MOMENTS * share, gathered, step))
+    scoring = max(2 * root, size + largest)
+    return StateMemory(StateBytes(share, share, MOMENTS * share, gathered, step, scoring))
 
 
 def gathered_layers(module: nn.Module) -> Iterator[nn.Module]:

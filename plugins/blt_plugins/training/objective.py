@@ -45,8 +45,16 @@ class NextByte:
 def next_byte_loss(logits_brV: Tensor, targets_br: Tensor) -> Tensor:
     """Mean cross-entropy (nats) of the rows whose target is not UNSCORED."""
     return functional.cross_entropy(
-        logits_brV.flatten(0, 1), targets_br.flatten(), ignore_index=UNSCORED
+        widened(logits_brV).flatten(0, 1), targets_br.flatten(), ignore_index=UNSCORED
     )
+
+
+def widened(logits: Tensor) -> Tensor:
+    """Logits in float32 at least, themselves where they are: a loss in bfloat16 has three digits.
+
+    Autocast widens them by itself; weights that are bfloat16 give bfloat16 logits without it.
+    """
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 NEXT_BYTE = Component(

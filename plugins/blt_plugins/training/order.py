@@ -26,8 +26,9 @@ from blt_plugins.training.windows import Batch, Ints, Windows, group_bounds, sta
 SHUFFLE_BYTES = 256_000_000
 #: Chunks of a pool.
 CHUNKS = 64
-#: Windows are sorted by length within runs of this many, so that batches need little padding.
-RUN = 256
+#: Windows are sorted by length within runs of this many, so that batches need little padding; or
+#: within runs of so many batches if that is more, since the last batch of each run is not full.
+RUN, RUN_BATCHES = 256, 8
 #: Documents of a run among which the parts of a pass are spread evenly.
 SPREAD = 1024
 
@@ -192,14 +193,20 @@ def order_windows(
     lengths, shuffled = windows.columns(numbers)[2], rng.permutation(len(numbers))
     numbers, lengths = numbers[shuffled], lengths[shuffled]
     groups: list[tuple[int, int]] = []
-    for begin in range(0, len(numbers), RUN):
-        run = slice(begin, begin + RUN)
+    size = run_length(lengths, batch_bytes)
+    for begin in range(0, len(numbers), size):
+        run = slice(begin, begin + size)
         longest = np.argsort(-lengths[run], kind="stable")
         numbers[run], lengths[run] = numbers[run][longest], lengths[run][longest]
         bounds = group_bounds(lengths[run].tolist(), batch_bytes)
         groups += [(begin + first, begin + end) for first, end in bounds]
     bounds_of = np.array(groups, dtype=np.int64).reshape(-1, 2)
     return Pool(numbers, rng.permutation(bounds_of))
+
+
+def run_length(lengths: Ints, batch_bytes: int) -> int:
+    """How many windows of some lengths (bytes) are sorted together."""
+    return max(RUN, RUN_BATCHES * batch_bytes * len(lengths) // max(int(lengths.sum()), 1))
 
 
 class PoolText:

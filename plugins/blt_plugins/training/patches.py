@@ -45,33 +45,41 @@ def fingerprint(model: Model) -> str:
 
 
 def check_patching(
-    documents: Documents, model: Model, context_bytes: int, *, trains_scorer: bool = False
+    documents: Documents,
+    model: Model,
+    context_bytes: int,
+    *,
+    trains_scorer: bool = False,
+    save_dtype: str = "float32",
 ) -> None:
     """Raise DataError if documents come with patches that this model would not make.
 
-    trains_scorer: whether the run is yet to train the scorer of ``model``.
+    trains_scorer: whether the run is yet to train the scorer of ``model``. save_dtype: what the
+    scorer was rounded to, for messages.
     """
     there: Mapping[str, Any] | None = getattr(documents, "patching", None)
     if there is None:
         return
     if trains_scorer:
         raise DataError(
-            f"the corpus was prepared with the scorer {_show(there.get('scorer'))}, but this run "
+            f"the corpus was prepared with the scorer {show(there.get('scorer'))}, but this run "
             "trains a scorer of its own\n"
-            "  fix: start from the checkpoint that it was prepared with ([run] checkpoint), or "
-            "train on the corpus that it was made of"
+            "  fix: take the scorer that it was prepared with ([run] checkpoint or [train.scorer] "
+            "checkpoint), or train on the corpus that it was made of"
         )
     now = patching_of(model, context_bytes)
     wrong = [key for key in now if there.get(key) != now[key]]
     if wrong:
-        lines = "".join(f"\n  {k}: {_show(there.get(k))} there, {_show(now[k])} now" for k in wrong)
+        lines = "".join(f"\n  {k}: {show(there.get(k))} there, {show(now[k])} now" for k in wrong)
+        if "scorer" in wrong and save_dtype != "float32":
+            lines += f"\n  (the scorer now is rounded to train.save_dtype = {save_dtype!r})"
         raise DataError(
             f"the corpus was prepared for other patches than this run makes:{lines}\n"
             "  fix: run blt prepare with this configuration, or set these as they were"
         )
 
 
-def _show(value: object) -> str:
+def show(value: object) -> str:
     """A value of a message; of a fingerprint the beginning."""
     long = isinstance(value, str) and len(value) > 12  # noqa: PLR2004
     return f"{str(value)[:12]}…" if long else repr(value)

@@ -9,8 +9,9 @@ Axes: b batch rows, r byte rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from blt_core.component import BuildContext
 from blt_core.config import MODEL_KINDS, Config
 from blt_core.errors import ConfigError
 from blt_core.model import Model, part_dtype
@@ -26,11 +28,13 @@ from blt_core.plugins import Plugins
 from blt_core.protocols import MemoryPlanner, Patcher, ThresholdPatcher
 from blt_core.types import Rows, StateMemory
 from blt_core.wiring import Plan
+from blt_plugins.training.backend import TorchBackend, TorchBackendParams
+from blt_plugins.training.evaluate import evaluate_model, evaluate_scorer
 from blt_plugins.training.job import TrainingPlan, check_passes, plan_training
 from blt_plugins.training.memory_plan import parameter_bytes
 from blt_plugins.training.phases import MODEL, SCORER, ModelLoss, ScorerLoss, trainable_scorer
 from blt_plugins.training.settings import TrainSettings
-from blt_plugins.training.tracing import Moment, trace_pass
+from blt_plugins.training.tracing import Moment, trace_pass, trace_score
 from blt_plugins.training.windows import Batch
 
 #: The longest patch, in mean lengths, where a patcher sets no limit.
@@ -94,10 +98,14 @@ class Planner:
         if not isinstance(backend, MemoryPlanner):
             text = f"{self._node.label} does not tell what it keeps in memory"
             raise ConfigError([self._node.place.written.problem(text)])
-        self._backend: MemoryPlanner = backend
+        # A scorer is trained by plain torch, whatever trains the model.
+        context = BuildContext(self._training.plan.model.scheme)
+        scorer_backend = TorchBackend(TorchBackendParams(), context)
+        self._backends: dict[str, MemoryPlanner] = {SCORER: scorer_backend, MODEL: backend}
         self._fakes = FakeTensorMode()
         self.model = _fake_model(self._training.plan, self._fakes)
         self._traces: dict[tuple[str, torch.dtype | None], Trace] = {}
+        self._scores: dict[tuple[str, torch.dtype | None], int] = {}
 
     def plan(self, processes: int = 1) -> MemoryPlan:
         """The plan; raises ConfigError where the passes cannot be dealt out to the processes."""
@@ -114,7 +122,8 @@ class Planner:
 
     def _plan(self, phase: TracedPhase, processes: int) -> PhasePlan:
         passes = self._training.settings.accumulate // processes
-        state = self._backend.memory(phase.loss, processes=processes, accumulate=passes)
+        backend = self._backends[phase.name]
+        state = backend.memory(phase.loss, processes=processes, accumulate=passes)
         trained = list(phase.loss.parameters())
         names = {id(parameter) for parameter in trained}
         others = (p for p in self.model.modules().parameters() if id(p) not in names)
@@ -126,7 +135,7 @@ class Planner:
             frozen=frozen,
             state=state,
             activations=max(moment.activations for moment in trace.moments),
-            peak=frozen + _peak(state, trace, passes),
+            peak=frozen + max(_peak(state, trace, passes), self._scored(state, trace)),
             passes=passes,
             rows=len(trace.batch.rows.lengths),
             row_bytes=trace.batch.rows.ids_br.shape[1],
@@ -143,28 +152,46 @@ class Planner:
             batch = full_batch(self.model, self._training.settings, phase.step_bytes)
             rng = torch.Generator().manual_seed(0)
             moments = trace_pass(lambda: phase.loss(batch, rng)[0], phase.loss, self._fakes)
-            whole = parameter_bytes(phase.loss.parameters())
-            self._traces[phase.name, dtype] = Trace(batch, moments, whole)
+            self._traces[phase.name, dtype] = Trace(phase, batch, moments)
         return self._traces[phase.name, dtype]
+
+    def _scored(self, state: StateMemory, trace: Trace) -> int:
+        """The most bytes while held-out text is scored, if weights are gathered for it; else 0.
+
+        Its batches are as large as a pass, which keeps more where nothing is gathered.
+        """
+        if not state.device.scoring:
+            return 0
+        phase, key = trace.phase, (trace.phase.name, state.passes_in)
+        if key not in self._scores:
+            score = partial(phase.score, trace.batch)
+            self._scores[key] = trace_score(score, phase.loss, self._fakes)
+        return state.device.scored + self._scores[key]
 
 
 @attrs.frozen(eq=False)
 class TracedPhase:
-    """What is traced of a phase, ``loss`` on a batch; its steps, and the bytes of one."""
+    """What is traced of a phase, ``loss`` and ``score`` of a batch; its steps, the bytes of one."""
 
     name: str
     loss: nn.Module
+    score: Callable[[Batch], object]
     steps: int
     step_bytes: int
 
 
 @attrs.frozen(eq=False)
 class Trace:
-    """What one pass over ``batch`` holds; gradients: the bytes of all of them."""
+    """What one pass of a phase over ``batch`` holds."""
 
+    phase: TracedPhase
     batch: Batch
     moments: Sequence[Moment]
-    gradients: int
+
+    @property
+    def gradients(self) -> int:
+        """Bytes of all of them."""
+        return parameter_bytes(self.phase.loss.parameters())
 
 
 def _peak(state: StateMemory, trace: Trace, passes: int) -> int:
@@ -256,15 +283,34 @@ def traced_phases(model: Model, training: TrainingPlan) -> list[TracedPhase]:
     settings, own = training.settings, training.settings.scorer
     phases, scorer = [], trainable_scorer(model)
     if scorer is not None and own.steps:
-        phases.append(TracedPhase(SCORER, ScorerLoss(scorer), own.steps, own.batch_bytes))
+        part = scorer.part
+        phases.append(
+            TracedPhase(
+                SCORER,
+                ScorerLoss(scorer),
+                lambda batch: evaluate_scorer(part, [batch], model.scheme),
+                own.steps,
+                own.batch_bytes,
+            )
+        )
     if settings.steps:
+        patches = PlannedPatches(model.patcher, own.target_patch_bytes)
+        planned = attrs.evolve(model, patcher=patches)
         loss = ModelLoss(
-            attrs.evolve(model, patcher=PlannedPatches(model.patcher, own.target_patch_bytes)),
+            planned,
             training.plan.build("objective"),
             settings.precision,
             checkpointing=settings.gradient_checkpointing,
         )
-        phases.append(TracedPhase(MODEL, loss, settings.steps, settings.batch_bytes))
+        phases.append(
+            TracedPhase(
+                MODEL,
+                loss,
+                lambda batch: evaluate_model(planned, [batch]),
+                settings.steps,
+                settings.batch_bytes,
+            )
+        )
     return phases
 
 

@@ -12,7 +12,7 @@ from blt_plugins.training.plan import MemoryPlan, PhasePlan
 
 GB = 1e9
 #: Rows of the table that the backend's state has, on the device and on the host.
-_STATE = ("parameters", "gradients", "optimizer", "buffers", "step")
+_STATE = ("parameters", "gradients", "optimizer", "buffers", "step", "scoring")
 
 
 def plan_record(plan: MemoryPlan) -> dict[str, Any]:

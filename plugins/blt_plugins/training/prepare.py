@@ -27,24 +27,23 @@ import torch
 
 from blt_core.checkpoint import file_errors
 from blt_core.config import Config
-from blt_core.errors import DataError, RunError
+from blt_core.errors import ConfigError, DataError, RunError
 from blt_core.model import Model
-from blt_core.pipeline import new_model
 from blt_core.plugins import load_plugins
 from blt_core.protocols import Documents
 from blt_plugins.training.corpora.arrow import arrow
 from blt_plugins.training.corpora.mixture import weights_of
 from blt_plugins.training.corpora.stored import Split
-from blt_plugins.training.job import plan_training
+from blt_plugins.training.job import load_model, plan_training
 from blt_plugins.training.patches import patching_of
 from blt_plugins.training.shards import (
-    VERSION,
     Manifest,
     Row,
     Shard,
     file_digest,
     load_manifest,
     save_manifest,
+    shard_metadata,
     shard_path,
     write_shard,
 )
@@ -99,8 +98,10 @@ class Source:
     def load(cls, config: Config) -> Source:
         """That of a training config with a checkpoint. Raises its errors, all at once."""
         training = plan_training(config, load_plugins())
-        corpus = training.plan.build("corpus")
-        model = new_model(training.plan, training.tensors, training.settings.seed)
+        if training.calibrates:
+            text = "missing; patches depend on it, and this checkpoint has none"
+            raise ConfigError([training.plan.place.child("patcher", "threshold").problem(text)])
+        corpus, model = training.plan.build("corpus"), load_model(training)
         context = training.settings.context_bytes or model.context_bytes
         return cls(model, {split: corpus.documents(split) for split in SPLITS}, context)
 
@@ -239,13 +240,8 @@ def make_shard(source: Source, out: Path, task: Task, counter: Counter) -> Shard
                 counter.value += int(documents.sizes[first:end].sum())
             first = end
 
-    metadata = {
-        "version": VERSION,
-        "patching": patching_of(source.model, source.context_bytes),
-        "corpus": documents.digest,
-        "split": task.split,
-        "first": task.first,
-    }
+    patching = patching_of(source.model, source.context_bytes)
+    metadata = shard_metadata(patching, documents.digest, task.split, task.first)
     return write_shard(out / task.path, groups(), metadata)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,16 +12,22 @@ import typer
 
 from blt_core.cli.inputs import DeviceOption, JsonOption, find_source
 from blt_core.cli.progress import progress_bar
-from blt_core.config import Config
+from blt_core.config import MODEL_KINDS, Config
 from blt_core.errors import ConfigError
-from blt_plugins.training.job import with_corpus
+from blt_core.pipeline import read_checkpoint
+from blt_core.plugins import load_plugins
+from blt_plugins.training.job import scorer_checkpoint, with_corpus
 from blt_plugins.training.prepare import Prepared
 from blt_plugins.training.prepare import prepare as run
 
 
 def prepare(  # noqa: PLR0913 -- one parameter an option
     source: Annotated[
-        str, typer.Argument(help="A training config with a checkpoint; with --corpus a checkpoint.")
+        str,
+        typer.Argument(
+            help="A training config with a checkpoint, or with --corpus a checkpoint; "
+            "of a model, or of a scorer that was trained alone."
+        ),
     ],
     *,
     out: Annotated[Path, typer.Option(help="The folder to write.")],
@@ -60,15 +67,39 @@ def prepare(  # noqa: PLR0913 -- one parameter an option
 
 
 def training_config(config: Config, corpus: Path | None, context_bytes: int | None) -> Config:
-    """A config that trains on what is to be prepared. Raises ConfigError without a checkpoint."""
-    if config.checkpoint is None:
+    """A config whose scorer is trained, on what is to be prepared.
+
+    Raises ConfigError without a checkpoint, CheckpointError for one that cannot be read.
+    """
+    config = _with_scorer_alone(config)
+    if config.checkpoint is None and scorer_checkpoint(config) is None:
         text = "missing; only a trained scorer has patches to prepare"
-        raise ConfigError([config.tables.place.child("run", "checkpoint").problem(text)])
+        hint = "or give train.scorer.checkpoint, a scorer that was trained alone"
+        raise ConfigError([config.tables.place.child("run", "checkpoint").problem(text, hint)])
     train = config.tables.get("train", {"steps": 1})
     if context_bytes is not None and isinstance(train, dict):
         train = {**train, "context_bytes": context_bytes}
     config = config.with_table("train", train)
     return config if corpus is None else with_corpus(config, corpus)
+
+
+def _with_scorer_alone(config: Config) -> Config:
+    """The config with its checkpoint in ``train.scorer``, if that is of a scorer alone.
+
+    ``[model]`` comes from that checkpoint too, where the config has none.
+    """
+    location, run = config.checkpoint, config.tables.get("run")
+    train = config.tables.get("train", {})
+    if location is None or not isinstance(run, Mapping) or not isinstance(train, Mapping):
+        return config
+    stored, _ = read_checkpoint(location, load_plugins())
+    if [kind for kind in MODEL_KINDS if kind in stored] != ["patcher"]:
+        return config
+    own = train.get("scorer", {})
+    scorer = {**(own if isinstance(own, Mapping) else {}), "checkpoint": location}
+    config = config.with_table("run", {k: v for k, v in run.items() if k != "checkpoint"})
+    config = config.with_table("model", config.tables.get("model", stored.get("model", {})))
+    return config.with_table("train", {**train, "scorer": scorer})
 
 
 def describe(found: Prepared) -> str:

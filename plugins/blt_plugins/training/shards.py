@@ -21,6 +21,7 @@ import numpy.typing as npt
 from blt_core.checkpoint import file_errors
 from blt_core.errors import DataError, RunError
 from blt_plugins.training.corpora.arrow import arrow, arrow_errors
+from blt_plugins.training.patches import show
 
 #: The version of this format.
 VERSION = 1
@@ -131,6 +132,50 @@ def write_shard(path: Path, groups: Iterable[Sequence[Row]], metadata: Mapping[s
         size, sha256 = fresh.stat().st_size, file_digest(fresh)
     documents, length, patches = sums.tolist()
     return Shard(documents, length, patches, size, sha256)
+
+
+def shard_metadata(
+    patching: Mapping[str, Any], corpus: str, split: str, first: int
+) -> dict[str, Any]:
+    """What a shard says of itself, in plain values, for JSON.
+
+    corpus: the digest of its split. first: the number of its first document there.
+    """
+    return {
+        "version": VERSION,
+        "patching": dict(patching),
+        "corpus": corpus,
+        "split": split,
+        "first": first,
+    }
+
+
+def check_shard(path: Path, file: Any, expected: Mapping[str, Any]) -> None:
+    """Raise DataError unless an open shard says of itself what ``shard_metadata`` expects.
+
+    The length alone does not tell: patches of another threshold take as many bytes.
+    """
+    text = (file.schema.metadata or {}).get(METADATA)
+    try:
+        found = _flat(json.loads(text or "null"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: no shard of prepared documents: its metadata is none") from error
+    wanted = _flat(expected)
+    wrong = [key for key in wanted if found.get(key) != wanted[key]]
+    if wrong:
+        lines = "".join(
+            f"\n  {k}: {show(found.get(k))} there, {show(wanted[k])} in {MANIFEST}" for k in wrong
+        )
+        raise DataError(
+            f"{path}: a shard of other prepared documents than the rest of its folder:{lines}\n"
+            "  fix: run blt prepare again, which makes it anew"
+        )
+
+
+def _flat(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata with the keys of ``patching`` beside the others."""
+    others = {key: value for key, value in metadata.items() if key != "patching"}
+    return {**others, **metadata.get("patching", {})}
 
 
 def _schema() -> Any:

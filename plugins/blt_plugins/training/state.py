@@ -1,13 +1,14 @@
 """The saved states of an unfinished run: ``OUT/state/PHASE-STEP/``, no pickle.
 
 A state is written under a temporary name and renamed when all of it is on the disk. Its
-description, ``state.json``, tells size and checksum of every other file, so that a damaged state is
-known, and the one before it is taken.
+description, ``state.json``, tells size and checksum of every other file, and its own checksum, so
+that a damaged state is known, and the one before it is taken.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import shutil
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blt_core.checkpoint import file_errors, flush_all
+from blt_core.checkpoint import current_folder, file_errors, flush_all
 from blt_core.errors import CheckpointError, DataError, RunError
 
 VERSION = 2
@@ -32,6 +33,12 @@ _NAME = re.compile(r"[a-z]+-\d{8}")
 _TEMPORARY = re.compile(r"\.[a-z]+-\d{8}\.(new|old)-[0-9a-f]+")
 #: Bytes that a checksum reads at once.
 _CHUNK = 1 << 24
+#: What a description consists of, beside its version and its checksum.
+_NUMBER = (int, float, type(None))
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "phase": str, "step": int, "threshold": _NUMBER, "best": _NUMBER, "settings": dict,
+    "files": dict,
+}  # fmt: skip
 
 
 @attrs.frozen(kw_only=True)
@@ -55,6 +62,11 @@ class TrainingState:
     def name(self) -> str:
         """How the state is told in words."""
         return f"{self.phase} step {self.step}"
+
+    @property
+    def folder_name(self) -> str:
+        """The name of its folder."""
+        return f"{self.phase}-{self.step:08}"
 
 
 @attrs.frozen
@@ -83,16 +95,16 @@ class States:
         *,
         main: bool,
         barrier: Callable[[], object],
-    ) -> None:
+    ) -> Path:
         """Write a state; ``write`` adds the backend's files to its folder, in every process.
 
         Only the ``main`` process writes the rest and renames. Until it has, the former states are
-        all there is. Raises RunError if a file cannot be written.
+        all there is. Returns the state's folder. Raises RunError if a file cannot be written.
         """
-        target = self._folder / f"{state.phase}-{state.step:08}"
+        target = self._folder / state.folder_name
         fresh = target.with_name(f".{target.name}.new-0")
         if main:
-            self._discard_unfinished()
+            self.tidy()
             with file_errors(fresh, RunError):
                 fresh.mkdir(parents=True)
         barrier()
@@ -103,14 +115,15 @@ class States:
             _describe(fresh, state)
             with file_errors(target, RunError):
                 if target.exists():
-                    _discard(target)
+                    discard(target)
                 fresh.rename(target)
             # Newer ones were damaged and passed over: what they stood for is done anew.
             folders = self._folders()
             place = folders.index(target)
             for old in (*folders[:place], *folders[place + self._keep :]):
-                _discard(old)
+                discard(old)
         barrier()
+        return target
 
     def latest(self, warn: Callable[[str], None]) -> Found | None:
         """The newest state that is whole; None if there is none at all.
@@ -132,7 +145,13 @@ class States:
     def clear(self) -> None:
         """Remove all states, the newest last."""
         for folder in reversed(self._folders()):
-            _discard(folder)
+            discard(folder)
+
+    def tidy(self) -> None:
+        """Remove what is left of writes and removals that were cut off."""
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
+            if _TEMPORARY.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
         """Newest first."""
@@ -143,11 +162,6 @@ class States:
         phase, _, step = path.name.partition("-")
         return (self._phases.index(phase) if phase in self._phases else -1, int(step))
 
-    def _discard_unfinished(self) -> None:
-        for path in self._folder.iterdir() if self._folder.is_dir() else ():
-            if _TEMPORARY.fullmatch(path.name):
-                shutil.rmtree(path, ignore_errors=True)
-
     def _check(self) -> None:
         with file_errors(self._folder, DataError):
             paths = list(self._folder.iterdir()) if self._folder.exists() else []
@@ -157,10 +171,10 @@ class States:
                     "  fix: move it away, or choose another --out"
                 )
             for path in paths:
-                name = path.name
-                if not (path.is_dir() and (_is_state(path) or _TEMPORARY.fullmatch(name))):
+                known = _is_state(path) or _TEMPORARY.fullmatch(path.name)
+                if path.is_file() or not known:  # another process may remove it meanwhile
                     raise DataError(
-                        f"{self._folder}: holds {name!r}, which is no state of a run\n"
+                        f"{self._folder}: holds {path.name!r}, which is no state of a run\n"
                         "  fix: move it away, or choose another --out"
                     )
 
@@ -188,7 +202,7 @@ def _describe(folder: Path, state: TrainingState) -> None:
             "settings": state.settings,
             "files": files,
         }
-        text = json.dumps(description, indent=1)
+        text = json.dumps({**description, "checksum": _own_checksum(description)}, indent=1)
         (folder / DESCRIPTION).write_text(text, encoding="utf-8")
         flush_all(folder)
 
@@ -200,13 +214,33 @@ def _read(folder: Path) -> TrainingState:
             f"{folder}: written by another version of blt (state version "
             f"{description['version']}, this one reads {VERSION}); start anew with --fresh"
         )
+    _check_description(description)
     for name, (size, checksum) in description["files"].items():
         path = folder / name
         if path.stat().st_size != size or _checksum(path) != checksum:
             raise ValueError(f"{name} is not what was written")
     tensors = load_file(folder / TENSORS)
-    fields = {k: description[k] for k in ("phase", "step", "threshold", "best", "settings")}
-    return TrainingState(**fields, generator=tensors.pop("generator"), rest=tensors)
+    fields = {k: description[k] for k in _KINDS if k != "files"}
+    state = TrainingState(**fields, generator=tensors.pop("generator"), rest=tensors)
+    if state.folder_name != folder.name:
+        raise ValueError(f"{DESCRIPTION} is that of {state.name}")
+    return state
+
+
+def _check_description(description: dict[str, Any]) -> None:
+    """Raise ValueError or KeyError for one that is not what was written."""
+    wrong = [key for key, kind in _KINDS.items() if not isinstance(description[key], kind)]
+    # States of programs before the checksum have none.
+    checksum = description.pop("checksum", None)
+    if wrong or checksum not in (None, _own_checksum(description)):
+        raise ValueError(f"{DESCRIPTION} is not what was written")
+    if TENSORS not in description["files"]:
+        raise ValueError(f"{DESCRIPTION} does not tell of {TENSORS}")
+
+
+def _own_checksum(description: Mapping[str, Any]) -> int:
+    """Of a description without it, however it is laid out."""
+    return zlib.crc32(json.dumps(description, sort_keys=True).encode())
 
 
 def _checksum(path: Path) -> int:
@@ -217,11 +251,29 @@ def _checksum(path: Path) -> int:
     return value
 
 
-def _discard(folder: Path) -> None:
-    """Remove a state; it loses its name first, so that no half of it is found."""
+def discard(folder: Path) -> None:
+    """Remove a state or a model; it loses its name first, so that no half of it is found."""
     with file_errors(folder, RunError):
+        folder = Path(os.path.realpath(folder))
         gone = folder.rename(folder.with_name(f".{folder.name}.old-{secrets.token_hex(4)}"))
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def tidy_model(folder: Path) -> None:
+    """Remove what is left of replacements of a model that were cut off.
+
+    Where that was between two names, the former model is put back.
+    """
+    target = Path(os.path.realpath(folder))
+    # The names of blt_core.checkpoint: a new folder, the former one, the former one on its way out.
+    name, number = re.escape(target.name), "[0-9a-f]+"
+    temporary = re.compile(rf"\.{name}\.(old|(new|old)-{number})|\.\.{name}\.old\.new-{number}")
+    with file_errors(folder, RunError):
+        if (former := current_folder(target)) != target:
+            former.rename(target)
+        for path in target.parent.iterdir():
+            if temporary.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def check_same_settings(folder: Path, state: TrainingState, settings: Mapping[str, Any]) -> None:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
 
 _READ = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 -- its public name is item()
 
@@ -67,28 +66,32 @@ class LiveBytes(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run one operation, for real or not, and count what it made."""
-        given = (args, dict(kwargs or {}))
-        if any(isinstance(leaf, FakeTensor) for leaf in tree_iter(given)):
+        keys = kwargs or {}
+        if _any_fake(args) or _any_fake(keys.values()):
             if func is _READ:
                 return 0.0
-            given = tree_map_only(Tensor, self._fake, given)
+            given = [self._fake(arg) for arg in args]
+            keys = {name: self._fake(arg) for name, arg in keys.items()}
             with self._fakes:
-                result = func(*given[0], **given[1])
+                result = func(*given, **keys)
         else:
-            result = func(*given[0], **given[1])
+            result = func(*args, **keys)
         self._count(result)
         return result
 
-    def _fake(self, tensor: Tensor) -> Tensor:
-        if isinstance(tensor, FakeTensor):
-            return tensor
-        fake = self._fakes.from_tensor(tensor)
+    def _fake(self, given: Any) -> Any:
+        """An argument without data: a tensor, or those of a list."""
+        if isinstance(given, (list, tuple)):
+            return type(given)(self._fake(each) for each in given)
+        if not isinstance(given, Tensor) or isinstance(given, FakeTensor):
+            return given
+        fake = self._fakes.from_tensor(given)
         self._enter(fake.untyped_storage(), 0)  # the real one is counted
         return fake
 
     def _count(self, result: object) -> None:
         grew = False
-        for leaf in tree_iter(result):
+        for leaf in result if isinstance(result, (list, tuple)) else (result,):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
                 grew |= self._enter(storage, storage.nbytes())
@@ -119,12 +122,19 @@ class LiveBytes(TorchDispatchMode):
             self.moments = [m for m in self.moments if not below(m, now)] + [now]
 
 
+def _any_fake(arguments: Iterable[Any]) -> bool:
+    """Whether one of the arguments of an operation is a fake tensor, or a list with one."""
+    return any(
+        isinstance(each, FakeTensor) or (isinstance(each, (list, tuple)) and _any_fake(each))
+        for each in arguments
+    )
+
+
 def trace_pass(
     loss: Callable[[], Tensor], module: nn.Module, fakes: FakeTensorMode
 ) -> Sequence[Moment]:
     """The moments of one pass over ``module``, forward and backward, from no gradients on."""
-    live = LiveBytes(fakes)
-    live.keep([*module.parameters(), *module.buffers()])
+    live = _beside(module, fakes)
     hooks = [
         p.register_post_accumulate_grad_hook(lambda p: live.gradient(_grad(p)))
         for p in module.parameters()
@@ -137,6 +147,21 @@ def trace_pass(
         for hook in hooks:
             hook.remove()
     return live.moments
+
+
+def trace_score(score: Callable[[], object], module: nn.Module, fakes: FakeTensorMode) -> int:
+    """The most live bytes of a call without gradients, beside those of ``module``."""
+    live = _beside(module, fakes)
+    with live, torch.no_grad():
+        score()
+    return max((moment.activations for moment in live.moments), default=0)
+
+
+def _beside(module: nn.Module, fakes: FakeTensorMode) -> LiveBytes:
+    """Counts all but what ``module`` consists of."""
+    live = LiveBytes(fakes)
+    live.keep([*module.parameters(), *module.buffers()])
+    return live
 
 
 def _grad(parameter: Tensor) -> Tensor:

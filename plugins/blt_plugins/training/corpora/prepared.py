@@ -14,7 +14,13 @@ from blt_core.component import BuildContext, Component
 from blt_core.errors import DataError
 from blt_plugins.training.corpora.arrow import arrow, arrow_errors
 from blt_plugins.training.corpora.stored import Split
-from blt_plugins.training.shards import Manifest, load_manifest, open_shard
+from blt_plugins.training.shards import (
+    Manifest,
+    check_shard,
+    load_manifest,
+    open_shard,
+    shard_metadata,
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -39,7 +45,7 @@ class PreparedDocuments:
             else [(count, 1.0)]
         )
         self._paths = [folder / name for name in manifest.of(split)]
-        self._files = [open_shard(path) for path in self._paths]
+        self._files = open_shards(folder, manifest, split)
         self._batches = [
             (number, batch)
             for number, file in enumerate(self._files)
@@ -109,6 +115,18 @@ class PreparedCorpus:
             found = PreparedDocuments(self._folder, self._manifest, split)
             self._found = {**self._found, split: found}
         return self._found[split]
+
+
+def open_shards(folder: Path, manifest: Manifest, split: Split) -> list[Any]:
+    """The mapped files of a split. Raises DataError for one that is from another folder."""
+    files, first = [], 0
+    for name, shard in manifest.of(split).items():
+        file = open_shard(folder / name)
+        expected = shard_metadata(manifest.patching, manifest.digests[split], split, first)
+        check_shard(folder / name, file, expected)
+        files.append(file)
+        first += shard.documents
+    return files
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
