@@ -242,7 +242,7 @@ class Metrics:
             from sacrebleu.metrics import BLEU, CHRF
         except ImportError as error:
             raise DataError(
-                "BLEU is sacrebleu's, which is not installed: pip install sacrebleu"
+                "BLEU is sacrebleu's, which is not installed: pip install 'blt-core[bleu]'"
             ) from error
         self._metrics = {"bleu": BLEU(), "chrf": CHRF()}
         for metric in self._metrics.values():

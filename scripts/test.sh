@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Set everything up and run the tests. Arguments go to pytest.
+# Set everything up and run the tests, as many at a time as there are cores. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 install "[test]"
-exec "$VENV/bin/python" -m pytest "$@"
+# The models under test are tiny: threads of several processes would only wait for each other.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec "$VENV/bin/python" -m pytest --numprocesses auto --dist worksteal "$@"

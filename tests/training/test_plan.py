@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -326,15 +327,22 @@ def test_a_world_size_without_a_plan_is_refused(config, capsys):
 def test_the_recipes_have_the_paper_s_sizes_and_need_less_in_more_processes(
     name, global_model, encoder
 ):
-    found = Planner(load_config(resource("configs") / f"{name}.toml"), load_plugins())
+    config = load_config(resource("configs") / f"{name}.toml")
+    train = copy.deepcopy(dict(config.tables["train"]))
+    # An eighth of the context: tracing takes time for each tile of attention.
+    train["context_bytes"] //= 8
+    for phase in (train, train["scorer"]):
+        phase["batch_bytes"] //= 8
+    found = Planner(config.with_table("train", train), load_plugins())
     sizes = found.model.parameters()
     assert sizes.global_model == pytest.approx(global_model, rel=0.005)
     assert sizes.encoder == pytest.approx(encoder, rel=0.03)
     assert sizes.decoder == pytest.approx(160e6, rel=0.015)
     assert sizes.scorer == pytest.approx(99.5e6, rel=0.001)
     few, many = found.plan(8), found.plan(64)
+    assert many.phases[-1].peak < few.phases[-1].peak
+    assert many.phases[0].peak == few.phases[0].peak, "a scorer is never sharded"
     for fewer, more in zip(few.phases, many.phases, strict=True):
-        assert more.peak < fewer.peak
         assert more.activations == fewer.activations
         assert fewer.passes == 8 * more.passes
     trained = few.phases[-1].parameters
