@@ -30,6 +30,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -314,6 +315,8 @@ def check(objective: str, start: Path) -> Check:
         sys.exit(f"{objective}: only one of both has gradients of {found.keys() ^ dense.keys()}")
     apart = {name: float((found[name] - dense[name]).abs().max()) for name in dense}
     sizes = {name: float(gradient.abs().max()) for name, gradient in dense.items()}
+    if not all(map(math.isfinite, [*apart.values(), *sizes.values()])):
+        sys.exit("a gradient is no number")
     ratios = {name: apart[name] / sizes[name] if apart[name] else 0.0 for name in dense}
     worst = max(ratios, key=lambda name: ratios[name])
     return Check(

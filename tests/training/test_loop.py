@@ -564,7 +564,7 @@ def further(new_job, silent, tables) -> Callable[..., Job]:
 
     def make(out: str = "out", **changes: Any) -> Job:
         run = {"checkpoint": str(first.out / "model")}
-        config = Config.from_mapping({**kept, "run": run, **changes}, "more.toml")
+        config = Config.from_mapping({**kept, "run": run} | changes, "more.toml")
         return make_job(config, load_plugins(), out=first.out.parent / out)
 
     return make
@@ -616,9 +616,24 @@ def test_a_run_from_a_checkpoint_scores_the_scorer_that_it_stores(silent, furthe
     assert all(torch.equal(ours[name], model[name].float()) for name in names)
 
 
-def test_training_does_not_write_over_the_checkpoint_it_starts_from(further):
+@pytest.mark.parametrize("name", ["model", "model-last"])
+def test_training_does_not_write_over_the_checkpoint_it_starts_from(further, tmp_path, name):
+    first = tmp_path / "first"
+    if name != "model":
+        shutil.copytree(first / "model", first / name)
     with pytest.raises(ConfigError, match=r"run\.checkpoint: training would write over it"):
-        further("first")
+        further("first", run={"checkpoint": str(first / name)})
+
+
+def test_after_its_phase_nothing_is_kept_of_a_scorer_s_optimizer(new_job, silent):
+    kept = set()
+
+    def look(phase: str, _step: int) -> None:
+        kept.add((phase, len(trainer._scorer_backend._optimizers)))
+
+    trainer = Trainer(new_job(), silent(look))
+    trainer.run()
+    assert kept == {("scorer", 1), ("model", 0)}
 
 
 @pytest.mark.parametrize("claimed", [True, False])

@@ -74,6 +74,19 @@ def test_live_bytes_are_those_of_a_pass_worked_out_by_hand():
     assert trace_score(loss, module, FakeTensorMode()) in range(800, 900)
 
 
+def test_weights_of_parts_that_are_not_trained_are_no_activations():
+    frozen, trained = nn.Linear(100, 100, bias=False), nn.Linear(100, 1)
+
+    def loss() -> torch.Tensor:
+        with torch.no_grad():
+            read = frozen(torch.ones(1, 100))
+        found: torch.Tensor = trained(read).sum()
+        return found
+
+    moments = trace_pass(loss, nn.ModuleList([frozen, trained]), FakeTensorMode())
+    assert max(moment.activations for moment in moments) < 4 * 100 * 100
+
+
 @pytest.mark.parametrize("objective", ["ar", "blocks"])
 @pytest.mark.parametrize(
     "settings", [{}, {"gradient_checkpointing": True}, {"precision": "bfloat16"}], ids=str
@@ -90,7 +103,7 @@ def test_fake_tensors_live_as_long_as_real_ones(planned, objective, settings):
         rng = torch.Generator().manual_seed(0)
         moments = trace_pass(
             lambda phase=phase, batch=batch, rng=rng: phase.loss(batch, rng)[0],
-            phase.loss,
+            phase.parts,
             FakeTensorMode(),
         )
         found = max(moment.activations for moment in moments)
@@ -310,6 +323,15 @@ def test_a_scorer_that_is_trained_alone_is_planned(planned):
     del planned["train"]["steps"]
     [alone] = planner(planned).plan().phases
     assert alone == attrs.evolve(scorer, frozen=0, peak=scorer.peak - scorer.frozen)
+
+
+def test_patches_that_nothing_learns_are_nothing_to_train(planned):
+    for kind in ("encoder", "global_model", "decoder"):
+        del planned[kind]
+    del planned["train"]["steps"]
+    planned["patcher"] = {"use": "static"}
+    with pytest.raises(ConfigError, match="there is nothing to train"):
+        planner(planned)
 
 
 def test_a_world_size_without_a_plan_is_refused(config, capsys):

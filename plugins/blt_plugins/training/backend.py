@@ -196,10 +196,14 @@ class TorchBackend:
         kept = optimizer_bytes(module, self._name, outputs=self._outputs)
         return replicated(module, processes=processes, optimizer=kept)
 
-    def close(self) -> None:
-        """Let the module and the process group go."""
+    def release(self) -> None:
+        """Let the module and its optimizers go; the processes stay together."""
         self._module = self._called = nn.Module()
         self._optimizers = []
+
+    def close(self) -> None:
+        """Let the module and the process group go."""
+        self.release()
         if self._owns_group and distributed.is_initialized():
             distributed.destroy_process_group()
         self._owns_group = False

@@ -19,7 +19,7 @@ from blt_core.pipeline import new_model, read_checkpoint
 from blt_core.plugins import Plugins
 from blt_core.protocols import TrainingBackend
 from blt_core.wiring import Plan, build_node, merge_checkpoint, resolve, resolve_component
-from blt_plugins.training.loop import Job, round_parameters
+from blt_plugins.training.loop import BEST, LAST, Job, round_parameters
 from blt_plugins.training.phases import trainable_scorer
 from blt_plugins.training.settings import TrainSettings
 
@@ -43,17 +43,17 @@ def make_job(
     training = plan_training(config, plugins)
     plan, settings = training.plan, training.settings
     folder = out or Path(settings.out or f"runs/{Path(plan.place.source).stem}")
-    if plan.run.checkpoint is not None and _same(folder / "model", Path(plan.run.checkpoint)):
-        text = f"training would write over it; write to another place than {folder}"
-        raise ConfigError([plan.place.child("run", "checkpoint").problem(text)])
+    _check_out(training, folder)
     backend: TrainingBackend = plan.build("training_backend")
     check_passes(plan, settings, backend.world_size)
+    model = load_model(training)
+    check_trains(training, model)
     described = plan.describe()
     compared = ("model", *MODEL_KINDS, "objective")
     node = resolve_component("checkpoint_format", {"use": "folder"}, plugins)
     return Job(
         corpus=plan.build("corpus"),
-        model=load_model(training),
+        model=model,
         objective=plan.build("objective"),
         backend=backend,
         format=build_node(node, BuildContext(plan.model.scheme), plugins.registry),
@@ -85,12 +85,32 @@ def load_model(training: TrainingPlan) -> Model:
     return model
 
 
-def check_passes(plan: Plan, settings: TrainSettings, processes: int) -> None:
-    """Raise ConfigError unless there are steps, whose passes can be shared out evenly."""
-    if not settings.steps and not settings.scorer.steps:
-        text = "there is nothing to train: the scorer takes no steps, and there is no model"
+def _check_out(training: TrainingPlan, folder: Path) -> None:
+    """Raise ConfigError if a run would write over what it starts from."""
+    place, text = (
+        training.plan.place,
+        f"training would write over it; write elsewhere than {folder}",
+    )
+    sources = {
+        place.child("run", "checkpoint"): training.plan.run.checkpoint,
+        place.child("train", "scorer", "checkpoint"): training.settings.scorer.checkpoint,
+    }
+    for key, source in sources.items():
+        if source and any(_same(folder / name, Path(source)) for name in (BEST, LAST)):
+            raise ConfigError([key.problem(text)])
+
+
+def check_trains(training: TrainingPlan, model: Model) -> None:
+    """Raise ConfigError unless a run has steps of a scorer or of a model."""
+    settings = training.settings
+    if not settings.steps and (not settings.scorer.steps or trainable_scorer(model) is None):
+        text = "there is nothing to train: no scorer takes steps, and there is no model"
         hint = f"give train.steps, and the tables {_tables_of_a_model()}"
-        raise ConfigError([plan.place.child("train", "scorer").problem(text, hint)])
+        raise ConfigError([training.plan.place.child("train", "scorer").problem(text, hint)])
+
+
+def check_passes(plan: Plan, settings: TrainSettings, processes: int) -> None:
+    """Raise ConfigError unless the passes of a step can be shared out evenly."""
     passes = settings.accumulate
     if passes % processes:
         text = f"{passes} passes cannot be dealt out to {processes} processes"

@@ -36,6 +36,7 @@ from blt_plugins.training.data import load_data
 from blt_plugins.training.evaluate import HeldOut, evaluate_scorer
 from blt_plugins.training.interrupts import Interrupts
 from blt_plugins.training.memory import keep_freed_memory
+from blt_plugins.training.order import ORDER
 from blt_plugins.training.phases import (
     MODEL,
     PATCHES,
@@ -111,7 +112,7 @@ class Trainer:
         self._job, self._report, self._settings = job, report, job.settings
         # A scorer is small, and its parameters are needed whole later: it is never sharded.
         context = BuildContext(job.model.scheme)
-        self._scorer_backend: TrainingBackend = TorchBackend(TorchBackendParams(), context)
+        self._scorer_backend = TorchBackend(TorchBackendParams(), context)
         self._backend, self._main = job.backend, job.backend.rank == 0
         self._alone = False
         events = job.out / "tensorboard" if self._settings.tensorboard else None
@@ -201,7 +202,7 @@ class Trainer:
             self._report.note(f"already finished ({state.name}); --fresh trains anew")
         else:
             self._report.note(f"resumed at {state.name}")
-        return found
+        return attrs.evolve(found, state=attrs.evolve(state, rest={}))  # it may be a whole model
 
     def _forget(self, states: States) -> None:
         """Remove what an older run has left, but for its best model, which stays until a new one.
@@ -239,7 +240,8 @@ class Trainer:
     def _tables(self) -> dict[str, Any]:
         """What must not change between the parts of a run."""
         train = {k: v for k, v in attrs.asdict(self._settings).items() if k not in FREE}
-        return {**self._job.tables, "train": train, "text": self._data.digest}
+        text = {"text": self._data.digest, "order": ORDER}
+        return {**self._job.tables, "train": train, **text}
 
     # -- phases ----------------------------------------------------------------------------------
 
@@ -270,6 +272,8 @@ class Trainer:
             if self._is_due(self._settings.log_every, phase, step + 1):
                 clock = Clock()
             self._look_after(phase, step + 1, states)
+        if phase.name == SCORER:
+            self._scorer_backend.release()
 
     def _step(self, phase: Phase, module: nn.Module, step: int) -> tuple[dict[str, float], int]:
         """One optimizer step: its figures (loss in nats a byte) and its bytes."""

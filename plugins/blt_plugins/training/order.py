@@ -29,6 +29,8 @@ CHUNKS = 64
 #: Windows are sorted by length within runs of this many, so that batches need little padding; or
 #: within runs of so many batches if that is more, since the last batch of each run is not full.
 RUN, RUN_BATCHES = 256, 8
+#: What the order of batches is called in a state; a change of the order changes it.
+ORDER = 2
 #: Documents of a run among which the parts of a pass are spread evenly.
 SPREAD = 1024
 

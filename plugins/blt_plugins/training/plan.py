@@ -30,7 +30,7 @@ from blt_core.types import Rows, StateMemory
 from blt_core.wiring import Plan
 from blt_plugins.training.backend import TorchBackend, TorchBackendParams
 from blt_plugins.training.evaluate import evaluate_model, evaluate_scorer
-from blt_plugins.training.job import TrainingPlan, check_passes, plan_training
+from blt_plugins.training.job import TrainingPlan, check_passes, check_trains, plan_training
 from blt_plugins.training.memory_plan import parameter_bytes
 from blt_plugins.training.phases import MODEL, SCORER, ModelLoss, ScorerLoss, trainable_scorer
 from blt_plugins.training.settings import TrainSettings
@@ -104,6 +104,7 @@ class Planner:
         self._backends: dict[str, MemoryPlanner] = {SCORER: scorer_backend, MODEL: backend}
         self._fakes = FakeTensorMode()
         self.model = _fake_model(self._training.plan, self._fakes)
+        check_trains(self._training, self.model)
         self._traces: dict[tuple[str, torch.dtype | None], Trace] = {}
         self._scores: dict[tuple[str, torch.dtype | None], int] = {}
 
@@ -151,7 +152,7 @@ class Planner:
                 phase = next(p for p in traced_phases(cast, self._training) if p.name == phase.name)
             batch = full_batch(self.model, self._training.settings, phase.step_bytes)
             rng = torch.Generator().manual_seed(0)
-            moments = trace_pass(lambda: phase.loss(batch, rng)[0], phase.loss, self._fakes)
+            moments = trace_pass(lambda: phase.loss(batch, rng)[0], phase.parts, self._fakes)
             self._traces[phase.name, dtype] = Trace(phase, batch, moments)
         return self._traces[phase.name, dtype]
 
@@ -165,15 +166,19 @@ class Planner:
         phase, key = trace.phase, (trace.phase.name, state.passes_in)
         if key not in self._scores:
             score = partial(phase.score, trace.batch)
-            self._scores[key] = trace_score(score, phase.loss, self._fakes)
+            self._scores[key] = trace_score(score, phase.parts, self._fakes)
         return state.device.scored + self._scores[key]
 
 
 @attrs.frozen(eq=False)
 class TracedPhase:
-    """What is traced of a phase, ``loss`` and ``score`` of a batch; its steps, the bytes of one."""
+    """What is traced of a phase, ``loss`` and ``score`` of a batch; its steps, the bytes of one.
+
+    parts: all of the model, trained in this phase or not.
+    """
 
     name: str
+    parts: nn.ModuleDict
     loss: nn.Module
     score: Callable[[Batch], object]
     steps: int
@@ -246,6 +251,7 @@ def even_flags(ids_br: Tensor, mean_bytes: float, longest: int) -> Tensor:
     flags[:, 0] = True
     # BOS and the longest patch stand already.
     count = max(round(width / mean_bytes) - 2, 0)
+    longest = min(longest, max(width - count, 1))
     if longest < width and count:
         places = longest + torch.arange(count) * (width - longest) / count
         flags[:, places.long()] = True
@@ -287,6 +293,7 @@ def traced_phases(model: Model, training: TrainingPlan) -> list[TracedPhase]:
         phases.append(
             TracedPhase(
                 SCORER,
+                model.modules(),
                 ScorerLoss(scorer),
                 lambda batch: evaluate_scorer(part, [batch], model.scheme),
                 own.steps,
@@ -305,6 +312,7 @@ def traced_phases(model: Model, training: TrainingPlan) -> list[TracedPhase]:
         phases.append(
             TracedPhase(
                 MODEL,
+                model.modules(),
                 loss,
                 lambda batch: evaluate_model(planned, [batch]),
                 settings.steps,

@@ -133,7 +133,7 @@ def _any_fake(arguments: Iterable[Any]) -> bool:
 def trace_pass(
     loss: Callable[[], Tensor], module: nn.Module, fakes: FakeTensorMode
 ) -> Sequence[Moment]:
-    """The moments of one pass over ``module``, forward and backward, from no gradients on."""
+    """The moments of one pass, forward and backward, from no gradients on, beside ``module``."""
     live = _beside(module, fakes)
     hooks = [
         p.register_post_accumulate_grad_hook(lambda p: live.gradient(_grad(p)))
