@@ -200,9 +200,12 @@ def alone(folder: Path) -> dict[str, Any]:
 
 
 def pair(folder: Path) -> dict[str, Any]:
-    """Two processes: every stage, and what one process left."""
+    """Two processes: every stage, stage 3 at its most unlike, and what one process left."""
+    away = {"offload_optimizer": "cpu", "offload_parameters": "cpu"}
     return {
         "float32": train(folder / "two", (0, 1, 2, 3)),
+        "bfloat16": train(folder / "two-half", (3,), weight_dtype="bfloat16"),
+        "all away": train(folder / "two-away", (3,), **away),
         "from one": go_on(folder / "one", ((1, 1), (3, 3))),
     }
 

@@ -122,18 +122,23 @@ def test_weights_are_what_deepspeed_consolidates_from_its_files(
             assert torch.equal(found[name], tensor.float()), name
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bfloat16_trains_near_float32_and_goes_on_bit_for_bit(outcomes, plain, stage):
-    trained = outcomes.of("alone")["bfloat16"][f"{stage}"]
+@pytest.mark.parametrize(
+    ("case", "stage"), [*(("alone", stage) for stage in (1, 2, 3)), ("pair", 3)]
+)
+def test_bfloat16_trains_near_float32_and_goes_on_bit_for_bit(outcomes, plain, case, stage):
+    trained = outcomes.of(case)["bfloat16"][f"{stage}"]
     found = torch.tensor(trained["figures"])
     torch.testing.assert_close(found, figures(plain), rtol=0.05, atol=0.05)
     assert trained["resumed"] == trained["figures"][program.MIDDLE :]
     assert not torch.equal(found, figures(plain))
 
 
-@pytest.mark.parametrize(("key", "stage"), [("optimizer away", 2), ("all away", 3)])
-def test_what_is_kept_on_the_cpu_trains_as_any(outcomes, plain, key, stage):
-    trained = outcomes.of("alone")[key][f"{stage}"]
+@pytest.mark.parametrize(
+    ("case", "key", "stage"),
+    [("alone", "optimizer away", 2), ("alone", "all away", 3), ("pair", "all away", 3)],
+)
+def test_what_is_kept_on_the_cpu_trains_as_any(outcomes, plain, case, key, stage):
+    trained = outcomes.of(case)[key][f"{stage}"]
     torch.testing.assert_close(torch.tensor(trained["figures"]), figures(plain), **NEAR)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,28 @@ DEEPSPEED = (
     sys.executable, str(BLT.with_name("deepspeed")), "--num_accelerators", "2",
     "--no_local_rank", "--no_python",
 )  # fmt: skip
+#: Sums in another order round apart.
+CLOSE = {"rel": 0, "abs": 1e-6}
+STAGE_3 = {"use": "deepspeed", "stage": 3}
+BLOCKS = {"use": "block-diffusion", "block_bytes": 4, "share": 0.5, "stale_share": 0.5}
+
+#: Goes through all that needs no training, then names what of DeepSpeed was imported.
+LOOK_AROUND = """
+import importlib, pkgutil, sys
+from pathlib import Path
+import blt_plugins.deepspeed as package
+from blt_core.cli.app import run
+from blt_core.config import load_config
+from blt_core.plugins import load_plugins
+from blt_plugins.training.job import make_job
+
+for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+    importlib.import_module(module.name)
+assert run(["plugins"]) == 0
+for config in sys.argv[1:]:
+    make_job(load_config(config), load_plugins(), out=Path("out"))
+print("imported:", [name for name in sys.modules if name.split(".")[0] == "deepspeed"])
+"""
 pytestmark = pytest.mark.slow
 
 
@@ -44,27 +67,43 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.folder, self.extensions = folder, folder / "extensions"
         self.extensions.mkdir()
+        self._made: set[str] = set()
         for index in range(12):
             file = folder / "texts" / f"file{index}.py"
             file.parent.mkdir(exist_ok=True)
             lines = (f"def name{index}_{line}(x):\n    return x + {line}\n" for line in range(3))
             file.write_text("".join(lines)[: 90 + 10 * index])
 
-    def blt(self, *arguments: str, launcher: Sequence[str] = ()) -> str:
+    def start(self, *command: str) -> str:
         env = launch.environment(self.extensions) | {"DS_ACCELERATOR": "cpu"}
-        return launch.run([*launcher, str(BLT), *arguments], env)
+        return launch.run(command, env)
 
-    def train(self, out: str, backend: dict[str, Any], launcher: Sequence[str] = ()) -> Path:
-        """The folder of a run with this ``[training_backend]``."""
+    def config(self, out: str, backend: dict[str, Any]) -> str:
+        """A config with this ``[training_backend]``; DeepSpeed computes its layers twice."""
         tables = copy.deepcopy(dict(TINY))
         tables["corpus"]["path"] = str(self.folder / "texts")
         tables["train"] |= {"steps": 4, "accumulate": 2, "validate_every": 2, "tensorboard": False}
+        tables["train"] |= {"checkpoint_every": 2}
+        tables["train"]["gradient_checkpointing"] = backend["use"] == "deepspeed"
         tables["train"]["scorer"]["steps"] = 2
-        tables["training_backend"] = backend
+        tables |= {"objective": BLOCKS, "training_backend": backend}
+        tables["decoder"]["denoises"] = True
         config = self.folder / f"{out}.toml"
         config.write_text(tomli_w.dumps(tables))
-        written = self.blt("train", str(config), "--out", str(self.folder / out), launcher=launcher)
+        return str(config)
+
+    def train(self, out: str, backend: dict[str, Any], launcher: Sequence[str] = ()) -> str:
+        """What a run wrote; all of its files lie in ``folder / out``."""
+        command = ("train", self.config(out, backend), "--out", str(self.folder / out))
+        written = self.start(*launcher, str(BLT), *command)
         assert (self.folder / out / "model" / "config.toml").exists(), written
+        return written
+
+    def once(self, out: str, backend: dict[str, Any], launcher: Sequence[str] = ()) -> Path:
+        """The folder of a run that several tests look at, which is made for the first of them."""
+        if out not in self._made:
+            self.train(out, backend, launcher)
+            self._made.add(out)
         return self.folder / out
 
 
@@ -81,7 +120,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 @pytest.fixture(scope="module")
 def one_process(runs: Runs) -> list[float]:
     """The losses of plain torch in one process."""
-    return losses(runs.train("torch", {"use": "torch"}))
+    found = losses(runs.once("torch", {"use": "torch"}))
+    assert len(found) == 6
+    return found
 
 
 @pytest.mark.parametrize(
@@ -91,14 +132,35 @@ def one_process(runs: Runs) -> list[float]:
 def test_two_processes_log_the_losses_of_plain_torch_in_one(
     runs, one_process, out, stage, launcher
 ):
-    folder = runs.train(out, {"use": "deepspeed", "stage": stage}, launcher)
-    assert len(one_process) == 6
-    assert losses(folder) == pytest.approx(one_process, rel=0, abs=1e-6)
+    folder = runs.once(out, {"use": "deepspeed", "stage": stage}, launcher)
+    assert losses(folder) == pytest.approx(one_process, **CLOSE)
     assert not list(runs.extensions.iterdir())
 
 
+def test_bfloat16_weights_log_losses_near_those_of_float32_ones(runs, one_process):
+    folder = runs.once("half", {**STAGE_3, "weight_dtype": "bfloat16"}, TORCHRUN)
+    found = losses(folder)
+    assert found[:2] == pytest.approx(one_process[:2], **CLOSE)  # the scorer's are float32
+    assert found[2:] == pytest.approx(one_process[2:], rel=1e-3)
+    assert found[2:] != pytest.approx(one_process[2:], **CLOSE)
+
+
+def test_one_process_goes_on_from_what_two_saved(runs, one_process):
+    # As if the run had been killed in its last step.
+    shutil.copytree(runs.once("torchrun", STAGE_3, TORCHRUN), runs.folder / "killed")
+    shutil.rmtree(runs.folder / "killed" / "state" / "model-00000004")
+    written = runs.train("killed", STAGE_3)
+    assert "resumed at model step 2" in written
+    assert losses(runs.folder / "killed") == pytest.approx(one_process, **CLOSE)
+
+
 def test_a_model_that_two_processes_wrote_generates(runs):
-    model = str(runs.folder / "torchrun" / "model")
+    model = str(runs.once("torchrun", STAGE_3, TORCHRUN) / "model")
     arguments = ("--checkpoint", model, "--prompt", "def ", "--max-new-bytes", "3", "--json")
-    record = json.loads(runs.blt("generate", *arguments))
+    record = json.loads(runs.start(str(BLT), "generate", *arguments))
     assert len(record["ids"]) == 3
+
+
+def test_deepspeed_is_not_imported_before_it_trains(runs):
+    configs = (runs.config("lazy-torch", {"use": "torch"}), runs.config("lazy", STAGE_3))
+    assert runs.start(sys.executable, "-c", LOOK_AROUND, *configs).endswith("imported: []\n")
