@@ -1,4 +1,4 @@
-"""What all tests share: Hypothesis profiles.
+"""What all tests share: Hypothesis profiles, and the check of what the engine's tests met.
 
 "ci" (the default) repeats the same examples on each run; "thorough" draws ten times as many new
 ones: ``pytest --hypothesis-profile thorough``.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["tests.engine.coverage"]
 
 CI_EXAMPLES = 50
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]

@@ -1,7 +1,7 @@
 """Tiny random models in float64 for the properties of the decode engine.
 
 Default weights give constant flags and one repeated byte, and then every property holds. These
-weights are scaled so that bytes, flags and acceptance vary; the coverage test checks that they do.
+weights are scaled so that bytes, flags and acceptance vary; coverage.py checks that they do.
 A model is built once and found by its index.
 """
 

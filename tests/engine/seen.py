@@ -1,4 +1,4 @@
-"""The situations that the properties of the engine met; the coverage test demands all of them."""
+"""The situations that the properties of the engine met; a run of this folder demands them all."""
 
 from __future__ import annotations
 
