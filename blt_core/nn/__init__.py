@@ -14,7 +14,7 @@ from blt_core.nn.layers import (
     initialise,
     new_span,
 )
-from blt_core.nn.linear import Linear
+from blt_core.nn.linear import Linear, product_dtype
 from blt_core.nn.masks import block_masks
 from blt_core.nn.packing import take_rows
 from blt_core.nn.recompute import gradient_checkpointing, recompute
@@ -38,6 +38,7 @@ __all__ = [
     "gradient_checkpointing",
     "initialise",
     "new_span",
+    "product_dtype",
     "recompute",
     "rotary_angles",
     "rotate",

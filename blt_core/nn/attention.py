@@ -13,9 +13,11 @@ devices have no fused kernel. Blocks over whole sequences: see ``blt_core.nn.blo
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from blt_core.nn import flex, tiles
@@ -38,10 +40,33 @@ def _rates(head_dim: int, theta: float, device: torch.device) -> Tensor:
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Turn the pairs (x0, x1), (x2, x3), … of the last axis of (…, heads, d) by their angles."""
-    # Pairs as complex numbers: one product, forward and backward. There is none of half precision.
-    wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
-    turned = torch.view_as_complex(wide.view(*x.shape[:-1], x.shape[-1] // 2, 2)) * angles
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _turn(x, angles)
+    turned: Tensor = _Rotation.apply(x, angles)  # type: ignore[no-untyped-call]
+    return turned
+
+
+class _Rotation(torch.autograd.Function):
+    """A rotation, whose gradient is turned back; nothing but the angles is remembered."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, angles: Tensor) -> Tensor:
+        ctx.save_for_backward(angles)
+        return _turn(x, angles)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (angles,) = ctx.saved_tensors
+        return _turn(grad, angles.conj()), None
+
+
+def _turn(x: Tensor, angles: Tensor) -> Tensor:
+    # Pairs as complex numbers, of which there are none in half precision.
+    wide = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    pairs = torch.view_as_complex(wide.copy_(x).view(*x.shape[:-1], x.shape[-1] // 2, 2))
+    pairs.mul_(angles)
+    return wide.to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import attrs
+import torch
 from torch import Tensor
 
 from blt_core.nn import flex
@@ -44,14 +45,18 @@ class BlockMasks:
         return attend_blocks(q, own_k, own_v, clean_k, clean_v, self.seen_bnBt, self.own_bnBB)
 
 
-def whole_sight(blocks: Blocks, *, window: int | None, heads: int, rows: int) -> BlockSight:
-    """What blocks over whole sequences of ``rows`` clean rows see."""
+def whole_sight(
+    blocks: Blocks, *, window: int | None, heads: int, rows: int, dtype: torch.dtype = torch.float32
+) -> BlockSight:
+    """What blocks over whole sequences of ``rows`` clean rows see; ``dtype``: of their queries."""
     size = blocks.ids_bnB.shape[2]
     if flex.is_available(blocks.start_bn.device):
         return flex.FlexBlocks.plan(
             blocks.start_bn, blocks.causal_bn, size=size, window=window, rows=rows
         )
-    return BlockTiles.plan(blocks.start_bn, blocks.causal_bn, size=size, window=window, heads=heads)
+    return BlockTiles.plan(
+        blocks.start_bn, blocks.causal_bn, size=size, window=window, heads=heads, dtype=dtype
+    )
 
 
 def sort_blocks(blocks: Blocks) -> tuple[Blocks, Tensor]:

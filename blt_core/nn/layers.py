@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from blt_core.nn.attention import attend, rotary_angles, rotate
 from blt_core.nn.cache import RowCache, Span
-from blt_core.nn.linear import Linear
+from blt_core.nn.linear import Linear, product_dtype
 from blt_core.nn.packing import Packing
 from blt_core.nn.recompute import recompute
 
@@ -35,7 +35,9 @@ class RMSNorm(nn.RMSNorm):
             return super().forward(x if x.dtype == self.weight.dtype else x.to(self.weight.dtype))
         # On a CPU torch strings nine kernels together, and more for the gradient.
         if x.numel() != x.shape[-1] or torch.is_grad_enabled():
-            normed: Tensor = _Norm.apply(x, self.weight)  # type: ignore[no-untyped-call]
+            # Rows are normed to be multiplied, so they are narrowed to what products take.
+            dtype = product_dtype(x)
+            normed: Tensor = _Norm.apply(x, self.weight, dtype)  # type: ignore[no-untyped-call]
             return normed
         row = x.reshape(-1)
         row = row if row.dtype in _EXACT else row.float()
@@ -51,17 +53,17 @@ class _Norm(torch.autograd.Function):
     """The norm with few passes over its rows: it remembers them and one number for each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         scale = scale.div_(x.shape[-1]).add_(NORM_EPS).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        normed: Tensor = (wide * scale).mul_(weight).to(x.dtype)
+        normed: Tensor = (wide * scale).mul_(weight).to(dtype)
         return normed
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         wide, grad, wide_weight = x.to(scale.dtype), grad.to(scale.dtype), weight.to(scale.dtype)
         # y = s·w·x, s = (mean(x²) + eps)^-½: dx = s·w·dy - x·s³·(x · w·dy)/D and dw = Σ s·x·dy.
@@ -69,7 +71,7 @@ class _Norm(torch.autograd.Function):
         along = (products @ wide_weight)[..., None].mul_(scale**3).div_(x.shape[-1])
         grad_weight = scale.flatten() @ products.flatten(0, -2)
         grad_x = (grad * wide_weight).mul_(scale).addcmul_(wide, along, value=-1)
-        return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 
 
 class SwiGLU(nn.Module):
@@ -82,7 +84,11 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) to (…, D)."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        if torch.is_grad_enabled() and x.device.type == "cpu":
+            # Two products leave two whole tensors: fewer strides, forward and backward.
+            gate, up = (functional.linear(x, each) for each in self.gate_up.weight.chunk(2))
+        else:
+            gate, up = self.gate_up(x).chunk(2, dim=-1)
         out: Tensor = self.down(functional.silu(gate) * up)
         return out
 

@@ -27,3 +27,9 @@ class Linear(nn.Linear):
         if single and weight.dtype in _HALF and weight.device.type == "cpu":
             return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
         return functional.linear(x, weight)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What a ``Linear`` of rows ``x`` gives: the dtype of autocast, where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

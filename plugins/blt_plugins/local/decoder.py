@@ -25,6 +25,7 @@ from blt_core.nn import (
     check_heads,
     initialise,
     new_span,
+    product_dtype,
     recompute,
     rotary_angles,
     sort_blocks,
@@ -183,7 +184,13 @@ class LocalDecoder(nn.Module):
         lo, hi = 0, 0
         sight: BlockSight
         if cache is None:
-            sight = whole_sight(blocks, window=self.window, heads=self.heads, rows=clean.shape[1])
+            sight = whole_sight(
+                blocks,
+                window=self.window,
+                heads=self.heads,
+                rows=clean.shape[1],
+                dtype=product_dtype(clean),
+            )
         else:
             lo = cache.places_before(start_bn.amin(1).tolist())[0]
             hi = cache.places_before(start_bn.amax(1).tolist())[1]

@@ -42,10 +42,13 @@ class LatentAttention(nn.Module):
 def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Groups of one row, (b, n, 1, h, d): a few slots are met faster by plain products.
 
-    Each product is rounded, so it is not for half precision.
+    Slot by slot, for a sum over an axis of a few slots is slow, and so is its gradient. Each
+    product is rounded, so it is not for half precision.
     """
-    weights = (q * k).sum(-1).softmax(2)  # (b, n, k, h)
-    return (weights[..., None] * v).sum(2, keepdim=True)
+    scores = torch.stack([(q * key).sum(-1) for key in k.split(1, 2)])  # (k, b, n, 1, h)
+    weights = scores.softmax(0)[..., None]
+    read: Tensor = sum(weight * value for weight, value in zip(weights, v.split(1, 2), strict=True))
+    return read
 
 
 def _attend_group(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
