@@ -46,17 +46,13 @@ class BlockMasks:
 
 
 def whole_sight(
-    blocks: Blocks, *, window: int | None, heads: int, rows: int, dtype: torch.dtype = torch.float32
+    blocks: Blocks, *, window: int | None, rows: int, dtype: torch.dtype = torch.float32
 ) -> BlockSight:
     """What blocks over whole sequences of ``rows`` clean rows see; ``dtype``: of their queries."""
-    size = blocks.ids_bnB.shape[2]
-    if flex.is_available(blocks.start_bn.device):
-        return flex.FlexBlocks.plan(
-            blocks.start_bn, blocks.causal_bn, size=size, window=window, rows=rows
-        )
-    return BlockTiles.plan(
-        blocks.start_bn, blocks.causal_bn, size=size, window=window, heads=heads, dtype=dtype
-    )
+    size, start_bn, causal_bn = blocks.ids_bnB.shape[2], blocks.start_bn, blocks.causal_bn
+    if flex.is_available(start_bn.device):
+        return flex.FlexBlocks.plan(start_bn, causal_bn, size=size, window=window, rows=rows)
+    return BlockTiles.plan(start_bn, causal_bn, size=size, window=window, rows=rows, dtype=dtype)
 
 
 def sort_blocks(blocks: Blocks) -> tuple[Blocks, Tensor]:

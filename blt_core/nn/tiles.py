@@ -22,8 +22,6 @@ from blt_core.nn.masks import block_masks
 
 #: Query rows of a tile: few enough to waste little of a window, enough to fill a matrix product.
 TILE_ROWS = 64
-#: Likewise of blocks, whose keys lie more scattered.
-BLOCK_TILE_ROWS = 96
 #: Tiles begin at keys that leave them a multiple of this wide, if they can: a softmax over a row
 #: whose end does not fill a vector takes twice as long.
 _ALIGNED = 32
@@ -33,12 +31,33 @@ _TILINGS = 64
 
 @attrs.frozen(eq=False)
 class Tile:
-    """Query rows of some sequences, one run of keys, and which sees which: bias 0, else -inf."""
+    """Query rows of all sequences, the run of keys that they look at, and which sees which.
 
-    sequences: slice
+    keys: one run for all batch rows, or one each, equally long. bias (b or 1, 1, r, t): 0 or -inf.
+    """
+
     rows: slice
-    keys: slice
-    bias_rt: Tensor
+    keys: tuple[slice, ...]
+    bias_b1rt: Tensor
+
+    def take(self, x_td: Tensor) -> Tensor:
+        """The run of each sequence out of keys or values (x, t, d)."""
+        if len(self.keys) == 1:
+            return x_td[:, self.keys[0]]
+        parts = zip(x_td.chunk(len(self.keys)), self.keys, strict=True)
+        return torch.cat([part[:, run] for part, run in parts])
+
+    def add(self, total_td: Tensor, run_td: Tensor) -> None:
+        """Add what belongs to the run of each sequence to the whole (x, t, d), in place."""
+        count = len(self.keys)
+        parts = zip(total_td.chunk(count), self.keys, run_td.chunk(count), strict=True)
+        for total, run, part in parts:
+            total[:, run] += part
+
+    def mask(self, scores: Tensor, scale: float) -> None:
+        """Scale products (x, r, t) of queries and keys, and hide what is not seen, in place."""
+        by_batch = scores.view(len(self.bias_b1rt), -1, *scores.shape[1:])
+        torch.add(self.bias_b1rt, by_batch, alpha=scale, out=by_batch)
 
 
 @attrs.frozen(eq=False)
@@ -60,25 +79,27 @@ class BlockTiles:
         *,
         size: int,
         window: int | None,
-        heads: int,
+        rows: int,
         dtype: torch.dtype = torch.float32,
     ) -> BlockTiles:
-        """The tiles of blocks of ``size`` rows, for queries of ``dtype``; see ``block_masks``."""
-        count = max(BLOCK_TILE_ROWS // size, 1)
-        tiles = []
-        for b, starts in enumerate(start_bn.tolist()):
-            for n in range(0, len(starts), count):
-                few = slice(n, min(n + count, len(starts)))
-                low = 0 if window is None else min(starts[few]) - window
-                keys = _aligned(low, max(starts[few]), own=size)
-                positions = torch.arange(keys.start, keys.stop, device=start_bn.device)
-                causal = None if causal_bn is None else causal_bn[b : b + 1, few]
-                seen, _ = block_masks(
-                    start_bn[b : b + 1, few], causal, size, positions[None, None], window
-                )
-                bias = _bias(seen[0].expand(-1, size, -1).flatten(0, 1), dtype)
-                rows = slice(few.start * size, few.stop * size)
-                tiles.append(Tile(slice(b * heads, (b + 1) * heads), rows, keys, bias))
+        """The tiles of blocks of ``size`` rows beside ``rows`` clean rows; see ``block_masks``.
+
+        dtype: of the queries, if the masks are to fit them as they are.
+        """
+        count, starts, tiles = max(TILE_ROWS // size, 1), start_bn.tolist(), []
+        for first in range(0, start_bn.shape[1], count):
+            few = slice(first, min(first + count, start_bn.shape[1]))
+            ends = [max(each[few]) for each in starts]
+            lows = [0 if window is None else max(min(each[few]) - window, 0) for each in starts]
+            width = max(end - low for end, low in zip(ends, lows, strict=True))
+            width = min(_aligned(width, own=size), rows)
+            keys = tuple(slice(max(end - width, 0), max(end, width)) for end in ends)
+            firsts = torch.tensor([run.start for run in keys], device=start_bn.device)
+            positions = firsts[:, None, None] + torch.arange(width, device=start_bn.device)
+            causal = None if causal_bn is None else causal_bn[:, few]
+            seen, _ = block_masks(start_bn[:, few], causal, size, positions, window)
+            bias = _bias(seen.expand(-1, -1, size, -1).flatten(1, 2)[:, None], dtype)
+            tiles.append(Tile(slice(few.start * size, few.stop * size), keys, bias))
         own = block_masks(start_bn, causal_bn, size, start_bn[..., None], window)[1]
         return cls(tiles, None if own is None else _bias(own, dtype))
 
@@ -123,21 +144,21 @@ def attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 @torch.inference_mode(mode=False)  # training may meet what decoding has made
 def _window_tiles(
     rows: int, window: int, device: torch.device, dtype: torch.dtype
-) -> list[Tile]:
+) -> tuple[Tile, ...]:
     tiles = []
     for first in range(0, rows, TILE_ROWS):
         last = min(first + TILE_ROWS, rows)
-        keys = _aligned(first - window + 1, last)
+        low = max(last - _aligned(last - first + window - 1), 0)
         row = torch.arange(first, last, device=device)[:, None]
-        ahead = row - torch.arange(keys.start, keys.stop, device=device)
+        ahead = row - torch.arange(low, last, device=device)
         bias = _bias((ahead >= 0) & (ahead < window), dtype)
-        tiles.append(Tile(slice(None), slice(first, last), keys, bias))
-    return tiles
+        tiles.append(Tile(slice(first, last), (slice(low, last),), bias[None, None]))
+    return tuple(tiles)
 
 
-def _aligned(low: int, high: int, own: int = 0) -> slice:
-    """Keys [low, high), and some before them, that with ``own`` further ones fill vectors."""
-    return slice(max(low - (low - high - own) % _ALIGNED, 0), high)
+def _aligned(width: int, own: int = 0) -> int:
+    """The least width, from this on, that fills vectors together with ``own`` further keys."""
+    return width + -(width + own) % _ALIGNED
 
 
 def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -150,9 +171,9 @@ def _by_head(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(0, 1).contiguous()
 
 
-def _keys_by_width(k: Tensor) -> Tensor:
+def _by_width(x_td: Tensor) -> Tensor:
     """(x, t, d) to (x, d, t), as a product takes it without a slow copy of its own."""
-    return k.contiguous().transpose(1, 2)
+    return x_td.contiguous().transpose(1, 2)
 
 
 class _TileAttention(torch.autograd.Function):
@@ -170,16 +191,17 @@ class _TileAttention(torch.autograd.Function):
         out, kept, scale = torch.empty_like(q), [], q.shape[-1] ** -0.5
         own_weights = None if own is None else torch.empty_like(own)
         for tile in tiles:
-            x, r, t = tile.sequences, tile.rows, tile.keys
-            keys = _keys_by_width(k[x, t])
-            scores = torch.baddbmm(tile.bias_rt.to(q.dtype), q[x, r], keys, alpha=scale)
+            r = tile.rows
+            scores = torch.bmm(q[:, r], _by_width(tile.take(k)))
+            tile.mask(scores, scale)
+            width = scores.shape[-1]
             if own is not None:
-                scores = torch.cat((scores, own[x, r]), -1)
+                scores = torch.cat((scores, own[:, r]), -1)
             weights = scores.softmax(-1)
-            clean = weights[..., : t.stop - t.start]
-            out[x, r] = torch.bmm(clean, v[x, t])
+            clean = weights[..., :width]
+            out[:, r] = torch.bmm(clean, tile.take(v))
             if own_weights is not None:
-                own_weights[x, r] = weights[..., t.stop - t.start :]
+                own_weights[:, r] = weights[..., width:]
             if any(ctx.needs_input_grad):
                 kept.append(clean)
         ctx.save_for_backward(q, k, v, out, own_weights, *kept)
@@ -199,11 +221,11 @@ class _TileAttention(torch.autograd.Function):
             mean += (grad_own * own_weights).sum(-1, keepdim=True)
             grad_own = (grad_own - mean) * own_weights
         for tile, weights in zip(ctx.tiles, kept, strict=True):
-            x, r, t = tile.sequences, tile.rows, tile.keys
-            grad_scores = torch.bmm(grad[x, r], _keys_by_width(v[x, t]))
-            grad_scores.sub_(mean[x, r]).mul_(weights)
-            grad_q[x, r] = torch.bmm(grad_scores, k[x, t])
-            grad_k[x, t] += torch.bmm(grad_scores.transpose(1, 2), q[x, r])
-            grad_v[x, t] += torch.bmm(weights.transpose(1, 2), grad[x, r])
+            r = tile.rows
+            grad_scores = torch.bmm(grad[:, r], _by_width(tile.take(v)))
+            grad_scores.sub_(mean[:, r]).mul_(weights)
+            grad_q[:, r] = torch.bmm(grad_scores, tile.take(k))
+            tile.add(grad_k, torch.bmm(grad_scores.transpose(1, 2), q[:, r]))
+            tile.add(grad_v, torch.bmm(weights.transpose(1, 2), grad[:, r]))
         grad_k = grad_k.mul_(scale).to(k.dtype)
         return grad_q.mul_(scale), grad_k, grad_v.to(v.dtype), grad_own, None

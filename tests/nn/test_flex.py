@@ -33,7 +33,7 @@ def test_blocks_are_those_of_tiles(window, causal):
     inputs = tensors(own, own, own, clean, clean)
     start = torch.randint(1, 60, (2, 9)).sort(1).values
     causal_bn = torch.rand(2, 9) < 0.5 if causal else None
-    plan = {"size": 4, "window": window}
-    found = flex.FlexBlocks.plan(start, causal_bn, rows=60, **plan).attend(*inputs)
-    want = BlockTiles.plan(start, causal_bn, heads=2, **plan).attend(*inputs)
+    plan = {"size": 4, "window": window, "rows": 60}
+    found = flex.FlexBlocks.plan(start, causal_bn, **plan).attend(*inputs)
+    want = BlockTiles.plan(start, causal_bn, **plan).attend(*inputs)
     torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)

@@ -71,7 +71,7 @@ def test_blocks_in_tiles_are_blocks_under_a_mask(dtype, data):
     causal = torch.rand(batch, count) < 0.5 if data.draw(st.booleans()) else None
     seen, among = block_masks(start, causal, size, torch.arange(rows)[None, None], window)
     # A causal row beyond its window sees no clean row, yet always itself.
-    plan = BlockTiles.plan(start, causal, size=size, window=window, heads=2)
+    plan = BlockTiles.plan(start, causal, size=size, window=window, rows=rows)
     inputs = (q, own_k, own_v, clean_k, clean_v)
     found = with_gradients(plan.attend, [x.to(dtype) for x in inputs], up)
     want = with_gradients(lambda *x: attend_blocks(*x, seen, among), inputs, up)

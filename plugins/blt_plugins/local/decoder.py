@@ -113,7 +113,7 @@ class LocalDecoder(nn.Module):
             raise ValueError("denoises: the model's id scheme has no [MASK] id (model.ids.mask)")
         self.denoises, self.reads_byte_states = params.denoises, params.reads_byte_states
         self.window, self.rope_theta = params.window, params.rope_theta
-        self.heads, self.head_dim = params.heads, params.dim // params.heads
+        self.head_dim = params.dim // params.heads
         self.slots = params.slots
         self.embed = (
             None if params.reads_byte_states else nn.Embedding(context.scheme.size, params.dim)
@@ -185,11 +185,7 @@ class LocalDecoder(nn.Module):
         sight: BlockSight
         if cache is None:
             sight = whole_sight(
-                blocks,
-                window=self.window,
-                heads=self.heads,
-                rows=clean.shape[1],
-                dtype=product_dtype(clean),
+                blocks, window=self.window, rows=clean.shape[1], dtype=product_dtype(clean)
             )
         else:
             lo = cache.places_before(start_bn.amin(1).tolist())[0]
