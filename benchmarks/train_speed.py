@@ -2,14 +2,15 @@
 
     python benchmarks/train_speed.py [--threads 2] [--processes 2] [--precision float32] [--json]
     python benchmarks/train_speed.py --quick                a first look, in a few minutes
+    python benchmarks/train_speed.py --device cuda --config benchmarks/train_speed_large.toml
     git worktree add ../before 16b0cd7
     python benchmarks/train_speed.py --before ../before     also an older checkout of the project
 
 bytes/s is that of whole optimizer steps of the training loop: data, the scorer's patches, forward,
-backward, clipping, AdamW. The model is that of train_speed.toml with random weights, the text the
-standard library of the running interpreter, the patches are those of ``demo:python``. Measured
-are the objectives of OBJECTIVES with --threads threads and, with --processes, as many processes of
-one thread each (torchrun, DDP) that share the passes of the same steps.
+backward, clipping, AdamW. The model is that of --config with random weights, the text the standard
+library of the running interpreter, the patches are those of ``demo:python``. Measured are the
+objectives of OBJECTIVES with --threads threads and, with --processes, as many processes of one
+thread each (torchrun, DDP) that share the passes of the same steps.
 
 dense masks: the same step, where the decoder attends by one boolean mask over [clean rows; block
 rows], (N + n·B)² for n blocks of B bytes, and other windows are masks over all rows. Before
@@ -100,8 +101,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         start = Path(folder) / "start"
-        write_start(start)
-        checks = {name: check(name, start) for name in OBJECTIVES}
+        write_start(options.config, start)
+        checks = {name: check(name, options, start) for name in OBJECTIVES}
         for name, each in checks.items():
             print(f"{name}: gradients differ by {each.difference:.1e}", file=sys.stderr)
             if not each.difference <= TOLERANCE:
@@ -109,6 +110,7 @@ def main() -> None:
         layouts, notes = measure(options, start)
     figures = {
         "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "CPU",
         "precision": options.precision,
         "repeats": options.repeats,
         "steps": options.steps,
@@ -130,6 +132,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--processes", type=int, default=1, help="2: also measure two of one thread each"
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="the model and the step")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--before", type=Path, help="another checkout of the project")
     parser.add_argument("--repeats", type=int, default=5)
@@ -141,22 +145,26 @@ def parse() -> argparse.Namespace:
     if options.quick:
         options.repeats, options.steps = 2, 2
     if options.processes not in (1, 2):
-        parser.error("--processes: 1 or 2, for a step has two passes")
+        parser.error("--processes: 1 or 2")
+    if options.device == "cuda" and options.processes > 1:
+        parser.error("--processes: several are for a CPU")
     return options
 
 
 # -- what is trained ------------------------------
 
 
-def tables(objective: str, start: Path, precision: str, steps: int) -> dict[str, Any]:
-    """The training config of an objective, from the weights in ``start``."""
-    train = {**load_config(CONFIG).tables["train"], "steps": 2 * steps, "log_every": steps}
+def tables(
+    objective: str, path: Path, start: Path, *, device: str, precision: str, steps: int
+) -> dict[str, Any]:
+    """The training config of an objective: by that at ``path``, from the weights in ``start``."""
+    train = {**load_config(path).tables["train"], "steps": 2 * steps, "log_every": steps}
     train |= {"precision": precision, "tensorboard": False, "keep_states": 1}
     del train["scorer"]
     known = attrs.fields_dict(TrainSettings)  # an older checkout has fewer of them
     config = {
         "schema": 1,
-        "run": {"checkpoint": str(start)},
+        "run": {"checkpoint": str(start), "device": device},
         "corpus": corpus(),
         "objective": OBJECTIVES[objective],
         "train": {key: value for key, value in train.items() if key in known},
@@ -169,9 +177,9 @@ def corpus() -> dict[str, str]:
     return {"use": "folder", "path": sysconfig.get_paths()["stdlib"], "pattern": "*.py"}
 
 
-def write_start(folder: Path) -> None:
+def write_start(path: Path, folder: Path) -> None:
     """Random weights and the patcher, as a checkpoint: all sides start from the same."""
-    config = load_config(CONFIG)
+    config = load_config(path)
     train = {**config.tables["train"], "steps": 1}
     config = config.with_table("train", train).with_table("corpus", corpus())
     job = make_job(config, load_plugins(), out=folder)
@@ -195,7 +203,7 @@ def attend_densely(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     """``attend`` of whole sequences: (b, r, h, d) over (b, r, g, d)."""
     if not span.from_start:
         raise ValueError("dense masks are for whole sequences")
-    return masked_attention(q, k, v, window_mask(q.shape[1], span.window))
+    return masked_attention(q, k, v, window_mask(q.shape[1], span.window, q.device))
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -209,9 +217,10 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 @cache
-def window_mask(rows: int, window: int | None) -> Tensor:
+def window_mask(rows: int, window: int | None, device: torch.device) -> Tensor:
     """(rows, rows): a row sees itself and those before it, within the window."""
-    ahead = torch.arange(rows)[:, None] - torch.arange(rows)
+    row = torch.arange(rows, device=device)
+    ahead = row[:, None] - row
     return (ahead >= 0) & (ahead < (window or rows))
 
 
@@ -234,10 +243,11 @@ class DenseDecoder(LocalDecoder):
         memory = self._remember(latents, None)
         batch, rows = clean.ids_br.shape
         x, y = self.embed(clean.ids_br), None
-        positions, mask = torch.arange(rows).expand(batch, rows), window_mask(rows, self.window)
+        positions = torch.arange(rows, device=x.device).expand(batch, rows)
+        mask = window_mask(rows, self.window, x.device)
         if blocks is not None:
             y = self.embed(blocks.ids_bnB)
-            own = blocks.start_bn[..., None] + torch.arange(y.shape[2])
+            own = blocks.start_bn[..., None] + torch.arange(y.shape[2], device=x.device)
             positions = torch.cat((positions, own.flatten(1)), 1)
             mask = dense_mask(blocks, rows, self.window)
         angles = rotary_angles(positions, self.head_dim, self.rope_theta)
@@ -264,20 +274,22 @@ def dense_mask(blocks: Blocks, rows: int, window: int | None) -> Tensor:
     with the rows of its own block in place of the clean ones.
     """
     batch, count, size = blocks.ids_bnB.shape
-    causal_bn = blocks.causal_bn
+    causal_bn, device = blocks.causal_bn, blocks.start_bn.device
     if causal_bn is None:
-        causal_bn = torch.zeros(batch, count, dtype=torch.bool)
-    reach, place, key = window or rows + size, torch.arange(size), torch.arange(rows)
+        causal_bn = torch.zeros(batch, count, dtype=torch.bool, device=device)
+    reach = window or rows + size
+    place, key, number = (torch.arange(n, device=device) for n in (size, rows, count))
     start_bl = blocks.start_bn.repeat_interleave(size, 1)
     causal_bl = causal_bn.repeat_interleave(size, 1)
-    place_l, number_l = place.repeat(count), torch.arange(count).repeat_interleave(size)
+    place_l, number_l = place.repeat(count), number.repeat_interleave(size)
     at_bl = start_bl + torch.where(causal_bl, place_l, -1)
     clean = (key < start_bl[..., None]) & (at_bl[..., None] - key < reach)
     ahead = place_l[:, None] - place_l
     own = ~causal_bl[..., None] | ((ahead >= 0) & (ahead < reach))
     own = own & (number_l[:, None] == number_l)
-    mask = torch.zeros(batch, 1, rows + count * size, rows + count * size, dtype=torch.bool)
-    mask[:, 0, :rows, :rows] = window_mask(rows, window)
+    total = rows + count * size
+    mask = torch.zeros(batch, 1, total, total, dtype=torch.bool, device=device)
+    mask[:, 0, :rows, :rows] = window_mask(rows, window, device)
     mask[:, 0, rows:, :rows], mask[:, 0, rows:, rows:] = clean, own
     return mask
 
@@ -302,9 +314,12 @@ class Check:
     overall: float
 
 
-def check(objective: str, start: Path) -> Check:
+def check(objective: str, options: argparse.Namespace, start: Path) -> Check:
     """Compare the gradients of one pass in float32, of the same weights and batch."""
-    config = Config.from_mapping(tables(objective, start, "float32", 1))
+    settings = tables(
+        objective, options.config, start, device=options.device, precision="float32", steps=1
+    )
+    config = Config.from_mapping(settings)
     job = make_job(config, load_plugins(), out=start.with_name("check"))
     data = load_data(job.corpus, job.settings, job.model)
     *_, phase = make_phases(job.model, job.objective, job.settings, data.documents, data.windows)
@@ -331,9 +346,9 @@ def check(objective: str, start: Path) -> Check:
 def gradients(phase: Phase) -> dict[str, Tensor]:
     """Of the first pass of the first step."""
     phase.module.zero_grad(set_to_none=True)
-    loss, _ = phase.module(phase.batches[0], phase.generator(0, 0))
+    named = list(phase.module.named_parameters())
+    loss, _ = phase.module(phase.batches[0].to(named[0][1].device), phase.generator(0, 0))
     loss.backward()
-    named = phase.module.named_parameters()
     return {name: each.grad for name, each in named if each.grad is not None}
 
 
@@ -341,7 +356,7 @@ def amounts(job: Job, phase: Phase) -> dict[str, float]:
     """Mean bytes of a patch, and block rows a byte, of the first passes."""
     size = patches = rows = 0
     for number in range(SAMPLE):
-        batch = phase.batches[number]
+        batch = phase.batches[number].to(job.model.device)
         flags = job.model.patcher.flags(batch.rows, None)
         size, patches = size + batch.scored, patches + int(flags.sum())
         if hasattr(job.objective, "blocks"):
@@ -361,7 +376,9 @@ class Task:
     """
 
     checkout: str
+    config: str
     start: str
+    device: str
     precision: str
     processes: int
     threads: int
@@ -415,7 +432,9 @@ def task_of(options: argparse.Namespace, start: Path, layout: Layout, checkout: 
     """One repeat of one side."""
     return Task(
         checkout=str(checkout),
+        config=str(options.config.resolve()),
         start=str(start),
+        device=options.device,
         precision=options.precision,
         processes=layout.processes,
         threads=layout.threads,
@@ -478,7 +497,15 @@ def lacks(task: Task) -> list[str]:
 def speed_of(task: Task, objective: str, side: str) -> float:
     """Bytes/s of a run's second half, as the training loop has logged it (0 but in process 0)."""
     steps = task.dense_steps if side == DENSE else task.steps
-    config = Config.from_mapping(tables(objective, Path(task.start), task.precision, steps))
+    settings = tables(
+        objective,
+        Path(task.config),
+        Path(task.start),
+        device=task.device,
+        precision=task.precision,
+        steps=steps,
+    )
+    config = Config.from_mapping(settings)
     out = Path(task.folder) / side / objective
     job = make_job(config, load_plugins(), out=out)
     Trainer(job, LineReport(io.StringIO())).run()
@@ -506,6 +533,7 @@ def table(figures: dict[str, Any]) -> str:
     first = next(iter(checks.values()))
     about = (
         f"torch {figures['torch']}",
+        figures["device"],
         figures["precision"],
         f"{first['parameters'] / 1e6:.1f}M trained parameters",
         f"patches of {first['patch_bytes']:.1f} bytes",
