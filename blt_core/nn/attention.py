@@ -26,16 +26,20 @@ from blt_core.nn.cache import Span
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> Tensor:
     """Rotary positions (RoPE) as unit complex numbers (…, 1, d/2), in fp32 precision."""
-    angles = positions[..., None].float() * _rates(head_dim, theta, positions.device)
+    rates = torch.tensor(_rates(head_dim, theta), dtype=torch.float32, device=positions.device)
+    angles = positions[..., None].float() * rates
     return torch.complex(angles.cos(), angles.sin())[..., None, :]
 
 
 @cache
-def _rates(head_dim: int, theta: float, device: torch.device) -> Tensor:
-    """(d/2,): how far each pair turns from one position to the next."""
-    with torch.inference_mode(mode=False):  # training may meet what decoding has made
-        steps = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32)
-        return theta ** (-steps / head_dim)
+def _rates(head_dim: int, theta: float) -> list[float]:
+    """How far each of d/2 pairs turns from one position to the next.
+
+    Numbers, not a tensor: one that is kept would belong to whichever pass came first.
+    """
+    steps = torch.arange(0, head_dim, 2, dtype=torch.float32)
+    rates: list[float] = (theta ** (-steps / head_dim)).tolist()
+    return rates
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
@@ -63,9 +67,9 @@ class _Rotation(torch.autograd.Function):
 
 def _turn(x: Tensor, angles: Tensor) -> Tensor:
     # Pairs as complex numbers, of which there are none in half precision.
-    wide = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    pairs = torch.view_as_complex(wide.copy_(x).view(*x.shape[:-1], x.shape[-1] // 2, 2))
-    pairs.mul_(angles)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    wide = x.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    torch.view_as_complex(wide.view(*x.shape[:-1], x.shape[-1] // 2, 2)).mul_(angles)
     return wide.to(x.dtype)
 
 

@@ -10,7 +10,6 @@ a head, b batch rows, n blocks, B rows of a block, h heads, g key/value heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -25,8 +24,6 @@ TILE_ROWS = 64
 #: Tiles begin at keys that leave them a multiple of this wide, if they can: a softmax over a row
 #: whose end does not fill a vector takes twice as long.
 _ALIGNED = 32
-#: Tilings of windows that are kept, one for each number of rows.
-_TILINGS = 64
 
 
 @attrs.frozen(eq=False)
@@ -140,20 +137,18 @@ def attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return attended
 
 
-@lru_cache(_TILINGS)
-@torch.inference_mode(mode=False)  # training may meet what decoding has made
-def _window_tiles(
-    rows: int, window: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tile, ...]:
-    tiles = []
+def _window_tiles(rows: int, window: int, device: torch.device, dtype: torch.dtype) -> list[Tile]:
+    tiles, biases = [], dict[tuple[int, int], Tensor]()
     for first in range(0, rows, TILE_ROWS):
         last = min(first + TILE_ROWS, rows)
         low = max(last - _aligned(last - first + window - 1), 0)
-        row = torch.arange(first, last, device=device)[:, None]
-        ahead = row - torch.arange(low, last, device=device)
-        bias = _bias((ahead >= 0) & (ahead < window), dtype)
-        tiles.append(Tile(slice(first, last), (slice(low, last),), bias[None, None]))
-    return tuple(tiles)
+        shape = first - low, last - low  # the tiles inside have the same
+        if shape not in biases:
+            row = torch.arange(first, last, device=device)[:, None]
+            ahead = row - torch.arange(low, last, device=device)
+            biases[shape] = _bias((ahead >= 0) & (ahead < window), dtype)[None, None]
+        tiles.append(Tile(slice(first, last), (slice(low, last),), biases[shape]))
+    return tiles
 
 
 def _aligned(width: int, own: int = 0) -> int:
