@@ -2,7 +2,7 @@
 
     python benchmarks/train_speed.py [--threads 2] [--processes 2] [--precision float32] [--json]
     python benchmarks/train_speed.py --quick                a first look, in a few minutes
-    python benchmarks/train_speed.py --device cuda --config benchmarks/train_speed_large.toml
+    python benchmarks/train_speed.py --device cuda
     git worktree add ../before 16b0cd7
     python benchmarks/train_speed.py --before ../before     also an older checkout of the project
 
@@ -107,6 +107,8 @@ def main() -> None:
             print(f"{name}: gradients differ by {each.difference:.1e}", file=sys.stderr)
             if not each.difference <= TOLERANCE:
                 sys.exit(f"{name}: {each.worst} is another with dense masks; nothing is measured")
+        if options.device == "cuda":
+            torch.cuda.empty_cache()  # what is measured runs in processes of its own
         layouts, notes = measure(options, start)
     figures = {
         "torch": torch.__version__,
