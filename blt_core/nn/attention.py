@@ -37,7 +37,7 @@ def _rates(head_dim: int, theta: float) -> list[float]:
 
     Numbers, not a tensor: one that is kept would belong to whichever pass came first.
     """
-    steps = torch.arange(0, head_dim, 2, dtype=torch.float32)
+    steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu")
     rates: list[float] = (theta ** (-steps / head_dim)).tolist()
     return rates
 

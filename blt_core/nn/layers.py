@@ -84,9 +84,12 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) to (…, D)."""
-        if torch.is_grad_enabled() and x.device.type == "cpu":
+        weight = self.gate_up.weight
+        # ZeRO 3 lends weights for a call; a part of one would keep it until the backward pass.
+        lent = hasattr(weight, "ds_id")
+        if torch.is_grad_enabled() and x.device.type == "cpu" and not lent:
             # Two products leave two whole tensors: fewer strides, forward and backward.
-            gate, up = (functional.linear(x, each) for each in self.gate_up.weight.chunk(2))
+            gate, up = (functional.linear(x, each) for each in weight.chunk(2))
         else:
             gate, up = self.gate_up(x).chunk(2, dim=-1)
         out: Tensor = self.down(functional.silu(gate) * up)

@@ -30,6 +30,11 @@ class Linear(nn.Linear):
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """What a ``Linear`` of rows ``x`` gives: the dtype of autocast, where that is on."""
+    """What a ``Linear`` of rows ``x`` gives: the dtype of autocast, where that is on.
+
+    Autocast leaves float64 alone.
+    """
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x.dtype
+    return torch.get_autocast_dtype(kind)

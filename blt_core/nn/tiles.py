@@ -53,7 +53,8 @@ class Tile:
 
     def mask(self, scores: Tensor, scale: float) -> None:
         """Scale products (x, r, t) of queries and keys, and hide what is not seen, in place."""
-        by_batch = scores.view(len(self.bias_b1rt), -1, *scores.shape[1:])
+        batch = len(self.bias_b1rt)
+        by_batch = scores.view(batch, len(scores) // batch, *scores.shape[1:])
         torch.add(self.bias_b1rt, by_batch, alpha=scale, out=by_batch)
 
 

@@ -76,3 +76,13 @@ def test_blocks_in_tiles_are_blocks_under_a_mask(dtype, data):
     found = with_gradients(plan.attend, [x.to(dtype) for x in inputs], up)
     want = with_gradients(lambda *x: attend_blocks(*x, seen, among), inputs, up)
     assert_same(found, want, dtype, largest_product(up, own_v, clean_v))
+
+
+def test_blocks_at_the_very_start_see_themselves_alone():
+    # Blocks of 32 rows leave nothing to fill up: the tile has no key.
+    own, clean = tensors((1, 2, 32, 2, 8), (1, 50, 2, 8), seed=0)
+    plan = BlockTiles.plan(torch.zeros(1, 2, dtype=torch.long), None, size=32, window=None, rows=50)
+    found = plan.attend(own, own, own, clean, clean)
+    by_head = own.transpose(2, 3)
+    want = torch.nn.functional.scaled_dot_product_attention(by_head, by_head, by_head)
+    torch.testing.assert_close(found, want.transpose(2, 3))
