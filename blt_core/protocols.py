@@ -11,7 +11,7 @@ whole sequence from BOS on. Both must give the same numbers: that is what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -395,13 +395,18 @@ class TrainingBackend(Protocol):
         """Begin to train ``module``; returns what to call in its place.
 
         AdamW on ``groups`` (dicts of "params" and "weight_decay"), gradients clipped to the norm
-        ``clip``. A step is ``accumulate`` times in each process a call and ``backward``, then
-        ``step``. A later start lets the former module go.
+        ``clip``. A step is a ``backward`` of ``accumulate`` passes in each process, then ``step``.
+        A later start lets the former module go.
         """
         ...
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of one pass; a step's is the mean over its passes and processes."""
+    def backward(self, losses: Iterable[Callable[[], Tensor]]) -> None:
+        """Run the passes of a step and add their gradients; its own is the mean over all of them.
+
+        Each function calls what ``start`` gave and returns the loss of one pass. The iterable is
+        read in this thread, as passes begin; a backend may call several functions at once, in
+        threads, where each draws from a generator of its own.
+        """
         ...
 
     def step(self, learning_rate: float) -> float:

@@ -365,9 +365,11 @@ class StateMemory:
     """What a training backend keeps of the module it trains, for each process.
 
     device: where passes run. host: what was moved to the memory of the CPU. passes_in: the dtype
-    that the module is cast to (None: it stays as it is).
+    that the module is cast to (None: it stays as it is). passes_at_once: how many passes of a step
+    run side by side, each with gradients of its own.
     """
 
     device: StateBytes
     host: StateBytes = StateBytes()
     passes_in: torch.dtype | None = None
+    passes_at_once: int = 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,18 @@ class Run:
 
     def step(self, step: int) -> tuple[float, float]:
         """The mean loss of a step's passes, and the norm of its gradient."""
-        total = 0.0
-        for index in range(self.passes):
-            ids = batch(step, index * self.backend.world_size + self.backend.rank)
-            loss, figures = self.wrapped(ids)
+        losses = []
+
+        def one(index: int) -> Tensor:
+            loss, figures = self.wrapped(batch(step, index))
             assert figures == {"rows": 3.0}
-            total += float(loss.detach())
-            self.backend.backward(loss)
+            losses.append(float(loss.detach()))
+            return loss
+
+        indices = range(self.backend.rank, PASSES, self.backend.world_size)
+        self.backend.backward(partial(one, index) for index in indices)
         norm = self.backend.step(rate(step))
-        return self.backend.mean([total / self.passes])[0], norm
+        return self.backend.mean([sum(losses) / self.passes])[0], norm
 
     def steps(self, first: int, last: int) -> list[tuple[float, float]]:
         return [self.step(step) for step in range(first, last)]

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import torch
 
-from blt_core.component import BuildContext
 from blt_core.config import load_config
 from blt_core.model import Model
 from blt_core.pipeline import new_model
 from blt_core.plugins import load_plugins
 from blt_core.protocols import TrainingBackend
-from blt_plugins.training.backend import TorchBackend, TorchBackendParams
+from blt_plugins.training.backend import scorer_backend
 from blt_plugins.training.evaluate import evaluate_model
 from blt_plugins.training.job import TrainingPlan, plan_training
 from blt_plugins.training.phases import MODEL
@@ -50,7 +49,7 @@ def main() -> None:
     backend: TrainingBackend = (
         training.plan.build("training_backend")
         if phase.name == MODEL
-        else TorchBackend(TorchBackendParams(), BuildContext(model.scheme))
+        else scorer_backend(training.plan.build("training_backend"), model.scheme)
     )
     train(phase, training, backend, model)
     peak = status("VmHWM") - before
@@ -74,8 +73,8 @@ def train(
     )
     batch = full_batch(model, settings, phase.step_bytes)
     for _ in range(2):
-        for _ in range(passes):
-            backend.backward(module(batch, torch.Generator().manual_seed(0))[0])
+        one = lambda: module(batch, torch.Generator().manual_seed(0))[0]  # noqa: E731
+        backend.backward([one] * passes)
         backend.step(1e-3)
     if phase.name == MODEL:
         with backend.whole():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
@@ -51,7 +51,7 @@ class DeepSpeedBackend:
         self._topology = Topology(params.stage, self.world_size, params.weight_dtype)
         self._package: ModuleType | None = None
         self._running: Any = None
-        self._clip, self._accumulate, self._passes = 0.0, 1, 0
+        self._clip, self._accumulate = 0.0, 1
         if self.world_size > 1 and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
@@ -77,7 +77,7 @@ class DeepSpeedBackend:
             )
         package = self._package = import_deepspeed(first.device)
         join_group(package, first.device)
-        self._clip, self._accumulate, self._passes = clip, accumulate, 0
+        self._clip, self._accumulate = clip, accumulate
         config = deepspeed_config(
             self._params,
             # At stage 0 the engine clips, but does not tell the norm.
@@ -90,13 +90,13 @@ class DeepSpeedBackend:
         engine: nn.Module = self._running
         return engine
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of one of ``accumulate`` passes."""
+    def backward(self, losses: Iterable[Callable[[], Tensor]]) -> None:
+        """Add the gradients of ``accumulate`` passes, one after another."""
         engine = self._engine()
-        engine.backward(loss)
-        self._passes += 1
-        if self._passes < self._accumulate:
-            engine.step()  # counts the pass; the optimizer steps after the last one only
+        for number, loss in enumerate(losses, start=1):
+            engine.backward(loss())
+            if number < self._accumulate:
+                engine.step()  # counts the pass; the optimizer steps after the last one only
 
     def step(self, learning_rate: float) -> float:
         """Apply the gradients; returns their norm before clipping."""
@@ -107,7 +107,6 @@ class DeepSpeedBackend:
         if self._params.stage == 0:
             norm = nn.utils.clip_grad_norm_(engine.module.parameters(), self._clip)
         engine.step()
-        self._passes = 0
         value = float(engine.get_global_grad_norm() if norm is None else norm)
         return value if value >= 0 else math.nan  # -1 stands for a norm that is no number
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from blt_core.component import BuildContext, Component
+from blt_core.component import BuildContext, Component, at_least
 from blt_core.errors import CheckpointError, RunError
 from blt_core.stored import StoredTensors
-from blt_core.types import StateMemory
+from blt_core.types import IdScheme, StateMemory
 from blt_plugins.training.memory_plan import replicated, sharded
 from blt_plugins.training.optimizers import (
     OptimizerName,
@@ -25,6 +25,7 @@ from blt_plugins.training.optimizers import (
     optimizer_bytes,
     optimizer_of,
 )
+from blt_plugins.training.side_by_side import SideBySide
 
 #: What ``save`` writes: the whole weights and optimizer, whatever they were spread over.
 TENSORS = "training.safetensors"
@@ -39,10 +40,13 @@ class TorchBackendParams:
     spread in a single process, one that was not started by torchrun.
     optimizer: adamw, or muon, which learns more from each step and takes longer for it; see
     :func:`blt_plugins.training.optimizers.make_optimizers`. It needs whole matrices: no fsdp.
+    parallel_passes: at most so many passes of a step run side by side and share torch's threads, if
+    there is a single process; faster on a CPU, and each takes memory of its own.
     """
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
     optimizer: OptimizerName = "adamw"
+    parallel_passes: int = attrs.field(default=1, validator=at_least(1))
 
     def __attrs_post_init__(self) -> None:
         if self.optimizer == "muon" and self.strategy == "fsdp":
@@ -60,12 +64,14 @@ class TorchBackend:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self._strategy, self._name = params.strategy, params.optimizer
+        self.parallel_passes = params.parallel_passes
+        self._side_by_side: SideBySide | None = None
         self._outputs = context.scheme.size
         self._sharded = params.strategy == "fsdp" and self.world_size > 1
         self._module: nn.Module = nn.Module()
         self._called: nn.Module = self._module
         self._optimizers: list[torch.optim.Optimizer] = []
-        self._clip, self._accumulate, self._passes = 1.0, 1, 0
+        self._clip, self._accumulate = 1.0, 1
         self._owns_group = False
         if self.world_size > 1 and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -79,6 +85,7 @@ class TorchBackend:
         accumulate: int,
     ) -> nn.Module:
         """Begin to train ``module``; what was trained before is let go."""
+        self.release()
         self._join()
         self._module = self._called = module
         if self._sharded:
@@ -90,16 +97,21 @@ class TorchBackend:
         self._optimizers = make_optimizers(
             groups, self._name, outputs=self._outputs, fused=not self._sharded
         )
-        self._clip, self._accumulate, self._passes = clip, accumulate, 0
+        self._clip, self._accumulate = clip, accumulate
+        if (count := self._passes_at_once(self.world_size, accumulate)) > 1:
+            self._side_by_side = SideBySide(count)
         module.zero_grad(set_to_none=True)
-        self._prepare_pass()
         return self._called
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of one of ``accumulate`` passes; the last one shares them out."""
-        (loss / self._accumulate).backward()
-        self._passes += 1
-        self._prepare_pass()
+    def backward(self, losses: Iterable[Callable[[], Tensor]]) -> None:
+        """Add the gradients of ``accumulate`` passes; the last one shares them out."""
+        if self._side_by_side is not None:
+            trained = [each for each in self._module.parameters() if each.requires_grad]
+            self._side_by_side.add(losses, trained, accumulate=self._accumulate)
+            return
+        for number, loss in enumerate(losses, start=1):
+            self._prepare_pass(last=number == self._accumulate)
+            (loss() / self._accumulate).backward()
 
     def step(self, learning_rate: float) -> float:
         """Apply the gradients; returns their norm before clipping."""
@@ -110,8 +122,6 @@ class TorchBackend:
                 group["lr"] = learning_rate
             optimizer.step()
         self._module.zero_grad(set_to_none=True)
-        self._passes = 0
-        self._prepare_pass()
         return float(self._full(norm))
 
     def mean(self, values: Sequence[float]) -> list[float]:
@@ -194,12 +204,16 @@ class TorchBackend:
         if self._strategy == "fsdp":
             return sharded(module, processes=processes, accumulate=accumulate)
         kept = optimizer_bytes(module, self._name, outputs=self._outputs)
-        return replicated(module, processes=processes, optimizer=kept)
+        found = replicated(module, processes=processes, optimizer=kept)
+        return attrs.evolve(found, passes_at_once=self._passes_at_once(processes, accumulate))
 
     def release(self) -> None:
         """Let the module and its optimizers go; the processes stay together."""
         self._module = self._called = nn.Module()
         self._optimizers = []
+        if self._side_by_side is not None:
+            self._side_by_side.close()
+        self._side_by_side = None
 
     def close(self) -> None:
         """Let the module and the process group go."""
@@ -208,9 +222,13 @@ class TorchBackend:
             distributed.destroy_process_group()
         self._owns_group = False
 
-    def _prepare_pass(self) -> None:
+    def _passes_at_once(self, processes: int, accumulate: int) -> int:
+        """How many passes of a step a process runs at a time: no more than torch has threads."""
+        limit = self.parallel_passes if processes == 1 else 1
+        return min(limit, accumulate, torch.get_num_threads())
+
+    def _prepare_pass(self, *, last: bool) -> None:
         """Gradients meet those of the other processes in the last pass of a step alone."""
-        last = self._passes + 1 == self._accumulate
         if self._sharded:
             self._called.set_requires_gradient_sync(last)  # type: ignore[operator]
         elif isinstance(self._called, DistributedDataParallel):
@@ -256,6 +274,15 @@ class TorchBackend:
         if not self._optimizers:
             raise RunError("the training backend was not started")
         return self._optimizers
+
+
+def scorer_backend(backend: object, scheme: IdScheme) -> TorchBackend:
+    """What trains the scorer of a run whose model ``backend`` trains.
+
+    A scorer is small, and its parameters are needed whole later: it is never sharded.
+    """
+    parallel = backend.parallel_passes if isinstance(backend, TorchBackend) else 1
+    return TorchBackend(TorchBackendParams(parallel_passes=parallel), BuildContext(scheme))
 
 
 def _known(name: str, own: Mapping[str, object], folder: Path) -> None:

@@ -11,6 +11,7 @@ import math
 import struct
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from blt_core.checkpoint import MODEL_FILES, check_replaceable, file_errors, model_config
-from blt_core.component import BuildContext
 from blt_core.errors import CheckpointError, DataError, RunError
 from blt_core.model import Model
 from blt_core.plugins import Plugins
@@ -30,7 +30,7 @@ from blt_core.protocols import (
     ThresholdPatcher,
     TrainingBackend,
 )
-from blt_plugins.training.backend import TorchBackend, TorchBackendParams
+from blt_plugins.training.backend import scorer_backend
 from blt_plugins.training.calibrate import calibrate
 from blt_plugins.training.data import load_data
 from blt_plugins.training.evaluate import HeldOut, evaluate_scorer
@@ -58,6 +58,7 @@ from blt_plugins.training.state import (
     tidy_model,
 )
 from blt_plugins.training.validation import validate
+from blt_plugins.training.windows import Batch
 
 #: Settings that may change when a run is resumed, since no step depends on them.
 FREE = (
@@ -110,9 +111,7 @@ class Trainer:
 
     def __init__(self, job: Job, report: Report) -> None:
         self._job, self._report, self._settings = job, report, job.settings
-        # A scorer is small, and its parameters are needed whole later: it is never sharded.
-        context = BuildContext(job.model.scheme)
-        self._scorer_backend = TorchBackend(TorchBackendParams(), context)
+        self._scorer_backend = scorer_backend(job.backend, job.model.scheme)
         self._backend, self._main = job.backend, job.backend.rank == 0
         self._alone = False
         events = job.out / "tensorboard" if self._settings.tensorboard else None
@@ -280,16 +279,23 @@ class Trainer:
         backend, device = self._backend, self._job.model.device
         numbers = range(step * phase.passes, (step + 1) * phase.passes)
         size = sum(phase.batches.size(number) for number in numbers)
-        sums: dict[str, float] = {}
-        for index in range(backend.rank, phase.passes, backend.world_size):
-            batch = phase.batches[numbers[index]].to(device)
+        found: dict[int, dict[str, float]] = {}
+
+        def run(index: int, batch: Batch) -> Tensor:
             loss, figures = module(batch, phase.generator(step, index))
             share = batch.scored / size
-            for name, value in {"loss": float(loss.detach()), **figures}.items():
-                sums[name] = sums.get(name, 0.0) + share * value
-            if math.isfinite(sums["loss"]) or backend.world_size > 1:
-                # The backend averages, yet batches of unequal size count by their bytes.
-                backend.backward(loss * (share * phase.passes))
+            figures = {"loss": float(loss.detach()), **figures}
+            found[index] = {name: share * value for name, value in figures.items()}
+            # The backend averages, yet batches of unequal size count by their bytes.
+            return loss * (share * phase.passes)
+
+        own = range(backend.rank, phase.passes, backend.world_size)
+        batches = ((index, phase.batches[numbers[index]].to(device)) for index in own)
+        backend.backward(partial(run, index, batch) for index, batch in batches)
+        sums: dict[str, float] = {}
+        for index in own:
+            for name, value in found[index].items():
+                sums[name] = sums.get(name, 0.0) + value
         shared = backend.mean([*sums.values(), float(self._interrupts.asked)])
         self._stopping = shared.pop() > 0
         figures = {k: v * backend.world_size for k, v in zip(sums, shared, strict=True)}

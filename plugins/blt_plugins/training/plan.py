@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from blt_core.component import BuildContext
 from blt_core.config import MODEL_KINDS, Config
 from blt_core.errors import ConfigError
 from blt_core.model import Model, part_dtype
@@ -28,7 +27,7 @@ from blt_core.plugins import Plugins
 from blt_core.protocols import MemoryPlanner, Patcher, ThresholdPatcher
 from blt_core.types import Rows, StateMemory
 from blt_core.wiring import Plan
-from blt_plugins.training.backend import TorchBackend, TorchBackendParams
+from blt_plugins.training.backend import scorer_backend
 from blt_plugins.training.evaluate import evaluate_model, evaluate_scorer
 from blt_plugins.training.job import TrainingPlan, check_passes, check_trains, plan_training
 from blt_plugins.training.memory_plan import parameter_bytes
@@ -49,9 +48,10 @@ class PhasePlan:
     """Memory of one phase, in bytes of each process.
 
     parameters: how many are trained. frozen: the other parts of the model, on the device. state:
-    what the backend keeps. activations: the most that a pass holds beside gradients. peak: the most
-    at any moment on the device. passes: of a step in each process; rows, row_bytes: of the batch
-    that was traced. steps, step_bytes: how many, and what all processes together read in one.
+    what the backend keeps, and how many passes run at once. activations: the most that one of them
+    holds beside gradients. peak: the most at any moment on the device. passes: of a step in each
+    process; rows, row_bytes: of the batch that was traced. steps, step_bytes: how many, and what
+    all processes together read in one.
     """
 
     name: str
@@ -98,10 +98,8 @@ class Planner:
         if not isinstance(backend, MemoryPlanner):
             text = f"{self._node.label} does not tell what it keeps in memory"
             raise ConfigError([self._node.place.written.problem(text)])
-        # A scorer is trained by plain torch, whatever trains the model.
-        context = BuildContext(self._training.plan.model.scheme)
-        scorer_backend = TorchBackend(TorchBackendParams(), context)
-        self._backends: dict[str, MemoryPlanner] = {SCORER: scorer_backend, MODEL: backend}
+        scorer = scorer_backend(backend, self._training.plan.model.scheme)
+        self._backends: dict[str, MemoryPlanner] = {SCORER: scorer, MODEL: backend}
         self._fakes = FakeTensorMode()
         self.model = _fake_model(self._training.plan, self._fakes)
         check_trains(self._training, self.model)
@@ -203,15 +201,16 @@ def _peak(state: StateMemory, trace: Trace, passes: int) -> int:
     """The most bytes of the trained module at any moment.
 
     Gradients of earlier passes are there all the time; those of a single one come as activations
-    go.
+    go. So do those of each pass that runs beside others.
     """
-    device = state.device
-    if passes > 1:
+    device, at_once = state.device, state.passes_at_once
+    if passes > 1 and at_once == 1:
         held = device.total + max(moment.activations for moment in trace.moments)
     else:
         share = device.gradients / trace.gradients
         moving = max(m.activations + math.ceil(share * m.gradients) for m in trace.moments)
-        held = device.total - device.gradients + moving
+        summed = device.gradients if passes > at_once else 0
+        held = device.total - device.gradients + summed + at_once * moving
     return max(held, device.stepping)
 
 

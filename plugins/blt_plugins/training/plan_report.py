@@ -28,6 +28,7 @@ def plan_record(plan: MemoryPlan) -> dict[str, Any]:
             },
             "host": attrs.asdict(phase.state.host),
             "passes": phase.passes,
+            "passes_at_once": phase.state.passes_at_once,
             "pass_rows": phase.rows,
             "row_bytes": phase.row_bytes,
             "step_bytes": phase.step_bytes,
@@ -53,11 +54,14 @@ def show_plan(plan: MemoryPlan) -> None:
     console.print(f"\nGB = 1e9 bytes in {each}; backend {plan.backend}")
     for phase in plan.phases:
         patches = round(phase.step_bytes / plan.patch_bytes)
+        at_once = phase.state.passes_at_once
+        paired = f"{at_once} at once, " if at_once > 1 else ""
         console.print(
             f"{phase.name}: {phase.parameters:,} trained parameters; {phase.steps:,} steps of "
             f"{phase.step_bytes:,} bytes (about {patches:,} patches), "
             f"{phase.steps * phase.step_bytes / GB:,.3f} GB in all; each process makes "
-            f"{phase.passes} of a step's passes, {phase.rows} x {phase.row_bytes:,} bytes each",
+            f"{phase.passes} of a step's passes, {paired}{phase.rows} x {phase.row_bytes:,} bytes "
+            "each",
             soft_wrap=True,
         )
 
