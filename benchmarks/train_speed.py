@@ -9,8 +9,9 @@
 bytes/s is that of whole optimizer steps of the training loop: data, the scorer's patches, forward,
 backward, clipping, AdamW. The model is that of --config with random weights, the text the standard
 library of the running interpreter, the patches are those of ``demo:python``. Measured are the
-objectives of OBJECTIVES with --threads threads and, with --processes, as many processes of one
-thread each (torchrun, DDP) that share the passes of the same steps.
+objectives of OBJECTIVES with --threads threads, the passes of a step one after another and, on a
+CPU with several, two side by side; and with --processes, as many processes of one thread each
+(torchrun, DDP) that share the passes of the same steps.
 
 dense masks: the same step, where the decoder attends by one boolean mask over [clean rows; block
 rows], (N + n·B)² for n blocks of B bytes, and other windows are masks over all rows. Before
@@ -58,7 +59,7 @@ from blt_core.nn.cache import Span
 from blt_core.plugins import load_plugins
 from blt_core.types import Blocks, DecoderOutput, Latents, Rows
 from blt_plugins.local.decoder import LocalDecoder, LocalDecoderCache
-from blt_plugins.training.backend import TorchBackend
+from blt_plugins.training.backend import TorchBackend, TorchBackendParams
 from blt_plugins.training.data import load_data
 from blt_plugins.training.job import make_job
 from blt_plugins.training.loop import Job, Trainer
@@ -157,7 +158,14 @@ def parse() -> argparse.Namespace:
 
 
 def tables(
-    objective: str, path: Path, start: Path, *, device: str, precision: str, steps: int
+    objective: str,
+    path: Path,
+    start: Path,
+    *,
+    device: str,
+    precision: str,
+    steps: int,
+    at_once: int = 1,
 ) -> dict[str, Any]:
     """The training config of an objective: by that at ``path``, from the weights in ``start``."""
     train = {**load_config(path).tables["train"], "steps": 2 * steps, "log_every": steps}
@@ -171,6 +179,8 @@ def tables(
         "objective": OBJECTIVES[objective],
         "train": {key: value for key, value in train.items() if key in known},
     }
+    if at_once > 1:
+        config["training_backend"] = {"use": "torch", "parallel_passes": at_once}
     return config if objective == "ar" else {**config, "decoder": {"denoises": True}}
 
 
@@ -374,7 +384,8 @@ def amounts(job: Job, phase: Phase) -> dict[str, float]:
 class Task:
     """What one process, or several under torchrun, measures with one checkout.
 
-    dense_steps: 0 to leave dense masks out. folder: to write into.
+    at_once: passes of a step that run side by side. dense_steps: 0 to leave dense masks out.
+    folder: to write into.
     """
 
     checkout: str
@@ -384,6 +395,7 @@ class Task:
     precision: str
     processes: int
     threads: int
+    at_once: int
     steps: int
     dense_steps: int
     folder: str = ""
@@ -399,10 +411,11 @@ class Result:
 
 @attrs.frozen
 class Layout:
-    """The figures of one number of processes and threads: objective, side, a speed a repeat."""
+    """The figures of some processes, threads and passes at once: objective, side, speeds."""
 
     processes: int
     threads: int
+    at_once: int = 1
     bytes_per_second: dict[str, dict[str, list[float]]] = attrs.field(
         factory=lambda: {name: {} for name in OBJECTIVES}
     )
@@ -411,6 +424,8 @@ class Layout:
 def measure(options: argparse.Namespace, start: Path) -> tuple[list[Layout], list[str]]:
     """Speeds of all layouts and sides, and what could not be measured."""
     layouts = [Layout(1, options.threads)]
+    if options.device == "cpu" and options.threads > 1:
+        layouts.append(Layout(1, options.threads, at_once=2))
     if options.processes > 1:
         layouts.append(Layout(options.processes, 1))
     sides = [(NOW, CHECKOUT)]
@@ -431,7 +446,8 @@ def measure(options: argparse.Namespace, start: Path) -> tuple[list[Layout], lis
 
 
 def task_of(options: argparse.Namespace, start: Path, layout: Layout, checkout: Path) -> Task:
-    """One repeat of one side."""
+    """One repeat of one side; dense masks are for passes one after another."""
+    dense = checkout == CHECKOUT and layout.at_once == 1
     return Task(
         checkout=str(checkout),
         config=str(options.config.resolve()),
@@ -440,8 +456,9 @@ def task_of(options: argparse.Namespace, start: Path, layout: Layout, checkout: 
         precision=options.precision,
         processes=layout.processes,
         threads=layout.threads,
+        at_once=layout.at_once,
         steps=options.steps,
-        dense_steps=max(options.steps // 4, 1) if checkout == CHECKOUT else 0,
+        dense_steps=max(options.steps // 4, 1) if dense else 0,
     )
 
 
@@ -493,6 +510,9 @@ def lacks(task: Task) -> list[str]:
         found.append(f"{task.checkout} trains in float32 only: --precision float32")
     if task.processes > 1 and not hasattr(TorchBackend, "mean"):
         found.append(f"{task.checkout} trains in one process only")
+    parallel = "parallel_passes" in attrs.fields_dict(TorchBackendParams)
+    if task.at_once > 1 and not parallel:
+        found.append(f"{task.checkout} runs passes one after another only")
     return found
 
 
@@ -506,6 +526,7 @@ def speed_of(task: Task, objective: str, side: str) -> float:
         device=task.device,
         precision=task.precision,
         steps=steps,
+        at_once=task.at_once,
     )
     config = Config.from_mapping(settings)
     out = Path(task.folder) / side / objective
@@ -544,7 +565,8 @@ def table(figures: dict[str, Any]) -> str:
     lines = [", ".join(about), f"bytes/s of whole steps: median (least to most) of {counts}"]
     for layout in figures["layouts"]:
         processes, threads = layout["processes"], layout["threads"]
-        lines.append(f"{processes} process{'es' * (processes > 1)} x {threads} threads")
+        beside = f", {layout['at_once']} passes at once" if layout["at_once"] > 1 else ""
+        lines.append(f"{processes} process{'es' * (processes > 1)} x {threads} threads{beside}")
         for objective, sides in layout["bytes_per_second"].items():
             rows = checks[objective]["block_rows"]
             lines.append(f"  {objective}" + f", {rows:.1f} block rows a byte" * (rows > 0))

@@ -16,7 +16,7 @@ PROGRAM = Path(__file__).parent / "training" / "peak_memory.py"
 
 
 def measured_peak(
-    tables: Mapping[str, Any], phase: str, folder: Path, *, processes: int = 1
+    tables: Mapping[str, Any], phase: str, folder: Path, *, processes: int = 1, threads: int = 1
 ) -> int:
     """Bytes that process 0 of ``processes`` takes at most, for a phase of a training config."""
     path = folder / "measured.toml"
@@ -31,7 +31,7 @@ def measured_peak(
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "0",
         "MALLOC_ARENA_MAX": "1",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
     }
     done = subprocess.run(
         [*launcher, str(PROGRAM), str(path), phase],

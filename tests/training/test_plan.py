@@ -198,6 +198,24 @@ def test_a_plan_is_within_15_percent_of_the_peak_of_two_processes(planned, strat
     assert plan.peak == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+@pytest.mark.parametrize("passes", [2, 4])
+def test_passes_side_by_side_are_within_15_percent_of_the_peak(planned, passes, tmp_path):
+    tables = large(planned)
+    tables["train"] |= {"accumulate": passes, "batch_bytes": 2048 * passes, "scorer": {"steps": 0}}
+    tables["training_backend"] = {"use": "torch", "parallel_passes": 2}
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        plan = planner(tables).plan()
+    finally:
+        torch.set_num_threads(before)
+    assert plan.phases[0].state.passes_at_once == 2
+    measured = measured_peak(tables, MODEL, tmp_path, threads=2)
+    assert plan.peak == pytest.approx(measured, rel=0.15)
+
+
 # -- states --------------------------------------------------------------------------------------
 
 

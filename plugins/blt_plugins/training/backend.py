@@ -202,9 +202,10 @@ class TorchBackend:
     def memory(self, module: nn.Module, *, processes: int, accumulate: int) -> StateMemory:
         """What each of ``processes`` keeps while it trains ``module``."""
         if self._strategy == "fsdp":
-            return sharded(module, processes=processes, accumulate=accumulate)
-        kept = optimizer_bytes(module, self._name, outputs=self._outputs)
-        found = replicated(module, processes=processes, optimizer=kept)
+            found = sharded(module, processes=processes, accumulate=accumulate)
+        else:
+            kept = optimizer_bytes(module, self._name, outputs=self._outputs)
+            found = replicated(module, processes=processes, optimizer=kept)
         return attrs.evolve(found, passes_at_once=self._passes_at_once(processes, accumulate))
 
     def release(self) -> None:
