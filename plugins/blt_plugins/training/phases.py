@@ -60,7 +60,8 @@ class ModelLoss(nn.ModuleDict):
                 flags = model.patcher.flags(rows, None)
         kind = rows.ids_br.device.type
         with (
-            torch.autocast(kind, torch.bfloat16, enabled=self._autocast),
+            # Its cache of narrowed weights would be shared with passes in other threads.
+            torch.autocast(kind, torch.bfloat16, enabled=self._autocast, cache_enabled=False),
             gradient_checkpointing(active=self._checkpointing),
         ):
             return self._objective.loss(model, rows, flags, batch.targets_br, rng)
