@@ -401,7 +401,7 @@ class TrainingBackend(Protocol):
         ...
 
     def backward(self, losses: Iterable[Callable[[], Tensor]]) -> None:
-        """Run the passes of a step and add their gradients; its own is the mean over all of them.
+        """Run a step's passes and add their gradients; the mean over passes and processes counts.
 
         Each function calls what ``start`` gave and returns the loss of one pass. The iterable is
         read in this thread, as passes begin; a backend may call several functions at once, in

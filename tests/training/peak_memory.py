@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from blt_core.config import load_config
 from blt_core.model import Model
@@ -72,9 +73,13 @@ def train(
         accumulate=passes,
     )
     batch = full_batch(model, settings, phase.step_bytes)
+
+    def loss() -> Tensor:
+        found: Tensor = module(batch, torch.Generator().manual_seed(0))[0]
+        return found
+
     for _ in range(2):
-        one = lambda: module(batch, torch.Generator().manual_seed(0))[0]  # noqa: E731
-        backend.backward([one] * passes)
+        backend.backward([loss] * passes)
         backend.step(1e-3)
     if phase.name == MODEL:
         with backend.whole():

@@ -38,7 +38,7 @@ class SideBySide:
     ) -> None:
         """Add the gradient of each loss / ``accumulate`` to those that the parameters hold.
 
-        The iterable is read in this thread, and not farther than passes can begin.
+        The iterable is read in this thread, one pass farther than those that run.
         """
         running: deque[Future[Gradients]] = deque()
         for loss in losses:
