@@ -2,16 +2,18 @@
 
     python benchmarks/train_speed.py [--threads 2] [--processes 2] [--precision float32] [--json]
     python benchmarks/train_speed.py --quick                a first look, in a few minutes
+    python benchmarks/train_speed.py --prepared             patches made ahead
+    python benchmarks/train_speed.py --config benchmarks/train_speed_1b.toml
     python benchmarks/train_speed.py --device cuda
     git worktree add ../before 16b0cd7
     python benchmarks/train_speed.py --before ../before     also an older checkout of the project
 
-bytes/s is that of whole optimizer steps of the training loop: data, the scorer's patches, forward,
-backward, clipping, AdamW. The model is that of --config with random weights, the text the standard
-library of the running interpreter, the patches are those of ``demo:python``. Measured are the
-objectives of OBJECTIVES with --threads threads, the passes of a step one after another and, on a
-CPU with several, two side by side; and with --processes, as many processes of one thread each
-(torchrun, DDP) that share the passes of the same steps.
+bytes/s is that of whole optimizer steps of the training loop: data, the scorer's patches (unless
+they are --prepared), forward, backward, clipping, AdamW. The model is that of --config with random
+weights, the text the standard library of the running interpreter, the patches are those of
+``demo:python``. Measured are the objectives of OBJECTIVES with --threads threads, the passes of a
+step one after another and, on a CPU with several, two side by side; and with --processes, as many
+processes of one thread each (torchrun, DDP) that share the passes of the same steps.
 
 dense masks: the same step, where the decoder attends by one boolean mask over [clean rows; block
 rows], (N + n·B)² for n blocks of B bytes, and other windows are masks over all rows. Before
@@ -39,26 +41,20 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import attrs
 import torch
+from cattrs import structure
+from dense_masks import dense_masks
 from torch import Tensor, distributed
-from torch.nn import functional
 
 import blt_core
 from blt_core.checkpoint import model_config, model_tensors
 from blt_core.config import Config, load_config
-from blt_core.nn import layers, rotary_angles
-from blt_core.nn.cache import Span
 from blt_core.plugins import load_plugins
-from blt_core.types import Blocks, DecoderOutput, Latents, Rows
-from blt_plugins.local.decoder import LocalDecoder, LocalDecoderCache
 from blt_plugins.training.backend import TorchBackend, TorchBackendParams
 from blt_plugins.training.data import load_data
 from blt_plugins.training.job import make_job
@@ -97,12 +93,11 @@ def main() -> None:
     """Check, measure and print."""
     options = parse()
     if options.worker:
-        work(Task(**json.loads(options.worker.read_text())))
+        work(structure(json.loads(options.worker.read_text()), Task))
         return
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        start = Path(folder) / "start"
-        write_start(options.config, start)
+        start = make_start(options, Path(folder))
         checks = {name: check(name, options, start) for name in OBJECTIVES}
         for name, each in checks.items():
             print(f"{name}: gradients differ by {each.difference:.1e}", file=sys.stderr)
@@ -115,6 +110,7 @@ def main() -> None:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "CPU",
         "precision": options.precision,
+        "prepared": options.prepared,
         "repeats": options.repeats,
         "steps": options.steps,
         "before": revision(options.before) if options.before else None,
@@ -138,6 +134,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the model and the step")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--prepared", action="store_true", help="patches made ahead of time")
     parser.add_argument("--before", type=Path, help="another checkout of the project")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="of a repeat")
@@ -157,153 +154,60 @@ def parse() -> argparse.Namespace:
 # -- what is trained ------------------------------
 
 
+@attrs.frozen
+class Start:
+    """What all sides train on: a checkpoint of random weights and the patcher, and a corpus."""
+
+    checkpoint: str
+    corpus: Mapping[str, str]
+
+
+def make_start(options: argparse.Namespace, folder: Path) -> Start:
+    """Write the checkpoint, and the patches if they are to be made ahead.
+
+    The text is the modules at the top of the standard library: no packages, so nothing that is
+    installed.
+    """
+    text = {"use": "folder", "path": sysconfig.get_paths()["stdlib"], "pattern": "*.py"}
+    config = load_config(options.config)
+    train, start = {**config.tables["train"], "steps": 1}, Start(str(folder / "start"), text)
+    config = config.with_table("train", train).with_table("corpus", text)
+    job = make_job(config, load_plugins(), out=folder)
+    job.format.write(Path(start.checkpoint), model_config(job.model), model_tensors(job.model))
+    if not options.prepared:
+        return start
+    from blt_plugins.training.prepare import prepare  # not in every checkout
+
+    shards, source = folder / "prepared", tables("ar", options.config, start, steps=1)
+    prepare(Config.from_mapping(source), shards, workers=options.threads, shard_bytes=1_000_000)
+    return attrs.evolve(start, corpus={"use": "prepared", "path": str(shards)})
+
+
 def tables(
     objective: str,
     path: Path,
-    start: Path,
+    start: Start,
     *,
-    device: str,
-    precision: str,
     steps: int,
+    device: str = "cpu",
+    precision: str = "float32",
     at_once: int = 1,
 ) -> dict[str, Any]:
-    """The training config of an objective: by that at ``path``, from the weights in ``start``."""
+    """The training config of an objective: by that at ``path``, from ``start``."""
     train = {**load_config(path).tables["train"], "steps": 2 * steps, "log_every": steps}
     train |= {"precision": precision, "tensorboard": False, "keep_states": 1}
     del train["scorer"]
     known = attrs.fields_dict(TrainSettings)  # an older checkout has fewer of them
     config = {
         "schema": 1,
-        "run": {"checkpoint": str(start), "device": device},
-        "corpus": corpus(),
+        "run": {"checkpoint": start.checkpoint, "device": device},
+        "corpus": start.corpus,
         "objective": OBJECTIVES[objective],
         "train": {key: value for key, value in train.items() if key in known},
     }
     if at_once > 1:
         config["training_backend"] = {"use": "torch", "parallel_passes": at_once}
     return config if objective == "ar" else {**config, "decoder": {"denoises": True}}
-
-
-def corpus() -> dict[str, str]:
-    """The modules at the top of the standard library: no packages, so nothing that is installed."""
-    return {"use": "folder", "path": sysconfig.get_paths()["stdlib"], "pattern": "*.py"}
-
-
-def write_start(path: Path, folder: Path) -> None:
-    """Random weights and the patcher, as a checkpoint: all sides start from the same."""
-    config = load_config(path)
-    train = {**config.tables["train"], "steps": 1}
-    config = config.with_table("train", train).with_table("corpus", corpus())
-    job = make_job(config, load_plugins(), out=folder)
-    job.format.write(folder, model_config(job.model), model_tensors(job.model))
-
-
-# -- the plain formulation ------------------------------
-
-
-@contextmanager
-def dense_masks() -> Iterator[None]:
-    """Within it all attention of whole sequences goes through dense boolean masks."""
-    with (
-        mock.patch.object(LocalDecoder, "forward", DenseDecoder.forward),
-        mock.patch.object(layers, "attend", attend_densely),
-    ):
-        yield
-
-
-def attend_densely(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
-    """``attend`` of whole sequences: (b, r, h, d) over (b, r, g, d)."""
-    if not span.from_start:
-        raise ValueError("dense masks are for whole sequences")
-    return masked_attention(q, k, v, window_mask(q.shape[1], span.window, q.device))
-
-
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention (b, r, h, d) under a mask (r, t) or (b, 1, r, t)."""
-    out = functional.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in (q, k, v)),
-        attn_mask=mask,
-        enable_gqa=q.shape[2] != k.shape[2],
-    )
-    return out.transpose(1, 2)
-
-
-@cache
-def window_mask(rows: int, window: int | None, device: torch.device) -> Tensor:
-    """(rows, rows): a row sees itself and those before it, within the window."""
-    row = torch.arange(rows, device=device)
-    ahead = row[:, None] - row
-    return (ahead >= 0) & (ahead < (window or rows))
-
-
-class DenseDecoder(LocalDecoder):
-    """The same decoder, whose clean and block rows are one sequence under one mask.
-
-    Axes: b batch rows, r clean rows, n blocks, B rows of a block, l all rows: r + n·B.
-    """
-
-    def forward(
-        self,
-        clean: Rows | None,
-        blocks: Blocks | None,
-        latents: Latents | None,
-        cache: LocalDecoderCache | None,
-    ) -> DecoderOutput:
-        """As ``LocalDecoder.forward``, for whole sequences."""
-        if clean is None or cache is not None or self.embed is None:
-            raise ValueError("dense masks are for clean rows of whole sequences")
-        memory = self._remember(latents, None)
-        batch, rows = clean.ids_br.shape
-        x, y = self.embed(clean.ids_br), None
-        positions = torch.arange(rows, device=x.device).expand(batch, rows)
-        mask = window_mask(rows, self.window, x.device)
-        if blocks is not None:
-            y = self.embed(blocks.ids_bnB)
-            own = blocks.start_bn[..., None] + torch.arange(y.shape[2], device=x.device)
-            positions = torch.cat((positions, own.flatten(1)), 1)
-            mask = dense_mask(blocks, rows, self.window)
-        angles = rotary_angles(positions, self.head_dim, self.rope_theta)
-        for index, layer in enumerate(self.layers):
-            latent_kv = memory.of(layer.latent_attention, f"layer{index}")
-            x = x + layer.latent_attention(x[:, :, None], latent_kv, clean.latent_br)[:, :, 0]
-            z = x
-            if blocks is not None and y is not None:
-                y = y + layer.latent_attention(y, latent_kv, blocks.latent_bn)
-                z = torch.cat((x, y.flatten(1, 2)), 1)
-            q, k, v = layer.attention.project(layer.attention_norm(z), angles)
-            z = z + layer.attention.out(masked_attention(q, k, v, mask).flatten(-2))
-            z = z + layer.mlp(layer.mlp_norm(z))
-            x = z[:, :rows]
-            y = None if y is None else z[:, rows:].view(y.shape)
-        return DecoderOutput(self._output(x), self._output(y))
-
-
-def dense_mask(blocks: Blocks, rows: int, window: int | None) -> Tensor:
-    """(b, 1, l, l): what rows of [clean; blocks] see of each other (Fast BLT).
-
-    A clean row sees clean rows. Rows of a masked block see what the clean row before the block
-    sees, and all of their block. A row of a causal block sees what a clean row at its place would,
-    with the rows of its own block in place of the clean ones.
-    """
-    batch, count, size = blocks.ids_bnB.shape
-    causal_bn, device = blocks.causal_bn, blocks.start_bn.device
-    if causal_bn is None:
-        causal_bn = torch.zeros(batch, count, dtype=torch.bool, device=device)
-    reach = window or rows + size
-    place, key, number = (torch.arange(n, device=device) for n in (size, rows, count))
-    start_bl = blocks.start_bn.repeat_interleave(size, 1)
-    causal_bl = causal_bn.repeat_interleave(size, 1)
-    place_l, number_l = place.repeat(count), number.repeat_interleave(size)
-    at_bl = start_bl + torch.where(causal_bl, place_l, -1)
-    clean = (key < start_bl[..., None]) & (at_bl[..., None] - key < reach)
-    ahead = place_l[:, None] - place_l
-    own = ~causal_bl[..., None] | ((ahead >= 0) & (ahead < reach))
-    own = own & (number_l[:, None] == number_l)
-    total = rows + count * size
-    mask = torch.zeros(batch, 1, total, total, dtype=torch.bool, device=device)
-    mask[:, 0, :rows, :rows] = window_mask(rows, window, device)
-    mask[:, 0, rows:, :rows], mask[:, 0, rows:, rows:] = clean, own
-    return mask
 
 
 # -- that both are the same ------------------------------
@@ -326,13 +230,12 @@ class Check:
     overall: float
 
 
-def check(objective: str, options: argparse.Namespace, start: Path) -> Check:
+def check(objective: str, options: argparse.Namespace, start: Start) -> Check:
     """Compare the gradients of one pass in float32, of the same weights and batch."""
-    settings = tables(
-        objective, options.config, start, device=options.device, precision="float32", steps=1
-    )
+    settings = tables(objective, options.config, start, steps=1, device=options.device)
     config = Config.from_mapping(settings)
-    job = make_job(config, load_plugins(), out=start.with_name("check"))
+    out = Path(start.checkpoint).with_name("check")
+    job = make_job(config, load_plugins(), out=out)
     data = load_data(job.corpus, job.settings, job.model)
     *_, phase = make_phases(job.model, job.objective, job.settings, data.documents, data.windows)
     found = gradients(phase)
@@ -390,7 +293,7 @@ class Task:
 
     checkout: str
     config: str
-    start: str
+    start: Start
     device: str
     precision: str
     processes: int
@@ -421,7 +324,7 @@ class Layout:
     )
 
 
-def measure(options: argparse.Namespace, start: Path) -> tuple[list[Layout], list[str]]:
+def measure(options: argparse.Namespace, start: Start) -> tuple[list[Layout], list[str]]:
     """Speeds of all layouts and sides, and what could not be measured."""
     layouts = [Layout(1, options.threads)]
     if options.device == "cpu" and options.threads > 1:
@@ -445,13 +348,13 @@ def measure(options: argparse.Namespace, start: Path) -> tuple[list[Layout], lis
     return layouts, list(lacking)
 
 
-def task_of(options: argparse.Namespace, start: Path, layout: Layout, checkout: Path) -> Task:
+def task_of(options: argparse.Namespace, start: Start, layout: Layout, checkout: Path) -> Task:
     """One repeat of one side; dense masks are for passes one after another."""
     dense = checkout == CHECKOUT and layout.at_once == 1
     return Task(
         checkout=str(checkout),
         config=str(options.config.resolve()),
-        start=str(start),
+        start=start,
         device=options.device,
         precision=options.precision,
         processes=layout.processes,
@@ -511,6 +414,8 @@ def lacks(task: Task) -> list[str]:
     if task.processes > 1 and not hasattr(TorchBackend, "mean"):
         found.append(f"{task.checkout} trains in one process only")
     parallel = "parallel_passes" in attrs.fields_dict(TorchBackendParams)
+    if task.start.corpus["use"] not in load_plugins().registry.names("corpus"):
+        found.append(f"{task.checkout} computes patches in each step only")
     if task.at_once > 1 and not parallel:
         found.append(f"{task.checkout} runs passes one after another only")
     return found
@@ -522,7 +427,7 @@ def speed_of(task: Task, objective: str, side: str) -> float:
     settings = tables(
         objective,
         Path(task.config),
-        Path(task.start),
+        task.start,
         device=task.device,
         precision=task.precision,
         steps=steps,
@@ -559,7 +464,7 @@ def table(figures: dict[str, Any]) -> str:
         figures["device"],
         figures["precision"],
         f"{first['parameters'] / 1e6:.1f}M trained parameters",
-        f"patches of {first['patch_bytes']:.1f} bytes",
+        f"patches of {first['patch_bytes']:.1f} bytes" + ", made ahead" * figures["prepared"],
     )
     counts = f"{figures['repeats']} repeats of {figures['steps']} steps"
     lines = [", ".join(about), f"bytes/s of whole steps: median (least to most) of {counts}"]
