@@ -13,6 +13,7 @@ from blt_core.nn.layers import (
     check_heads,
     initialise,
     new_span,
+    read_weights_whole,
 )
 from blt_core.nn.linear import Linear, product_dtype
 from blt_core.nn.masks import block_masks
@@ -39,6 +40,7 @@ __all__ = [
     "initialise",
     "new_span",
     "product_dtype",
+    "read_weights_whole",
     "recompute",
     "rotary_angles",
     "rotate",

@@ -75,7 +75,13 @@ class _Norm(torch.autograd.Function):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) · up(x)); gate and up are one matrix, in this order."""
+    """down(silu(gate(x)) · up(x)); gate and up are one matrix, in this order.
+
+    ``splits_weight``: whether gate and up may be read as two halves of that matrix, which is faster
+    in training on a CPU; see :func:`read_weights_whole`.
+    """
+
+    splits_weight = True
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -84,16 +90,24 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) to (…, D)."""
-        weight = self.gate_up.weight
-        # ZeRO 3 lends weights for a call; a part of one would keep it until the backward pass.
-        lent = hasattr(weight, "ds_id")
-        if torch.is_grad_enabled() and x.device.type == "cpu" and not lent:
+        if self.splits_weight and torch.is_grad_enabled() and x.device.type == "cpu":
             # Two products leave two whole tensors: fewer strides, forward and backward.
-            gate, up = (functional.linear(x, each) for each in weight.chunk(2))
+            gate, up = (functional.linear(x, each) for each in self.gate_up.weight.chunk(2))
         else:
             gate, up = self.gate_up(x).chunk(2, dim=-1)
         out: Tensor = self.down(functional.silu(gate) * up)
         return out
+
+
+def read_weights_whole(module: nn.Module) -> None:
+    """Have every layer of ``module`` read a weight whole, in the call of the module that owns it.
+
+    For training that lends weights for the time of such a call (ZeRO 3): a view of a part of one
+    would keep it until the backward pass.
+    """
+    for part in module.modules():
+        if isinstance(part, SwiGLU):
+            part.splits_weight = False
 
 
 class SelfAttention(nn.Module):

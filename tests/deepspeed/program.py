@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from blt_core.component import BuildContext
 from blt_core.errors import BltError
+from blt_core.nn import SwiGLU
 from blt_plugins.deepspeed.backend import DeepSpeedBackend
 from blt_plugins.deepspeed.resume import TOPOLOGY
 from blt_plugins.deepspeed.settings import DeepSpeedBackendParams
@@ -36,8 +37,7 @@ class Part(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(16, 8)
         self.scale = nn.Parameter(torch.ones(8))
-        self.hidden = nn.Linear(8, 12)
-        self.back = nn.Linear(12, 8)
+        self.mlp = SwiGLU(8, 12)  # reads halves of a matrix where that is not lent
         self.head = nn.Linear(8, 16, bias=False)
         self.head.weight = self.embed.weight
         self.unused = nn.Linear(3, 3)
@@ -46,7 +46,7 @@ class Part(nn.Module):
 
     def logits(self, ids: Tensor) -> Tensor:
         states = self.embed(ids) * self.scale * self.fixed + self.shift.to(self.scale.dtype)
-        return self.head(states + self.back(torch.tanh(self.hidden(states))))
+        return self.head(states + self.mlp(states))
 
 
 class Trained(nn.Module):

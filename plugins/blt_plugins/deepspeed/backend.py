@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from blt_core.component import BuildContext, Component
 from blt_core.errors import BltError, CheckpointError, RunError
+from blt_core.nn import read_weights_whole
 from blt_core.types import StateMemory
 from blt_plugins.deepspeed.memory_plan import Zero, zero_memory
 from blt_plugins.deepspeed.process import (
@@ -85,6 +86,8 @@ class DeepSpeedBackend:
             accumulate=accumulate,
             world_size=self.world_size,
         )
+        if self._spreads_weights:
+            read_weights_whole(module)
         optimizer = torch.optim.AdamW(list(groups), lr=0.0, betas=BETAS)
         self._running, *_ = package.initialize(model=module, optimizer=optimizer, config=config)
         engine: nn.Module = self._running
@@ -122,8 +125,9 @@ class DeepSpeedBackend:
     def whole(self) -> AbstractContextManager[None]:
         """Within it every process holds all weights, and calls of parts involve no other."""
         engine = self._engine()
-        split = self._params.stage == 3  # noqa: PLR2004 -- the stage
-        return whole_module(self._deepspeed(), engine) if split else contextlib.nullcontext()
+        if not self._spreads_weights:
+            return contextlib.nullcontext()
+        return whole_module(self._deepspeed(), engine)
 
     def weights(self) -> dict[str, Tensor]:
         """The float32 ``state_dict`` in process 0, gathered a tensor at a time."""
@@ -174,6 +178,11 @@ class DeepSpeedBackend:
             self._package = None
 
     # -- helpers ---------------------------------------------------------------------------------
+
+    @property
+    def _spreads_weights(self) -> bool:
+        """Whether each process keeps a part of every weight, and borrows it whole for a call."""
+        return self._params.stage == 3  # noqa: PLR2004 -- the stage
 
     def _load(self, folder: Path, tag: str) -> None:
         engine = self._engine()
