@@ -134,7 +134,7 @@ def _row(
     reference: Row | None,
 ) -> Row:
     passes = sum((result.passes for result in results), Passes())
-    cost = pipeline.cost_model.cost(passes, parameters or pipeline.parameters)
+    cost = pipeline.price(passes, parameters)
     speed = _speed(results)
     return Row(
         spec=spec,

@@ -26,6 +26,7 @@ from blt_core._tables import Place, Table
 from blt_core.component import ABILITIES, MANY, NESTED, Ability, BuildContext, Component, Preset
 from blt_core.config import MODEL_KINDS, SCHEMA, SETTINGS, Config, ModelSettings, RunSettings
 from blt_core.errors import ConfigError, PluginError, Problem, near_match
+from blt_core.faults import remember
 from blt_core.plugins import Plugins
 from blt_core.registry import Entry, Registry
 
@@ -200,6 +201,7 @@ def build_node(node: Node, context: BuildContext, registry: Registry) -> Any:
         text = f"{node.label} cannot be built: {reason(error)}"
         raise ConfigError([node.place.written.problem(text)]) from error
     registry.check_instance(node.entry, instance)
+    remember(instance, node.entry.label)
     return instance
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import attrs
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from blt_core.cli import inputs, plotting
 from blt_core.cli.generating import as_record
 from blt_core.cli.progress import progress_bar
+from blt_core.cli.streams import console, output_json
 from blt_core.compare import Row, compare
 from blt_core.errors import RequestError, near_match
 from blt_core.pipeline import Pipeline
@@ -78,7 +76,7 @@ def add_command(app: typer.Typer) -> None:
             plotting.plot(rows, pictures)
         if as_json:
             priced = parameters or pipeline.parameters
-            typer.echo(json.dumps(as_report(rows, len(prompts), priced, pipeline)))
+            output_json(as_report(rows, len(prompts), priced, pipeline))
         else:
             _show(rows)
 
@@ -158,7 +156,7 @@ def _show(rows: list[Row]) -> None:
     for row in rows:
         accepted = f"{row.accepted}/{row.drafted}" if row.drafted else "–"
         table.add_row(
-            escape(row.spec),
+            row.spec,
             str(sum(len(result.output) for result in row.results)),
             _agreement(row),
             str(row.passes.decoder),
@@ -171,7 +169,7 @@ def _show(rows: list[Row]) -> None:
             f"{row.bytes_per_second:.0f}",
             _number(row.relative_speed),
         )
-    Console(width=None if Console().is_terminal else 120).print(table)
+    console(120).print(table)
 
 
 #: From here on GB are shown whole.

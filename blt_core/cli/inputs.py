@@ -39,10 +39,6 @@ DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloa
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
-class ReaderGone(Exception):  # noqa: N818 -- no error: the reader has what it wanted
-    """Whoever read stdout has closed it (``blt generate | head -c 9``): stop, and say nothing."""
-
-
 def find_config(name: str) -> Config:
     """The config in the file ``name``, or the shipped config of that name.
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import attrs
 import tomli_w
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from blt_core.cli import inputs
+from blt_core.cli.streams import console, output, output_json
 from blt_core.component import Preset
 from blt_core.config import without_none
 from blt_core.errors import PluginError, near_match
@@ -37,7 +36,7 @@ def add_commands(app: typer.Typer) -> None:
                 f"no kind named {kind!r}.{near_match(kind, kinds)}\n  kinds: {', '.join(kinds)}"
             )
         if as_json:
-            typer.echo(json.dumps(_listing(loaded, kind)))
+            output_json(_listing(loaded, kind))
         else:
             _show(loaded, kind)
 
@@ -56,7 +55,10 @@ def add_commands(app: typer.Typer) -> None:
         if tables is None:
             tables = plan_run(settings, plugins)[0].describe()
         tables = without_none(tables)
-        typer.echo(json.dumps(tables) if as_json else tomli_w.dumps(tables).rstrip("\n"))
+        if as_json:
+            output_json(tables)
+        else:
+            output(tomli_w.dumps(tables).rstrip("\n"))
 
 
 def _listing(loaded: Plugins, kind: str | None) -> dict[str, Any]:
@@ -79,9 +81,6 @@ def _listing(loaded: Plugins, kind: str | None) -> dict[str, Any]:
 
 
 def _show(loaded: Plugins, kind: str | None) -> None:
-    # What plugins say is text: "[/x]" is no markup, nor ":x:" an emoji.
-    width = None if Console().is_terminal else 120
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
     order = list(loaded.manifest.kinds)
     entries = sorted(
         (e for e in loaded.registry.entries if kind in (None, e.record.kind)),
@@ -103,9 +102,10 @@ def _show(loaded: Plugins, kind: str | None) -> None:
         table.add_column(name, overflow="fold")
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
-    console.print(table)
+    shown = console(120)
+    shown.print(table)
     for broken in loaded.broken:
-        console.print(str(broken), style="red")
+        shown.print(str(broken), style="red")
 
 
 def _keys(entry: Entry) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import attrs
 
 from blt_core.component import BuildContext, Component, at_least, nested
+from blt_core.drafting import propose
 from blt_core.protocols import DecodeOps, Drafter
 from blt_core.types import Draft, Draws, Sampling
 
@@ -42,7 +43,7 @@ class CascadeDrafter:
             room = [max(n - 1, 0) for n in left]
             proposed = Draft([[] for _ in limit])
             if any(room):
-                proposed = self.drafter.draft(ops, room, sampling, draws).cut(room)
+                proposed = propose(self.drafter, ops, room, sampling, draws)
                 ops.rewind(begin)
             ops.append(proposed.ids)
             rows = [len(p) + 1 if n else 0 for p, n in zip(proposed.ids, left, strict=True)]
