@@ -134,35 +134,52 @@ Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 def at_least(low: float) -> Validator:
     """Finite values from ``low`` on."""
-    return attrs.validators.and_(_FINITE, _range(lambda value: value >= low, f"at least {low}"))
+    return attrs.validators.and_(_FINITE, _Range(lambda value: value >= low, f"at least {low}"))
 
 
 def more_than(low: float) -> Validator:
     """Finite values above ``low``."""
-    return attrs.validators.and_(_FINITE, _range(lambda value: value > low, f"more than {low}"))
+    return attrs.validators.and_(_FINITE, _Range(lambda value: value > low, f"more than {low}"))
 
 
 def between(low: float, high: float) -> Validator:
     """Values from ``low`` to ``high``, both included."""
-    return _range(lambda value: low <= value <= high, f"{low} to {high}")
+    return _Range(lambda value: low <= value <= high, f"{low} to {high}")
 
 
 def one_of(*choices: object) -> Validator:
     """One of a few values; for strings, a ``Literal`` annotation says it better."""
-    return _range(lambda value: value in choices, "one of " + ", ".join(map(repr, choices)))
+    return _Range(lambda value: value in choices, "one of " + ", ".join(map(repr, choices)))
 
 
 def not_empty() -> Validator:
     """Strings of at least one character."""
-    return _range(lambda value: value != "", "a text that is not empty")
+    return _Range(lambda value: value != "", "a text that is not empty")
 
 
-def _range(accepts: Callable[[Any], bool], wanted: str) -> Validator:
-    def validate(_: object, __: attrs.Attribute[Any], value: Any) -> None:
-        if value is not None and not accepts(value):
-            raise ValueError(f"expected {wanted}, got {value!r}")
-
-    return validate
+def range_of(field: attrs.Attribute[Any]) -> str:
+    """The values that a field's validators accept, in words: ``at least 1``; else empty."""
+    found = list(dict.fromkeys(_wanted(field.validator)))
+    return ", ".join(found if len(found) == 1 else [w for w in found if w != _FINITE.wanted])
 
 
-_FINITE = _range(lambda value: -math.inf < value < math.inf, "a finite number")
+def _wanted(validator: object) -> list[str]:
+    if wanted := getattr(validator, "wanted", ""):
+        return [wanted]
+    # What attrs makes of several validators.
+    return [text for each in getattr(validator, "_validators", ()) for text in _wanted(each)]
+
+
+@attrs.frozen
+class _Range:
+    """A validator that says what it accepts; one of a plugin may have ``wanted`` as well."""
+
+    accepts: Callable[[Any], bool]
+    wanted: str
+
+    def __call__(self, _: object, __: attrs.Attribute[Any], value: Any) -> None:
+        if value is not None and not self.accepts(value):
+            raise ValueError(f"expected {self.wanted}, got {value!r}")
+
+
+_FINITE = _Range(lambda value: -math.inf < value < math.inf, "a finite number")

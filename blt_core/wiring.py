@@ -216,6 +216,9 @@ class _Resolver:
         self, kind: str, value: Any, place: Place, path: str, presets: tuple[str, ...] = ()
     ) -> Node:
         """The node of one component table; raises Invalid with the problems in and below it."""
+        if isinstance(value, str):
+            text = f"expected a table, got {show(value)}"
+            raise Invalid(place.problem(text, f"write {place.setting('use', value)}"))
         table = _table(value, place)
         entry = self._entry(kind, table)
         own = Table({k: v for k, v in table.items() if k != "use"}, table.place, table.moved)
