@@ -10,7 +10,7 @@ instance of params in which nested fields already hold the built objects.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import attrs
@@ -52,6 +52,10 @@ def _nothing(params: object) -> frozenset[str]:  # noqa: ARG001 -- a default for
     return frozenset()
 
 
+def _no_notes(params: object) -> Iterable[str]:  # noqa: ARG001 -- a default for a callback
+    return ()
+
+
 @attrs.frozen
 class Component:
     """One implementation of a kind.
@@ -60,7 +64,8 @@ class Component:
     params: attrs class of its TOML keys. summary: one line for ``blt plugins``. dims: named sizes
     and the params field that holds each; components that name the same size must agree on it.
     provides(params): abilities, such as ``denoises``. requires: abilities of other parts that it
-    cannot work without, as ``"decoder.denoises"``.
+    cannot work without, as ``"decoder.denoises"``. notes(params): what a user should know of keys
+    that are served but hardly meant; nested fields of ``params`` hold the nodes of a plan.
     """
 
     kind: str
@@ -71,6 +76,7 @@ class Component:
     dims: Mapping[str, str] = attrs.field(factory=dict)
     provides: Callable[[Any], frozenset[str]] = _nothing
     requires: frozenset[str] = frozenset()
+    notes: Callable[[Any], Iterable[str]] = _no_notes
 
 
 @attrs.frozen

@@ -127,18 +127,20 @@ def _rounds(
         with naming(sampler):
             done = sampler.round(state, sampling, draws)
             elapsed = time.perf_counter() - began
-            check_round(state, lengths, done)
+            check_round(state, lengths, done, first=first)
         new = _account(state, progress, done, elapsed, first=first)
         state.settle()
         first = False
         yield Step(new, progress)
 
 
-def check_round(state: DecodeState, lengths: Sequence[int], done: Round) -> None:
+def check_round(
+    state: DecodeState, lengths: Sequence[int], done: Round, *, first: bool = True
+) -> None:
     """Raise EngineError unless ``done`` says what a sampler did to texts of these ``lengths``.
 
     Every unfinished row gets at least one id, all of them such as may be output: those added. No
-    row has more ids accepted than drafted.
+    row has more ids accepted than drafted. Only the first round reads the prompt.
     """
     scheme, batch = state.scheme, len(lengths)
     never = set(scheme.never_output)
@@ -146,6 +148,8 @@ def check_round(state: DecodeState, lengths: Sequence[int], done: Round) -> None
         len(done.ids) == len(done.drafted) == len(done.accepted) == batch
     ):
         raise EngineError(f"the sampler's round is not a Round of {batch} batch rows: {done!r}")
+    if not isinstance(done.prefill, bool) or (done.prefill and not first):
+        raise EngineError(f"prefill = {done.prefill!r}: only a first round reads the prompt")
     for row, counts in enumerate(zip(done.accepted, done.drafted, strict=True)):
         if not (all(type(n) is int for n in counts) and 0 <= counts[0] <= counts[1]):
             raise EngineError(

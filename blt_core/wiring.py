@@ -131,6 +131,12 @@ class Plan:
         model: ModelSettings = self.settings["model"]
         return model
 
+    @property
+    def notes(self) -> list[str]:
+        """What components say of keys that are served but hardly meant, each with its place."""
+        nodes = [below for root in self.nodes.values() for below in root.walk()]
+        return [f"{n.place.written}: {text}" for n in nodes for text in n.component.notes(n.params)]
+
     def node(self, kind: str) -> Node:
         """The node of a top-level table; ConfigError if the config has none."""
         if kind not in self.nodes:

@@ -37,7 +37,7 @@ def add_command(app: typer.Typer) -> None:
             list[str] | None,
             typer.Option(
                 "--sampler",
-                help='Repeatable, also as "label: sampler"; the first is the reference.',
+                help='Repeatable; "label: sampler"; the first is the reference.',
             ),
         ] = None,
         cost_parameters: Annotated[
@@ -68,6 +68,7 @@ def add_command(app: typer.Typer) -> None:
         pipeline = Pipeline.load(settings)
         prompts = inputs.read_prompts(prompt, prompt_file)
         samplers = _labelled(sampler) if sampler else _default_samplers(pipeline)
+        inputs.show_notes(*(pipeline.with_sampler(s).plan for s in samplers.values()))
         with progress_bar() as bar:
             task = bar.add_task("", total=len(samplers) * len(prompts))
 

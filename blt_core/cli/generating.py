@@ -55,6 +55,7 @@ def add_command(app: typer.Typer) -> None:
         pipeline = Pipeline.load(inputs.with_sampler(settings, sampler))
         prompts = inputs.read_prompts(prompt, prompt_file)
         pipeline.check(prompts)
+        inputs.show_notes(pipeline.plan)
         if batch or as_json:
             groups = [prompts] if batch else [[each] for each in prompts]
             for group in groups:

@@ -68,7 +68,9 @@ def add_commands(app: typer.Typer) -> None:
         settings, plugins = inputs.with_sampler(settings, sampler), load_plugins()
         tables = plugins.check(settings)
         if tables is None:
-            tables = plan_run(settings, plugins)[0].describe()
+            plan, _ = plan_run(settings, plugins)
+            inputs.show_notes(plan)
+            tables = plan.describe()
         tables = without_none(tables)
         if as_json:
             output_json(tables)

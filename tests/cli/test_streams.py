@@ -111,12 +111,12 @@ class Noisy(SelfDrafter):
         super().__init__(params, context)
         print("NOISE factory")
 
-    def draft(self, *arguments):
+    def draft(self, ops, limit, sampling, draws):
         print("NOISE forward")
         sys.stdout.write("NOISE write\\n")
         sys.stdout.buffer.write(b"NOISE bytes\\n")
         subprocess.run(["echo", "NOISE process"])
-        return super().draft(*arguments)
+        return super().draft(ops, limit, sampling, draws)
 
 @hookimpl
 def blt_components():

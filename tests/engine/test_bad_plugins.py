@@ -131,6 +131,12 @@ def test_counts_of_a_round_that_cannot_be(drafted, accepted):
         list(decode(models.model(0), Scripted([65], report), REQUEST, Sampling()))
 
 
+def test_only_a_first_round_reads_the_prompt():
+    report = Round([[65], [65]], [0, 0], [0, 0], prefill=True)
+    with pytest.raises(EngineError, match="Scripted: prefill = True: only a first round"):
+        list(decode(models.model(0), Scripted([65], report), REQUEST, Sampling()))
+
+
 @attrs.frozen
 class Selects:
     choose: object
