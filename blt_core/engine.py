@@ -148,14 +148,7 @@ def check_round(
         len(done.ids) == len(done.drafted) == len(done.accepted) == batch
     ):
         raise EngineError(f"the sampler's round is not a Round of {batch} batch rows: {done!r}")
-    if not isinstance(done.prefill, bool) or (done.prefill and not first):
-        raise EngineError(f"prefill = {done.prefill!r}: only a first round reads the prompt")
-    for row, counts in enumerate(zip(done.accepted, done.drafted, strict=True)):
-        if not (all(type(n) is int for n in counts) and 0 <= counts[0] <= counts[1]):
-            raise EngineError(
-                f"the sampler says that {counts[0]!r} of {counts[1]!r} drafted ids were accepted "
-                f"in batch row {row}; expected integers, 0 <= accepted <= drafted"
-            )
+    _check_counts(done, first=first)
     for row, (left, length) in enumerate(zip(state.remaining, lengths, strict=True)):
         added = state.text(row, length)
         if not left:
@@ -172,6 +165,17 @@ def check_round(
                 raise EngineError(
                     f"the sampler committed id {token} to batch row {row}, which is never output"
                 )
+
+
+def _check_counts(done: Round, *, first: bool) -> None:
+    if not isinstance(done.prefill, bool) or (done.prefill and not first):
+        raise EngineError(f"prefill = {done.prefill!r}: only a first round reads the prompt")
+    for row, counts in enumerate(zip(done.accepted, done.drafted, strict=True)):
+        if not (all(type(n) is int for n in counts) and 0 <= counts[0] <= counts[1]):
+            raise EngineError(
+                f"the sampler says that {counts[0]!r} of {counts[1]!r} drafted ids were accepted "
+                f"in batch row {row}; expected integers, 0 <= accepted <= drafted"
+            )
 
 
 def _account(
