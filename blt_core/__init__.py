@@ -16,6 +16,7 @@ from blt_core.component import (
 from blt_core.errors import (
     BltError,
     CheckpointError,
+    ComponentError,
     ConfigError,
     DataError,
     EngineError,
@@ -35,6 +36,7 @@ __all__ = [
     "BuildContext",
     "CheckpointError",
     "Component",
+    "ComponentError",
     "ConfigError",
     "Cost",
     "DataError",

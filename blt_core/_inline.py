@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -15,14 +16,20 @@ _WORD = re.compile(
     re.VERBOSE,
 )
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+# A bare word in a list or an inline table; quoted texts are passed over.
+_LISTED = re.compile(
+    r"""" (?:\\.|[^"\\])* " | '[^']*' | (?<=[\[,{=\s]) ([A-Za-z_][^\s"'\[\]{},=]*) (?=\s*[,\]}])""",
+    re.VERBOSE,
+)
+_KNOWN_WORDS = ("true", "false", "inf", "nan")
 _BARE = re.compile(r"[^\s\"'\[\]{},=]+")
 
 
 def parse_inline(text: str, kind: str) -> Table:
     """The table that a component's name and ``key=value`` settings stand for.
 
-    Values are written as in TOML; a bare word that TOML does not know is a string. Dotted keys
-    reach nested tables. Raises ConfigError with all problems, at ``--kind``.
+    Values are written as in TOML; a bare word that TOML does not know is a string, in lists too.
+    Dotted keys reach nested tables. Raises ConfigError with all problems, at ``--kind``.
     """
     place = Place("--" + kind.replace("_", "-"))
     name, *settings = _WORD.findall(text) or [""]
@@ -52,8 +59,17 @@ def _value(text: str) -> Any:
     except ValueError as error:  # of the parser, or of unpacking more than one key
         if _BARE.fullmatch(text):
             return text
+        quoted = _LISTED.sub(_quoted, text)
+        if quoted != text:
+            with contextlib.suppress(ValueError):
+                return _value(quoted)
         raise ValueError(f"{text!r} is no TOML value: {error}") from error
     return value
+
+
+def _quoted(found: re.Match[str]) -> str:
+    word = found[1]
+    return f"'{word}'" if word and word not in _KNOWN_WORDS else found[0]
 
 
 def _insert(tables: dict[str, Any], path: list[str], value: Any) -> None:

@@ -51,6 +51,11 @@ class Place:
         trail = (*self.trail, preset)
         return Place(self.source, preset=self.preset or preset, above=self, trail=trail)
 
+    def setting(self, key: str, value: str) -> str:
+        """How the text ``value`` is written for a key below this place, in a file or an option."""
+        path = self.child(key).path
+        return f"{path}={value}" if self.source.startswith("--") else f'{path} = "{value}"'
+
     def problem(self, text: str, *hints: str) -> Problem:
         """A problem at this place."""
         return Problem(str(self), text, hints)

@@ -41,6 +41,9 @@ class Difference:
 class Row:
     """One sampler's totals over the prompts.
 
+    title: what the row is called. spec: the sampler as given. name: its label, if it has one, or
+    the sampler's name.
+
     relative_gigabytes, relative_speed: ratios to the first sampler's, None where that is 0.
 
     agreement: share of the first sampler's ids that stand at the same places here. repeats: share
@@ -48,6 +51,7 @@ class Row:
     easy. differences: one for each prompt whose output differs. results: of each prompt.
     """
 
+    title: str
     spec: str
     name: str
     settings: dict[str, Any]
@@ -107,7 +111,8 @@ def compare(
             results[name].append(each.generate(prompt, **request))
     rows: list[Row] = []
     for name, each in pipelines.items():
-        rows.append(_row(name, each, results[name], parameters, rows[0] if rows else None))
+        named = _names(name, samplers[name])
+        rows.append(_row(named, each, results[name], parameters, rows[0] if rows else None))
     return rows
 
 
@@ -126,19 +131,28 @@ def repeats(texts: Iterable[bytes], size: int = REPEAT_BYTES) -> float:
 WARM_UP_BYTES = 16
 
 
+def _names(title: str, spec: str | Mapping[str, Any]) -> tuple[str, str, str]:
+    """Title, spec and name of a row: a title that is not the spec itself is a label."""
+    if isinstance(spec, str) and spec != title:
+        return title, spec, title
+    return title, title, title.split(maxsplit=1)[0]
+
+
 def _row(
-    spec: str,
+    named: tuple[str, str, str],
     pipeline: Pipeline,
     results: Sequence[Generation],
     parameters: Parameters | None,
     reference: Row | None,
 ) -> Row:
     passes = sum((result.passes for result in results), Passes())
-    cost = pipeline.cost_model.cost(passes, parameters or pipeline.parameters)
+    cost = pipeline.price(passes, parameters)
     speed = _speed(results)
+    title, spec, name = named
     return Row(
+        title=title,
         spec=spec,
-        name=spec.split(maxsplit=1)[0],
+        name=name,
         settings=pipeline.plan.node("sampler").describe(),
         passes=passes,
         rounds=sum(result.rounds for result in results),

@@ -10,7 +10,7 @@ instance of params in which nested fields already hold the built objects.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import attrs
@@ -52,6 +52,10 @@ def _nothing(params: object) -> frozenset[str]:  # noqa: ARG001 -- a default for
     return frozenset()
 
 
+def _no_notes(params: object) -> Iterable[str]:  # noqa: ARG001 -- a default for a callback
+    return ()
+
+
 @attrs.frozen
 class Component:
     """One implementation of a kind.
@@ -60,7 +64,8 @@ class Component:
     params: attrs class of its TOML keys. summary: one line for ``blt plugins``. dims: named sizes
     and the params field that holds each; components that name the same size must agree on it.
     provides(params): abilities, such as ``denoises``. requires: abilities of other parts that it
-    cannot work without, as ``"decoder.denoises"``.
+    cannot work without, as ``"decoder.denoises"``. notes(params): what a user should know of keys
+    that are served but hardly meant; nested fields of ``params`` hold the nodes of a plan.
     """
 
     kind: str
@@ -71,6 +76,7 @@ class Component:
     dims: Mapping[str, str] = attrs.field(factory=dict)
     provides: Callable[[Any], frozenset[str]] = _nothing
     requires: frozenset[str] = frozenset()
+    notes: Callable[[Any], Iterable[str]] = _no_notes
 
 
 @attrs.frozen
@@ -134,35 +140,52 @@ Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 def at_least(low: float) -> Validator:
     """Finite values from ``low`` on."""
-    return attrs.validators.and_(_FINITE, _range(lambda value: value >= low, f"at least {low}"))
+    return attrs.validators.and_(_FINITE, _Range(lambda value: value >= low, f"at least {low}"))
 
 
 def more_than(low: float) -> Validator:
     """Finite values above ``low``."""
-    return attrs.validators.and_(_FINITE, _range(lambda value: value > low, f"more than {low}"))
+    return attrs.validators.and_(_FINITE, _Range(lambda value: value > low, f"more than {low}"))
 
 
 def between(low: float, high: float) -> Validator:
     """Values from ``low`` to ``high``, both included."""
-    return _range(lambda value: low <= value <= high, f"{low} to {high}")
+    return _Range(lambda value: low <= value <= high, f"{low} to {high}")
 
 
 def one_of(*choices: object) -> Validator:
     """One of a few values; for strings, a ``Literal`` annotation says it better."""
-    return _range(lambda value: value in choices, "one of " + ", ".join(map(repr, choices)))
+    return _Range(lambda value: value in choices, "one of " + ", ".join(map(repr, choices)))
 
 
 def not_empty() -> Validator:
     """Strings of at least one character."""
-    return _range(lambda value: value != "", "a text that is not empty")
+    return _Range(lambda value: value != "", "a text that is not empty")
 
 
-def _range(accepts: Callable[[Any], bool], wanted: str) -> Validator:
-    def validate(_: object, __: attrs.Attribute[Any], value: Any) -> None:
-        if value is not None and not accepts(value):
-            raise ValueError(f"expected {wanted}, got {value!r}")
-
-    return validate
+def range_of(field: attrs.Attribute[Any]) -> str:
+    """The values that a field's validators accept, in words: ``at least 1``; else empty."""
+    found = list(dict.fromkeys(_wanted(field.validator)))
+    return ", ".join(found if len(found) == 1 else [w for w in found if w != _FINITE.wanted])
 
 
-_FINITE = _range(lambda value: -math.inf < value < math.inf, "a finite number")
+def _wanted(validator: object) -> list[str]:
+    if wanted := getattr(validator, "wanted", ""):
+        return [wanted]
+    # What attrs makes of several validators.
+    return [text for each in getattr(validator, "_validators", ()) for text in _wanted(each)]
+
+
+@attrs.frozen
+class _Range:
+    """A validator that says what it accepts; one of a plugin may have ``wanted`` as well."""
+
+    accepts: Callable[[Any], bool]
+    wanted: str
+
+    def __call__(self, _: object, __: attrs.Attribute[Any], value: Any) -> None:
+        if value is not None and not self.accepts(value):
+            raise ValueError(f"expected {self.wanted}, got {value!r}")
+
+
+_FINITE = _Range(lambda value: -math.inf < value < math.inf, "a finite number")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blt_core.errors import PluginError
+from blt_core.faults import broken
 from blt_core.protocols import DecodeOps, Unmasking
 from blt_core.types import Draws, OpenBlock, Sampling
 
@@ -23,15 +23,13 @@ def fill(
 
     Each pass predicts all masked bytes; ``unmasking`` says which of them to fill, ``sampling``
     chooses the ids (Fast BLT, arXiv 2605.08044, BLT-D). A batch row takes part until it is full.
-    Raises PluginError if the unmasking fills nothing.
+    Raises ComponentError if the unmasking fills nothing, or gives no choice of places.
     """
     passes = 0
     while any(masked := [ops.scheme.mask in ids for ids in block.ids]):
         logits_bBV = ops.denoise(block, masked).cpu()
         masked_bB = _masked(block, ops.scheme.mask, logits_bBV.shape[1])
-        chosen = unmasking.select(sampling.belief(logits_bBV), masked_bB) & masked_bB
-        if not bool(chosen.any(-1).eq(masked_bB.any(-1)).all()):
-            raise PluginError(f"{type(unmasking).__name__} fills no byte of a block that has masks")
+        chosen = _select(unmasking, sampling.belief(logits_bBV), masked_bB)
         for place in chosen.any(0).nonzero().flatten().tolist():
             here = chosen[:, place].tolist()
             at = [start + place for start in block.start]
@@ -41,6 +39,22 @@ def fill(
                     ids[place] = token
         passes += 1
     return passes
+
+
+def _select(unmasking: Unmasking, probs_bBV: Tensor, masked_bB: Tensor) -> Tensor:
+    """(b, B) bool: the masked places to fill now, at least one in each batch row that has any."""
+    # A copy: a rule that writes to it must not change what is still to fill.
+    chosen = unmasking.select(probs_bBV, masked_bB.clone())
+    if not isinstance(chosen, Tensor):
+        raise broken(unmasking, f"selected {chosen!r}; expected a bool tensor (b, B)")
+    if chosen.dtype != torch.bool or chosen.shape != masked_bB.shape:
+        given = f"{chosen.dtype} of shape {tuple(chosen.shape)}"
+        text = f"selected a tensor {given}; expected torch.bool of shape {tuple(masked_bB.shape)}"
+        raise broken(unmasking, text)
+    chosen = chosen.cpu() & masked_bB
+    if not bool(chosen.any(-1).eq(masked_bB.any(-1)).all()):
+        raise broken(unmasking, "fills no byte of a block that has masks")
+    return chosen
 
 
 def _masked(block: OpenBlock, mask: int | None, size: int) -> Tensor:

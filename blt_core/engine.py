@@ -13,6 +13,7 @@ from typing import Literal
 import attrs
 
 from blt_core.errors import EngineError, RequestError
+from blt_core.faults import naming
 from blt_core.model import Model
 from blt_core.protocols import Sampler
 from blt_core.state import DecodeState
@@ -106,7 +107,8 @@ def check_requests(
         raise RequestError("no prompts were given")
     for index, request in enumerate(requests):
         request.check(model, index)
-    sampler.check(sampling)
+    with naming():
+        sampler.check(sampling)
 
 
 def _rounds(
@@ -122,19 +124,23 @@ def _rounds(
     first = True
     while any(state.remaining):
         lengths, began = state.lengths, time.perf_counter()
-        done = sampler.round(state, sampling, draws)
-        elapsed = time.perf_counter() - began
-        check_round(state, lengths, done)
+        with naming(sampler):
+            done = sampler.round(state, sampling, draws)
+            elapsed = time.perf_counter() - began
+            check_round(state, lengths, done, first=first)
         new = _account(state, progress, done, elapsed, first=first)
         state.settle()
         first = False
         yield Step(new, progress)
 
 
-def check_round(state: DecodeState, lengths: Sequence[int], done: Round) -> None:
+def check_round(
+    state: DecodeState, lengths: Sequence[int], done: Round, *, first: bool = True
+) -> None:
     """Raise EngineError unless ``done`` says what a sampler did to texts of these ``lengths``.
 
-    Every unfinished row gets at least one id, all of them such as may be output: those added.
+    Every unfinished row gets at least one id, all of them such as may be output: those added. No
+    row has more ids accepted than drafted. Only the first round reads the prompt.
     """
     scheme, batch = state.scheme, len(lengths)
     never = set(scheme.never_output)
@@ -142,6 +148,7 @@ def check_round(state: DecodeState, lengths: Sequence[int], done: Round) -> None
         len(done.ids) == len(done.drafted) == len(done.accepted) == batch
     ):
         raise EngineError(f"the sampler's round is not a Round of {batch} batch rows: {done!r}")
+    _check_counts(done, first=first)
     for row, (left, length) in enumerate(zip(state.remaining, lengths, strict=True)):
         added = state.text(row, length)
         if not left:
@@ -158,6 +165,17 @@ def check_round(state: DecodeState, lengths: Sequence[int], done: Round) -> None
                 raise EngineError(
                     f"the sampler committed id {token} to batch row {row}, which is never output"
                 )
+
+
+def _check_counts(done: Round, *, first: bool) -> None:
+    if not isinstance(done.prefill, bool) or (done.prefill and not first):
+        raise EngineError(f"prefill = {done.prefill!r}: only a first round reads the prompt")
+    for row, counts in enumerate(zip(done.accepted, done.drafted, strict=True)):
+        if not (all(type(n) is int for n in counts) and 0 <= counts[0] <= counts[1]):
+            raise EngineError(
+                f"the sampler says that {counts[0]!r} of {counts[1]!r} drafted ids were accepted "
+                f"in batch row {row}; expected integers, 0 <= accepted <= drafted"
+            )
 
 
 def _account(

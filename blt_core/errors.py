@@ -55,6 +55,15 @@ class PluginError(BltError):
         super().__init__(_with_hints(text, self.hints))
 
 
+class ComponentError(PluginError):
+    """A component that failed, or broke the contract of its kind, while it ran.
+
+    The message names it and its distribution; an error of its own is the ``__cause__``.
+    """
+
+    exit_code = 1
+
+
 class CheckpointError(BltError):
     """A checkpoint that is missing, truncated, or at odds with its own configuration."""
 
@@ -64,7 +73,13 @@ class RequestError(BltError):
 
 
 class EngineError(BltError):
-    """A decode operation used against its contract, by a sampler or drafter."""
+    """A decode operation used against its contract, by a sampler or drafter: ``component``."""
+
+    exit_code = 1
+
+    def __init__(self, text: str, component: str = "") -> None:
+        self.component = component
+        super().__init__(text)
 
 
 class DataError(BltError):

@@ -15,7 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from blt_core.errors import PluginError, RunError
+from blt_core.errors import RunError
+from blt_core.faults import broken
 from blt_core.model import Model
 from blt_core.nn import RowCache
 from blt_core.protocols import Cache
@@ -53,8 +54,11 @@ class ModelPasses:
         counts = _counts(begins, ends)
         if not any(counts):
             return
-        flags = self._model.patcher.flags(self._byte_rows(begins, counts), self._patcher).tolist()
-        for row, new, count in zip(self._rows, flags, counts, strict=True):
+        patcher, shape = self._model.patcher, (len(counts), max(counts))
+        flags = patcher.flags(self._byte_rows(begins, counts), self._patcher)
+        if not isinstance(flags, Tensor) or flags.dtype != torch.bool or flags.shape != shape:
+            raise broken(patcher, f"gave {_shown(flags)} as flags; expected torch.bool {shape}")
+        for row, new, count in zip(self._rows, flags.tolist(), counts, strict=True):
             row.starts += [row.scored + 1 + i for i in range(count) if new[i]]
             row.scored += count
         self._count(counts, Passes(scorer=1))
@@ -95,7 +99,10 @@ class ModelPasses:
         )
         states = self._states.read("states", lo, hi)
         embeddings = self._model.encoder.patch_embeddings(states, patches)
-        values = self._model.global_model.forward(Latents(embeddings, counts), self._global)
+        part, shape = self._model.global_model, (len(counts), max(counts))
+        values = part.forward(Latents(embeddings, counts), self._global)
+        if not isinstance(values, Tensor) or values.shape[:2] != shape:
+            raise broken(part, f"gave {_shown(values)} as latents; expected (b, m, D) of {shape}")
         self._count(counts, Passes(encoder=1))
         return Latents(values, counts)
 
@@ -111,7 +118,7 @@ class ModelPasses:
         output = self._model.decoder.forward(clean, None, latents, self._decoder).clean
         self._count(clean.lengths, Passes(decoder=1))
         if output is None:
-            raise PluginError("the decoder returned no output for its clean rows")
+            raise broken(self._model.decoder, "returned no output for its clean rows")
         return self._without_banned(output.logits)
 
     def denoise(
@@ -140,7 +147,7 @@ class ModelPasses:
         output = self._model.decoder.forward(clean, blocks, latents, self._decoder).blocks
         self._count(active, Passes(decoder=1))
         if output is None:
-            raise PluginError("the decoder returned no output for its block rows")
+            raise broken(self._model.decoder, "returned no output for its block rows")
         return self._without_banned(output.logits[:, 0])
 
     # -- caches ----------------------------------------------------------------------------------
@@ -222,6 +229,13 @@ def rewind_to(cache: Cache, lengths: Sequence[int]) -> None:
 def settle_at(cache: Cache, lengths: Sequence[int]) -> None:
     """Settle a cache at ``lengths``, as far as it reaches."""
     cache.settle([min(n, m) for n, m in zip(cache.lengths, lengths, strict=True)])
+
+
+def _shown(value: object) -> str:
+    """A tensor's dtype and shape, or the type of what is none."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__
 
 
 def _counts(begins: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:

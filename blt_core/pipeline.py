@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,6 +26,7 @@ from blt_core.component import BuildContext
 from blt_core.config import MODEL_KINDS, Config, RunSettings, load_config
 from blt_core.engine import Progress, Request, Step, StopReason, check_requests, decode
 from blt_core.errors import CheckpointError, ConfigError, Problem, RequestError, near_match
+from blt_core.faults import broken, naming
 from blt_core.log import logger
 from blt_core.model import Model, part_dtype
 from blt_core.plugins import Plugins, load_plugins
@@ -83,6 +86,7 @@ class Pipeline:
         self.plan, self.plugins, self.model = plan, plugins, model
         self.sampler: Sampler = plan.build("sampler", context)
         self.cost_model: CostModel = plan.build("cost_model", context)
+        self.price(Passes())  # what no cost model may say is found before any work
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Pipeline:
@@ -191,12 +195,28 @@ class Pipeline:
             rounds=record.rounds,
             drafted=record.drafted,
             accepted=record.accepted,
-            cost=self.cost_model.cost(record.passes, self.parameters),
+            cost=self.price(record.passes),
             prefill_seconds=record.prefill_seconds,
             seconds=record.seconds,
             bytes_per_second=record.bytes_per_second,
             stop_reason=record.stop_reason,
         )
+
+    def price(self, passes: Passes, parameters: Parameters | None = None) -> Cost:
+        """What passes cost, for these parameter counts (default: the model's own).
+
+        Raises ComponentError, which names the cost model, for what is no finite Cost.
+        """
+        with naming():
+            cost = self.cost_model.cost(passes, parameters or self.parameters)
+        if not isinstance(cost, Cost):
+            raise broken(self.cost_model, f"gave {cost!r}; expected a Cost")
+        figures: dict[str, Any] = {"gigabytes": cost.gigabytes, **cost.lines, **cost.apart}
+        for name, figure in figures.items():
+            if not isinstance(figure, Real) or not 0 <= float(figure) < math.inf:
+                text = f"gave {name} = {figure!r}; expected a finite number, 0 or more"
+                raise broken(self.cost_model, text)
+        return cost
 
     @property
     def sampler_name(self) -> str:

@@ -18,19 +18,17 @@ from typing import TYPE_CHECKING
 
 import attrs
 import pluggy
-import structlog
 
 from blt_core import hookspecs
 from blt_core._structure import UnsupportedType, check_params
 from blt_core.component import Component, Preset
 from blt_core.errors import BltError, PluginError, near_match
+from blt_core.log import logger
 from blt_core.manifest import Manifest, canonical, load_manifest
 from blt_core.registry import BrokenPlugin, Entry, Origin, Registry, check_record
 
 if TYPE_CHECKING:
     import typer
-
-_log = structlog.get_logger()
 
 GROUP = "blt_core"
 #: The distribution whose plugins come first: no other can take the name of its command or table.
@@ -115,7 +113,7 @@ class Plugins:
             except Exception as error:  # noqa: BLE001
                 broken = BrokenPlugin(plugin.origin, error)
                 self._failed[plugin.origin, "blt_check"] = broken
-                _log.warning(f"{broken}; it is not asked", hook="blt_check")
+                logger().warning(f"{broken}; it is not asked", hook="blt_check")
         return None
 
     def notify(self, hook: str, **arguments: object) -> None:
@@ -126,7 +124,7 @@ class Plugins:
             except Exception as error:  # noqa: BLE001, PERF203 -- an observer must not end a run
                 broken = BrokenPlugin(plugin.origin, error)
                 if (plugin.origin, hook) not in self._failed:
-                    _log.warning(f"{broken}; the run goes on", hook=hook)
+                    logger().warning(f"{broken}; the run goes on", hook=hook)
                 self._failed[plugin.origin, hook] = broken
 
 

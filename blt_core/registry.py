@@ -15,7 +15,7 @@ from importlib import metadata
 import attrs
 
 from blt_core._signatures import mismatches
-from blt_core._structure import UnsupportedType, check_params
+from blt_core._structure import UnsupportedType, article, check_params
 from blt_core.component import Component, Preset, nested_kinds
 from blt_core.errors import PluginError, near_match
 from blt_core.manifest import Known, Manifest, canonical
@@ -132,11 +132,37 @@ class Registry:
             )
         if known := self.manifest.components.get((kind, name)):
             return self._known_but_absent(name, known)
+        if other := self._of_another_kind(kind, name):
+            return other
         words, names = kind.replace("_", " "), self.names(kind)
         candidates = {*names, *(n for k, n in self.manifest.components if k == kind)}
         installed = f"installed {plural(words)}: {', '.join(names) or 'none'}      {_LIST_ALL}"
         text = f"no {words} named {name!r}.{near_match(name, sorted(candidates))}"
         return PluginError(text, (installed, *map(str, self.broken)))
+
+    def _of_another_kind(self, kind: str, name: str) -> PluginError | None:
+        """A name that belongs to another kind, and how it is used."""
+        for other in self.manifest.kinds:
+            if other == kind or name not in self.names(other):
+                continue
+            text = f"no {_words(kind)} named {name!r}; it is {article(other)}"
+            if way := self.way_to_nest(kind, other):
+                return PluginError(f"{text}:", (f"{way}.use={name}",))
+            if other in self.manifest.roots:
+                return PluginError(f"{text}:", (f'[{other}] use = "{name}"',))
+            return PluginError(f"{text}.", (f"blt plugins show {other} {name}",))
+        return None
+
+    def way_to_nest(self, kind: str, other: str) -> str:
+        """A component of ``kind`` and its field for one of ``other``; ``speculative drafter``."""
+        ways = [
+            f"{entry.record.name} {field}"
+            for entry in self.entries
+            if self._usable(entry, kind)
+            for field, nested in nested_kinds(entry.record.params).items()
+            if nested == other
+        ]
+        return min(ways, default="")
 
     def _known_but_absent(self, name: str, known: Known) -> PluginError:
         """A name that the manifest knows: not installed, blocked, broken, or out of step."""
@@ -155,6 +181,10 @@ class Registry:
             return PluginError(text, (f"fix: {known.command}",))
         text = f"{name!r} is known, but {known.distribution} {version} does not supply it."
         return PluginError(text, (f"fix: {known.command} --upgrade", _LIST_ALL))
+
+
+def _words(kind: str) -> str:
+    return kind.replace("_", " ")
 
 
 def plural(words: str) -> str:

@@ -26,6 +26,7 @@ from blt_core._tables import Place, Table
 from blt_core.component import ABILITIES, MANY, NESTED, Ability, BuildContext, Component, Preset
 from blt_core.config import MODEL_KINDS, SCHEMA, SETTINGS, Config, ModelSettings, RunSettings
 from blt_core.errors import ConfigError, PluginError, Problem, near_match
+from blt_core.faults import remember
 from blt_core.plugins import Plugins
 from blt_core.registry import Entry, Registry
 
@@ -130,6 +131,12 @@ class Plan:
         model: ModelSettings = self.settings["model"]
         return model
 
+    @property
+    def notes(self) -> list[str]:
+        """What components say of keys that are served but hardly meant, each with its place."""
+        nodes = [below for root in self.nodes.values() for below in root.walk()]
+        return [f"{n.place.written}: {text}" for n in nodes for text in n.component.notes(n.params)]
+
     def node(self, kind: str) -> Node:
         """The node of a top-level table; ConfigError if the config has none."""
         if kind not in self.nodes:
@@ -200,6 +207,7 @@ def build_node(node: Node, context: BuildContext, registry: Registry) -> Any:
         text = f"{node.label} cannot be built: {reason(error)}"
         raise ConfigError([node.place.written.problem(text)]) from error
     registry.check_instance(node.entry, instance)
+    remember(instance, node.entry.label)
     return instance
 
 
@@ -214,6 +222,9 @@ class _Resolver:
         self, kind: str, value: Any, place: Place, path: str, presets: tuple[str, ...] = ()
     ) -> Node:
         """The node of one component table; raises Invalid with the problems in and below it."""
+        if isinstance(value, str):
+            text = f"expected a table, got {show(value)}"
+            raise Invalid(place.problem(text, f"write {place.setting('use', value)}"))
         table = _table(value, place)
         entry = self._entry(kind, table)
         own = Table({k: v for k, v in table.items() if k != "use"}, table.place, table.moved)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
 import typer
 
 from blt_core import __version__
-from blt_core.cli import comparing, converting, generating, inputs, inspecting
-from blt_core.errors import BltError, RunError
-from blt_core.log import configure
+from blt_core.cli import comparing, converting, generating, inspecting, streams
+from blt_core.errors import BltError, DataError, RunError
+from blt_core.faults import naming
+from blt_core.log import configure, logger
 from blt_core.plugins import Plugins, load_plugins
 
 INTERRUPTED = 1
@@ -21,24 +21,36 @@ _PARSER_INTERRUPTED = 130
 
 def main() -> None:
     """Entry point of ``blt``."""
-    _mend_streams()
+    try:
+        streams.take_over()
+    except streams.StdoutClosed:
+        sys.exit(_say("stdout is closed: there is nowhere to write results", DataError.exit_code))
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; returns the exit code. Errors are printed, never raised."""
+    """Run one command line; returns the exit code. Errors are printed, never raised.
+
+    Results go to ``sys.stdout``; what plugins print goes to ``sys.stderr``.
+    """
+    with streams.claimed():
+        configure()
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         app = build_app(load_plugins())
         command = typer.main.get_command(app)
-        result = command.main(arguments, prog_name="blt", standalone_mode=False)
+        with naming():
+            result = command.main(arguments, prog_name="blt", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except BltError as error:
+        logger().debug("where the error comes from", exc_info=error)
         return _say(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = _PARSER_INTERRUPTED
-    except inputs.ReaderGone:
-        # Nothing may be left to flush when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except streams.ReaderGone:
         return 0
     except OSError as error:
         return _say(f"cannot read or write: {error}", RunError.exit_code)
@@ -55,17 +67,6 @@ def run(arguments: list[str]) -> int:
 def _say(text: str, code: int) -> int:
     print(text, file=sys.stderr)  # noqa: T201 -- the one place where errors are shown
     return code
-
-
-def _mend_streams() -> None:
-    """Streams that are closed lead nowhere; what a stream cannot encode becomes a question mark."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        stream = getattr(sys, name)
-        if stream is None:
-            if name != "stdin":  # a closed stdin is told apart where a prompt is read from it
-                setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 -- for good
-        elif name != "stdin" and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
 
 
 def build_app(plugins: Plugins) -> typer.Typer:
@@ -97,5 +98,5 @@ def build_app(plugins: Plugins) -> typer.Typer:
 
 def _version(value: bool) -> None:  # noqa: FBT001 -- a typer callback
     if value:
-        typer.echo(f"blt {__version__}")
+        streams.output(f"blt {__version__}")
         raise typer.Exit

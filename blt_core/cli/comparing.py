@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import attrs
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from blt_core.cli import inputs, plotting
 from blt_core.cli.generating import as_record
 from blt_core.cli.progress import progress_bar
+from blt_core.cli.streams import console, output_json
 from blt_core.compare import Row, compare
 from blt_core.errors import RequestError, near_match
 from blt_core.pipeline import Pipeline
@@ -36,7 +35,10 @@ def add_command(app: typer.Typer) -> None:
         max_new_bytes: inputs.MaxNewBytesOption = None,
         sampler: Annotated[
             list[str] | None,
-            typer.Option("--sampler", help="Repeatable; the first is the reference."),
+            typer.Option(
+                "--sampler",
+                help='Repeatable; "label: sampler"; the first is the reference.',
+            ),
         ] = None,
         cost_parameters: Annotated[
             str | None,
@@ -65,7 +67,8 @@ def add_command(app: typer.Typer) -> None:
         )
         pipeline = Pipeline.load(settings)
         prompts = inputs.read_prompts(prompt, prompt_file)
-        samplers = {spec: spec for spec in sampler} if sampler else _default_samplers(pipeline)
+        samplers = _labelled(sampler) if sampler else _default_samplers(pipeline)
+        inputs.show_notes(*(pipeline.with_sampler(s).plan for s in samplers.values()))
         with progress_bar() as bar:
             task = bar.add_task("", total=len(samplers) * len(prompts))
 
@@ -78,9 +81,24 @@ def add_command(app: typer.Typer) -> None:
             plotting.plot(rows, pictures)
         if as_json:
             priced = parameters or pipeline.parameters
-            typer.echo(json.dumps(as_report(rows, len(prompts), priced, pipeline)))
+            output_json(as_report(rows, len(prompts), priced, pipeline))
         else:
             _show(rows)
+
+
+#: A label before a sampler, which ends at the first colon and space.
+_LABEL = re.compile(r"""([^=:"']+):\s+(.*)""", re.DOTALL)
+
+
+def _labelled(specs: Sequence[str]) -> dict[str, str | Mapping[str, Any]]:
+    """The samplers by label, those without one by themselves; RequestError for a label twice."""
+    samplers: dict[str, str | Mapping[str, Any]] = {}
+    for given in specs:
+        found = _LABEL.fullmatch(given.strip())
+        title, spec = (found[1].strip(), found[2]) if found else (given, given)
+        if samplers.setdefault(title, spec) != spec:
+            raise RequestError(f"--sampler: the label {title!r} is given to two samplers")
+    return samplers
 
 
 def _default_samplers(pipeline: Pipeline) -> dict[str, str | Mapping[str, Any]]:
@@ -140,7 +158,7 @@ def _record(row: Row) -> dict[str, Any]:
 
 def _show(rows: list[Row]) -> None:
     table = Table(box=None, header_style="bold")
-    table.add_column("sampler")
+    table.add_column("sampler", overflow="fold")  # cut off, two could look alike
     for name in (
         "bytes",
         "same",
@@ -158,7 +176,7 @@ def _show(rows: list[Row]) -> None:
     for row in rows:
         accepted = f"{row.accepted}/{row.drafted}" if row.drafted else "–"
         table.add_row(
-            escape(row.spec),
+            row.title,
             str(sum(len(result.output) for result in row.results)),
             _agreement(row),
             str(row.passes.decoder),
@@ -171,9 +189,15 @@ def _show(rows: list[Row]) -> None:
             f"{row.bytes_per_second:.0f}",
             _number(row.relative_speed),
         )
-    Console(width=None if Console().is_terminal else 120).print(table)
+    shown = console(120)
+    shown.print(table)
+    if slower := [row for row in rows if (row.relative_speed or 1) < _SLOWER]:
+        each = ", ".join(f"{row.title} ({row.relative_speed:.2f})" for row in slower)
+        shown.print(f"\nslower than {rows[0].title}: {each}")
 
 
+#: A ratio of speeds that is shown as less than 1.
+_SLOWER = 0.995
 #: From here on GB are shown whole.
 _WHOLE = 100
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from blt_core.checkpoint import model_config, model_tensors
 from blt_core.cli import inputs
+from blt_core.cli.streams import output, output_json
 from blt_core.component import BuildContext
 from blt_core.config import parse_inline
 from blt_core.errors import ConfigError, DataError
@@ -63,9 +63,9 @@ def add_command(app: typer.Typer) -> None:
         size = sum(tensor.nbytes for tensor in tensors.values())
         if as_json:
             record = {"model": str(target), "parameters": parameters, "bytes": size}
-            typer.echo(json.dumps(record))
+            output_json(record)
         else:
-            typer.echo(f"{target}: {parameters:,} parameters, {size / 1e9:.3g} GB")
+            output(f"{target}: {parameters:,} parameters, {size / 1e9:.3g} GB")
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

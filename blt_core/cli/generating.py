@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from blt_core.cli import inputs
+from blt_core.cli.streams import output, output_json, results
 from blt_core.pipeline import Generation, Pipeline
 
 
@@ -55,6 +55,7 @@ def add_command(app: typer.Typer) -> None:
         pipeline = Pipeline.load(inputs.with_sampler(settings, sampler))
         prompts = inputs.read_prompts(prompt, prompt_file)
         pipeline.check(prompts)
+        inputs.show_notes(pipeline.plan)
         if batch or as_json:
             groups = [prompts] if batch else [[each] for each in prompts]
             for group in groups:
@@ -66,9 +67,9 @@ def add_command(app: typer.Typer) -> None:
 
 def _print_result(result: Generation, *, as_json: bool) -> None:
     if as_json:
-        _write(json.dumps(as_record(result)).encode() + b"\n")
+        output_json(as_record(result))
     else:
-        _write(result.output + b"\n")
+        output(result.output + b"\n")
 
 
 def as_record(result: Generation) -> dict[str, Any]:
@@ -92,15 +93,15 @@ def as_record(result: Generation) -> dict[str, Any]:
 
 def _stream(pipeline: Pipeline, prompts: Sequence[bytes]) -> None:
     """Write each prompt's bytes as they come; on a terminal the prompt is shown before them."""
-    terminal = sys.stdout.isatty()
+    terminal = results().isatty()
     for prompt in prompts:
         if terminal:
-            _write(prompt)
+            output(prompt)
         step = None
         for step in pipeline.steps([prompt]):
-            _write(step.new[0])
+            output(step.new[0])
         if terminal or len(prompts) > 1:
-            _write(b"\n")
+            output(b"\n")
         if step is not None:
             _report(pipeline.generation(step.progress[0]))
 
@@ -116,12 +117,4 @@ def _report(result: Generation) -> None:
     ]
     if result.drafted:
         parts.insert(4, f"accepted {result.accepted} of {result.drafted}")
-    typer.echo("[" + ", ".join(parts) + "]", err=True)
-
-
-def _write(data: bytes) -> None:
-    try:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError as error:
-        raise inputs.ReaderGone from error
+    print("[" + ", ".join(parts) + "]", file=sys.stderr)  # noqa: T201 -- no result

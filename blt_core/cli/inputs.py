@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blt_core.config import Config, load_config
 from blt_core.errors import DataError, near_match
 from blt_core.resources import resource
+
+if TYPE_CHECKING:
+    from blt_core.wiring import Plan
 
 DEMO = "demo"
 #: The file name that means stdin.
@@ -37,10 +40,6 @@ CheckpointOption = Annotated[
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps …")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float64.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-
-
-class ReaderGone(Exception):  # noqa: N818 -- no error: the reader has what it wanted
-    """Whoever read stdout has closed it (``blt generate | head -c 9``): stop, and say nothing."""
 
 
 def find_config(name: str) -> Config:
@@ -113,6 +112,12 @@ def _read_file(name: str) -> bytes:
         return Path(name).read_bytes()
     except OSError as error:
         raise DataError(f"{name}: the prompt file cannot be read: {error.strerror}") from error
+
+
+def show_notes(*plans: Plan) -> None:
+    """Tell, on stderr, what the components of plans say of keys that are hardly meant."""
+    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+        print(f"note: {note}", file=sys.stderr)  # noqa: T201 -- no result
 
 
 def given(**settings: Any) -> dict[str, Any]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import attrs
 import tomli_w
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from blt_core.cli import inputs
+from blt_core.cli.describing import check_kind, describe, find_entries, show
+from blt_core.cli.streams import console, output, output_json
 from blt_core.component import Preset
 from blt_core.config import without_none
-from blt_core.errors import PluginError, near_match
+from blt_core.errors import PluginError
 from blt_core.pipeline import plan_run
 from blt_core.plugins import Plugins, load_plugins
 from blt_core.registry import Entry
@@ -25,19 +25,33 @@ def add_commands(app: typer.Typer) -> None:
 
     @app.command()
     def plugins(
-        kind: Annotated[str | None, typer.Argument(help="Only this kind, with all keys.")] = None,
+        what: Annotated[
+            list[str] | None,
+            typer.Argument(
+                metavar="[KIND | show KIND NAME]",
+                help="Only this kind, with all keys; or all about one component.",
+            ),
+        ] = None,
         *,
         as_json: inputs.JsonOption = False,
     ) -> None:
         """List the installed components by kind, and the plugins that are broken."""
         loaded = load_plugins()
-        if kind is not None and kind not in loaded.manifest.kinds:
-            kinds = loaded.manifest.kinds
-            raise PluginError(
-                f"no kind named {kind!r}.{near_match(kind, kinds)}\n  kinds: {', '.join(kinds)}"
-            )
+        kind: str | None = None
+        match what or []:
+            case ["show", of_kind, name]:
+                _describe(loaded, of_kind, name, as_json=as_json)
+                return
+            case ["show", *_]:
+                raise PluginError("expected blt plugins show KIND NAME")
+            case [_, surplus, *_]:
+                raise PluginError(f"unexpected {surplus!r}; expected blt plugins [KIND]")
+            case names:
+                kind = names[0] if names else None
+        if kind is not None:
+            check_kind(loaded, kind)
         if as_json:
-            typer.echo(json.dumps(_listing(loaded, kind)))
+            output_json(_listing(loaded, kind))
         else:
             _show(loaded, kind)
 
@@ -54,9 +68,24 @@ def add_commands(app: typer.Typer) -> None:
         settings, plugins = inputs.with_sampler(settings, sampler), load_plugins()
         tables = plugins.check(settings)
         if tables is None:
-            tables = plan_run(settings, plugins)[0].describe()
+            plan, _ = plan_run(settings, plugins)
+            inputs.show_notes(plan)
+            tables = plan.describe()
         tables = without_none(tables)
-        typer.echo(json.dumps(tables) if as_json else tomli_w.dumps(tables).rstrip("\n"))
+        if as_json:
+            output_json(tables)
+        else:
+            output(tomli_w.dumps(tables).rstrip("\n"))
+
+
+def _describe(loaded: Plugins, kind: str, name: str, *, as_json: bool) -> None:
+    """One component, or all of that name if several distributions supply it."""
+    found = [describe(loaded, entry) for entry in find_entries(loaded, kind, name)]
+    for description in found:
+        if as_json:
+            output_json(description)
+        else:
+            show(description)
 
 
 def _listing(loaded: Plugins, kind: str | None) -> dict[str, Any]:
@@ -79,9 +108,6 @@ def _listing(loaded: Plugins, kind: str | None) -> dict[str, Any]:
 
 
 def _show(loaded: Plugins, kind: str | None) -> None:
-    # What plugins say is text: "[/x]" is no markup, nor ":x:" an emoji.
-    width = None if Console().is_terminal else 120
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
     order = list(loaded.manifest.kinds)
     entries = sorted(
         (e for e in loaded.registry.entries if kind in (None, e.record.kind)),
@@ -103,9 +129,10 @@ def _show(loaded: Plugins, kind: str | None) -> None:
         table.add_column(name, overflow="fold")
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
-    console.print(table)
+    shown = console(120)
+    shown.print(table)
     for broken in loaded.broken:
-        console.print(str(broken), style="red")
+        shown.print(str(broken), style="red")
 
 
 def _keys(entry: Entry) -> list[str]:

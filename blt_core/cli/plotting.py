@@ -36,13 +36,13 @@ def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
     from matplotlib.figure import Figure
 
     # The legend has a line for each sampler, as long as its spec; the points need room beside it.
-    legend = max(len(row.spec) for row in rows) * 0.065 + 0.8
+    legend = max(len(row.title) for row in rows) * 0.065 + 0.8
     figure = Figure(figsize=(6 + legend, max(5, 0.16 * len(rows) + 0.8)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for index, row in enumerate(rows):
         at = (row.relative_gigabytes or 0.0, 100 * row.agreement)
-        axes.scatter(*at, label=row.spec, s=36, zorder=3)
+        axes.scatter(*at, label=row.title, s=36, zorder=3)
         axes.annotate(
             str(index + 1),
             at,
@@ -50,8 +50,8 @@ def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
             textcoords="offset points",
             fontsize=8,
         )
-    axes.set_xlabel(f"weight traffic relative to {rows[0].spec}")
-    axes.set_ylabel(f"bytes that are those of {rows[0].spec}, %")
+    axes.set_xlabel(f"weight traffic relative to {rows[0].title}")
+    axes.set_ylabel(f"bytes that are those of {rows[0].title}, %")
     axes.set_ylim(-3, 108)
     axes.set_xlim(left=0)
     axes.grid(visible=True, alpha=0.3)

@@ -53,6 +53,42 @@ def test_table_names_every_sampler(blt, run_config):
         assert spec in outcome.out.decode()
 
 
+def test_labels_name_samplers_in_the_table_and_the_record(blt, run_config):
+    common = ("compare", run_config(), "--prompt", "ab", "--max-new-bytes", 8, "--sampler", "ar")
+    labels = ("--sampler", "short one: blt-s draft_bytes=2", "--sampler", "long: blt-s")
+    rows = json.loads(blt(*common, *labels, "--json").out)["samplers"]
+    assert [row["name"] for row in rows] == ["ar", "short one", "long"]
+    assert [row["spec"] for row in rows] == ["ar", "blt-s draft_bytes=2", "blt-s"]
+    out = blt(*common, *labels).out.decode()
+    assert "short one" in out
+    assert "draft_bytes" not in out
+    twice = blt(*common, "--sampler", "a: ar", "--sampler", "a: blt-s")
+    assert twice.code == 2
+    assert "the label 'a' is given to two samplers" in twice.err
+
+
+def test_long_samplers_are_shown_whole(blt, run_config):
+    start = "speculative drafter.use=cascade drafter.draft_bytes=16 drafter.drafter.use=self "
+    ends = [f"drafter.drafter.draft_bytes={n}" for n in (3, 4)]
+    specs = [part for end in ends for part in ("--sampler", start + end)]
+    out = blt("compare", run_config(), "--prompt", "ab", "--max-new-bytes", 8, *specs).out.decode()
+    table = out.partition("slower than")[0]
+    column = "".join(line[1:].split("  ")[0].strip() for line in table.splitlines())
+    for end in ends:
+        assert end in column, out
+
+
+def test_who_is_slower_than_the_reference_is_said(report, blt, run_config, monkeypatch):
+    from blt_core import compare
+
+    speeds = iter([100.0, 83.0, 130.0])
+    monkeypatch.setattr(compare, "_speed", lambda _: next(speeds))
+    common = ("compare", run_config(), "--prompt", "ab", "--max-new-bytes", 8)
+    specs = [part for spec in SAMPLERS for part in ("--sampler", spec)]
+    out = blt(*common, *specs).out.decode()
+    assert out.endswith("\nslower than ar: blt-s draft_bytes=2 (0.83)\n")
+
+
 def test_plot_writes_png_and_svg(blt, run_config, tmp_path):
     common = ("compare", run_config(), "--prompt", "ab", "--max-new-bytes", 6, "--sampler", "ar")
     assert blt(*common, "--plot", tmp_path / "picture").code == 0

@@ -11,6 +11,7 @@ from blt_core.component import Component
 from blt_core.hookspecs import hookimpl
 from blt_core.manifest import load_manifest
 from blt_core.plugins import load_plugins
+from blt_core.wiring import resolve_component
 
 
 def test_plugins_lists_every_kind_that_has_components(blt):
@@ -62,6 +63,94 @@ def test_version_and_help(blt):
     assert blt("--version").out.startswith(b"blt ")
     for command in ("generate", "compare", "plugins", "check", "cost", "train", "calibrate"):
         assert blt(command, "--help").code == 0
+
+
+def test_show_tells_all_of_a_component(blt):
+    shown = json.loads(blt("plugins", "show", "drafter", "diffusion", "--json").out)
+    keys = {key.pop("name"): key for key in shown["keys"]}
+    assert keys["block_bytes"] == {
+        "type": "int",
+        "required": False,
+        "default": 8,
+        "range": "at least 1",
+        "meaning": "bytes of a block (B).",
+    }
+    assert keys["unmasking"]["default"] == {"use": "all"}
+    assert keys["start"]["type"] == "'aligned' or 'frontier'"
+    assert keys["closure"]["meaning"].startswith('of a frontier block: "forced" closes')
+    assert (shown["distribution"], shown["entry_point"]) == ("blt-core", "drafting")
+    assert shown["object"] == "blt_plugins.drafting.diffusion:DiffusionDrafter"
+    assert (shown["requires"], shown["provides"]) == (["decoder.denoises"], [])
+    assert shown["expands_to"] is None
+    out = blt("plugins", "show", "drafter", "diffusion").out.decode()
+    for text in (
+        "block_bytes: int, at least 1; default 8",
+        "bytes of a block (B).",
+        "[sampler.",
+    ):
+        assert text in out
+
+
+def test_show_of_a_part_has_its_dims_abilities_and_what_is_required(blt):
+    shown = json.loads(blt("plugins", "show", "decoder", "local", "--json").out)
+    assert shown["dims"] == {"latent_dim": "latent_dim"}
+    assert shown["provides"] is None  # keys without a default decide
+    assert [key["name"] for key in shown["keys"] if key["required"]][:2] == ["dim", "layers"]
+    assert "# dim = …  int, at least 2" in shown["example"]
+
+
+def test_show_of_a_preset_has_what_it_stands_for(blt):
+    shown = json.loads(blt("plugins", "show", "sampler", "blt-s", "--json").out)
+    assert shown["expands_to"]["drafter"] == {"use": "self", "draft_bytes": 8}
+    assert "speculative" in blt("plugins", "show", "sampler", "blt-s").out.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "sampler", "blt-z"), "no sampler named 'blt-z'. Did you mean 'blt-s'?"),
+        (("show", "smapler", "ar"), "no kind named 'smapler'. Did you mean 'sampler'?"),
+        (("show", "sampler", "cascade"), "it is a drafter"),
+        (("show", "sampler"), "expected blt plugins show KIND NAME"),
+        (("sampler", "ar"), "expected blt plugins [KIND]"),
+    ],
+)
+def test_show_of_what_is_not_there(blt, arguments, message):
+    outcome = blt("plugins", *arguments)
+    assert (outcome.code, outcome.out) == (2, b"")
+    assert message in outcome.err
+
+
+def test_every_example_is_toml_and_checks_where_nothing_is_required():
+    from blt_core.cli.describing import describe
+
+    loaded = load_plugins()
+    for entry in loaded.registry.entries:
+        shown = describe(loaded, entry)
+        tables = tomli.loads(shown["example"])
+        kind = entry.record.kind
+        if kind in loaded.manifest.roots and not any(key["required"] for key in shown["keys"]):
+            resolve_component(kind, tables[kind], loaded)
+        if entry.origin.distribution == "blt-core":
+            meant = [key["name"] for key in shown["keys"] if key["meaning"]]
+            assert meant or all(key["required"] for key in shown["keys"]), shown["name"]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "note"),
+    [
+        ("speculative drafter.use=cascade drafter.draft_bytes=2 drafter.drafter.use=self",
+         "--sampler: drafter: drafter 'self' proposes 8 bytes, of which a draft of 2 has room"),
+        ("speculative drafter={use=cascade,drafter={use=diffusion,start=frontier}}",
+         '--sampler: drafter: closure = "forced" costs an encoder + global pass in each refill'),
+        ("speculative drafter.use=cascade", ""),
+        ("blt-dv start=frontier", ""),
+    ],
+)  # fmt: skip
+def test_check_notes_keys_that_are_hardly_meant(blt, sampler, note):
+    outcome = blt("check", "demo", "--sampler", sampler)
+    assert outcome.code == 0
+    assert outcome.err.startswith(f"note: {note}") if note else outcome.err == ""
 
 
 @attrs.frozen

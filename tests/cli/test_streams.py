@@ -1,7 +1,9 @@
-"""Real processes: closed and full streams, readers that go away, Ctrl-C."""
+"""Real processes: what is on stdout, closed and full streams, readers that go away, Ctrl-C."""
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -45,8 +47,160 @@ def test_a_full_disk_is_one_message_and_exit_code_1(generate):
     assert "cannot read or write" in error
 
 
-def test_closed_streams(generate):
-    assert shell(generate, ">&-")[0] == 0
+#: Commands that end at once, each with a result.
+QUICK = (("--help",), ("cost",), ("plugins", "--json"))
+
+
+def pipe(command):
+    """Run a command whose reader has gone before it writes: (code, stderr)."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        command, check=False, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    os.close(writer)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("command", QUICK, ids=" ".join)
+def test_every_command_ends_quietly_where_nobody_reads(command):
+    assert pipe([*BLT, *command]) == (0, "")
+
+
+@pytest.mark.parametrize("command", QUICK, ids=" ".join)
+def test_every_command_says_that_the_disk_is_full(command):
+    code, error = shell([*BLT, *command], "> /dev/full")
+    assert (code, error.count("\n")) == (1, 1), error
+    assert "No space left on device" in error
+
+
+@pytest.mark.parametrize("command", QUICK, ids=" ".join)
+def test_a_closed_stdout_is_refused_and_a_closed_stderr_is_not(command):
+    code, error = shell([*BLT, *command], ">&-")
+    assert (code, error) == (2, "stdout is closed: there is nowhere to write results\n")
+    assert shell([*BLT, *command], "2>&- > /dev/null")[0] == 0
+
+
+def test_a_report_that_nobody_can_read_ends_no_run(generate):
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2> /dev/full', "sh", *generate],
+        check=False,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert len(done.stdout) == 200
+
+
+NOISY = """
+import logging, os, subprocess, sys
+import structlog, typer
+from blt_core import Component, hookimpl
+from blt_core.cli import output
+from blt_plugins.drafting.self import SelfDrafter, SelfParams
+
+log = structlog.get_logger()
+print("NOISE import")
+log.warning("NOISE structlog")
+os.write(1, b"NOISE descriptor\\n")
+logging.basicConfig(stream=sys.stdout)
+logging.warning("NOISE logging")
+
+class Noisy(SelfDrafter):
+    def __init__(self, params, context):
+        super().__init__(params, context)
+        print("NOISE factory")
+
+    def draft(self, ops, limit, sampling, draws):
+        print("NOISE forward")
+        sys.stdout.write("NOISE write\\n")
+        sys.stdout.buffer.write(b"NOISE bytes\\n")
+        subprocess.run(["echo", "NOISE process"])
+        return super().draft(ops, limit, sampling, draws)
+
+@hookimpl
+def blt_components():
+    print("NOISE hook")
+    return [Component("drafter", "acme/noisy", Noisy, SelfParams, "noise")]
+
+@hookimpl
+def blt_run_start(run):
+    print("NOISE run")
+    raise ValueError("NOISE broken hook")
+
+@hookimpl
+def blt_commands(app):
+    @app.command()
+    def noisy():
+        print("NOISE command")
+        output("one")
+        typer.echo("two")
+        typer.echo(b"three")
+        output(b"four")
+"""
+
+
+@pytest.fixture
+def noisy(tmp_path):
+    """Run a command line beside an installed plugin that writes to stdout wherever it can."""
+    (tmp_path / "blt_noisy.py").write_text(NOISY.replace("\\\\", "\\"))
+    info = tmp_path / "blt_noisy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: blt-noisy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[blt_core]\nnoisy = blt_noisy\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+
+    def call(*arguments):
+        return subprocess.run(
+            [*BLT, *map(str, arguments)],
+            check=False,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": path},
+            timeout=60,
+        )
+
+    return call
+
+
+NOISES = ("import", "structlog", "descriptor", "logging", "factory", "forward", "write", "bytes",
+          "process", "hook", "run", "broken hook")  # fmt: skip
+
+
+def test_what_a_plugin_prints_is_no_result(noisy, run_config, blt):
+    command = ("generate", run_config(), "--prompt", "ab", "--max-new-bytes", 20)
+    expected = blt(*command, "--sampler", "blt-s draft_bytes=4").out
+    sampler = ("--sampler", "speculative drafter.use=acme/noisy drafter.draft_bytes=4")
+    done = noisy(*command, *sampler)
+    assert (done.returncode, done.stdout) == (0, expected)
+    for noise in NOISES:
+        assert f"NOISE {noise}" in done.stderr.decode(), noise
+    record = json.loads(noisy(*command, *sampler, "--json").stdout)
+    assert record["drafted"] > 0
+    assert json.loads(noisy("plugins", "--json").stdout)["broken"] == []
+
+
+def test_a_command_of_a_plugin_writes_results_by_output_or_echo(noisy):
+    done = noisy("noisy")
+    assert (done.returncode, done.stdout) == (0, b"one\ntwo\nthree\nfour")
+    assert b"NOISE command" in done.stderr
+
+
+def test_a_program_keeps_its_stdout(checkpoint):
+    program = f"""
+import structlog, sys
+from blt_core import Pipeline
+before = sys.stdout
+Pipeline.from_config({{"schema": 1, "run": {{"checkpoint": {str(checkpoint)!r}}}}}).generate("x")
+assert sys.stdout is before and not structlog.is_configured()
+print("mine")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, b"mine\n"), done.stderr
+
+
+def test_a_closed_stdin_is_refused_where_it_is_read(generate):
     code, error = shell([*BLT, "generate", generate[4], "--prompt-file", "-"], "<&-")
     assert code == 2
     assert "stdin is closed" in error

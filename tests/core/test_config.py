@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blt_core.config import Config, IdSettings, ModelSettings, load_config, parse_inline
+from blt_core.plugins import load_plugins
 from blt_core.types import IdScheme, Sampling
 from blt_core.wiring import resolve
 
@@ -185,6 +186,9 @@ def test_an_inline_component_replaces_a_table(plugins) -> None:
         ("x a=entropy-bound b=demo:py", {"a": "entropy-bound", "b": "demo:py"}),
         ("x a='y z' b=\"c d\"", {"a": "y z", "b": "c d"}),
         ("x a.use=greedy a.b.c=1", {"a": {"use": "greedy", "b": {"c": 1}}}),
+        ("x a=[self,diffusion]", {"a": ["self", "diffusion"]}),
+        ("x b=[x, 'y z',true]", {"b": ["x", "y z", True]}),
+        ("x a={use=cascade} b=[[p/q],[r]]", {"a": {"use": "cascade"}, "b": [["p/q"], ["r"]]}),
         ("x a=[1, 2] b={c = 1, d = 2}", {"a": [1, 2], "b": {"c": 1, "d": 2}}),
         ("  x   a=1  ", {"a": 1}),
     ],
@@ -227,6 +231,39 @@ def test_problems_of_inline_components_name_the_option(plugins, problems) -> Non
     found = problems(resolve, config.with_table("sampler", inline), plugins)
     assert found[0].startswith("--sampler: block_byte: unknown key. Did you mean 'block_bytes'?")
     assert found[1].startswith("--sampler: verification.use: no verification named 'greedie'.")
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("speculative drafters=[self,diffusion]",
+         "--sampler: drafters: unknown key. Did you mean 'drafter'?", ""),
+        ("speculative drafter=cascade",
+         "--sampler: drafter: expected a table, got str 'cascade'",
+         "write drafter.use=cascade"),
+        ("cascade draft_bytes=8",
+         "--sampler: use: no sampler named 'cascade'; it is a drafter:",
+         "speculative drafter.use=cascade"),
+        ("confidence", "--sampler: use: no sampler named 'confidence'; it is an unmasking:",
+         "blt-d unmasking.use=confidence"),
+        ("speculative drafter.use=bandwidth",
+         "--sampler: drafter.use: no drafter named 'bandwidth'; it is a cost model:",
+         '[cost_model] use = "bandwidth"'),
+    ],
+)  # fmt: skip
+def test_a_component_at_the_wrong_place_says_where_it_goes(problems, text, message, hint) -> None:
+    config = Config.from_mapping({"schema": 1}, "a.toml")
+    config = config.with_table("sampler", parse_inline(text, "sampler"))
+    found = problems(resolve, config, load_plugins())[0]
+    assert found.startswith(message)
+    assert hint in found
+
+
+def test_a_name_in_place_of_a_table_in_a_file(problems, tmp_path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('schema = 1\nsampler = "ar"\n')
+    (found,) = problems(resolve, load_config(path), load_plugins())
+    assert found.endswith("got str 'ar'\n  write sampler.use = \"ar\"")
 
 
 keys = st.text(string.ascii_lowercase + "_", min_size=1, max_size=6).filter(lambda k: k != "use")

@@ -13,12 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     {"errors", "types"},
     {"protocols"},
-    {"component", "hookspecs", "resources", "nn", "published", "log", "stored"},
+    {"component", "hookspecs", "resources", "nn", "published", "log", "stored", "faults"},
     {"_tables", "_structure", "_signatures", "_inline"},
     {"registry", "plugins", "manifest"},
     {"config", "_merge", "wiring"},
     {"model", "checkpoint"},
-    {"rows", "passes", "state", "engine", "denoising"},
+    {"rows", "passes", "state", "engine", "denoising", "drafting"},
     {"pipeline", "compare"},
     {"cli"},
 ]

@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from blt_core.engine import Request, decode
-from blt_core.errors import EngineError, PluginError, RunError
+from blt_core.errors import ComponentError, EngineError, RunError
 from blt_core.types import Draft, Round, Sampling
+from blt_plugins.drafting.cascade import CascadeDrafter, CascadeParams
+from blt_plugins.sampling.diffusion import BlockDiffusion, BlockDiffusionParams
+from blt_plugins.sampling.speculative import Speculative, SpeculativeParams
 from tests.engine import models
-from tests.engine.runs import ar, run, speculative
+from tests.engine.runs import ar, run, self_drafter, speculative
 
 REQUEST = [Request(b"ab", 6), Request(b"", 3)]
 
@@ -60,18 +63,115 @@ class Drafts:
         return self.draft_
 
 
+def cascade(drafter):
+    return CascadeDrafter(CascadeParams(draft_bytes=4, drafter=drafter), models.CONTEXT)
+
+
+def diffusion(unmasking):
+    params = BlockDiffusionParams(block_bytes=4, unmasking=unmasking)
+    return BlockDiffusion(params, models.CONTEXT)
+
+
 @pytest.mark.parametrize(
     ("draft", "error"),
     [
-        (None, PluginError),
-        (Draft([[1]]), PluginError),
-        (Draft([[9999], [1]]), EngineError),
-        (Draft([[-1], [1]]), EngineError),
+        (None, "expected a Draft of 2 batch rows"),
+        ([[1], [1]], "expected a Draft of 2 batch rows"),
+        (Draft([[1]]), "expected lists of ids for 2 batch rows"),
+        (Draft(["ab", "c"]), "expected lists of ids"),
+        (Draft([[1.0], [1]]), "expected lists of ids"),
+        (Draft([[9999], [1]]), "these are not all ids below 259"),
+        (Draft([[-1], [1]]), "not all ids below 259"),
     ],
 )
-def test_a_drafter_that_proposes_no_draft(draft, error):
-    with pytest.raises(error):
-        run(models.model(0), speculative(Drafts(draft)), REQUEST)
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "in a cascade"])
+def test_a_drafter_that_proposes_no_draft_is_named_wherever_it_is(draft, error, nested):
+    drafter = cascade(Drafts(draft)) if nested else Drafts(draft)
+    with pytest.raises(ComponentError, match=rf"^Drafts proposed .*{error}"):
+        run(models.model(0), speculative(drafter), [Request(b"ab", 6), Request(b"", 6)])
+
+
+@attrs.frozen
+class Accepts:
+    decision: object
+
+    def check(self, sampling):
+        pass
+
+    def accept(self, draft, logits_brV, positions, active, sampling, draws):
+        return self.decision
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        None,
+        ([0], [65]),
+        ([0, 0], [65]),
+        ([9, 0], [65, 65]),
+        ([-1, 0], [65, 65]),
+        ([0.5, 0], [1, 1]),
+    ],
+)
+def test_a_verification_that_decides_nothing_is_named(decision):
+    params = SpeculativeParams(drafter=self_drafter(2), verification=Accepts(decision))
+    sampler = Speculative(params, models.CONTEXT)
+    with pytest.raises(ComponentError, match=r"^Accepts accepted"):
+        run(models.model(0), sampler, REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("drafted", "accepted"), [(1, 2), (0, -1), (1, float("nan")), (1, 0.5), (True, True)]
+)
+def test_counts_of_a_round_that_cannot_be(drafted, accepted):
+    report = Round([[65], [65]], [drafted, 0], [accepted, 0])
+    with pytest.raises(
+        EngineError, match=r"^Scripted: .*expected integers, 0 <= accepted <= draft"
+    ):
+        list(decode(models.model(0), Scripted([65], report), REQUEST, Sampling()))
+
+
+def test_only_a_first_round_reads_the_prompt():
+    report = Round([[65], [65]], [0, 0], [0, 0], prefill=True)
+    with pytest.raises(EngineError, match="Scripted: prefill = True: only a first round"):
+        list(decode(models.model(0), Scripted([65], report), REQUEST, Sampling()))
+
+
+@attrs.frozen
+class Selects:
+    choose: object
+
+    def select(self, probs_bBV, masked_bB):
+        return self.choose(masked_bB)
+
+
+def written_in_place(masked_bB):
+    chosen = masked_bB.clone()
+    masked_bB[:] = False
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("choose", "message"),
+    [
+        (torch.zeros_like, "fills no byte of a block that has masks"),
+        (lambda masked: masked.int(), r"torch.int32 of shape \(2, 4\); expected torch.bool"),
+        (lambda masked: masked[:, 0], r"torch.bool of shape \(2,\); expected .* \(2, 4\)"),
+        (lambda masked: masked.tolist(), "expected a bool tensor"),
+        (lambda _: None, "selected None; expected a bool tensor"),
+    ],
+)
+def test_a_rule_that_selects_no_places_is_named(choose, message):
+    with pytest.raises(ComponentError, match=f"^Selects .*{message}"):
+        run(models.model(0), diffusion(Selects(choose)), REQUEST)
+
+
+def test_a_rule_may_write_to_the_mask_that_it_is_given():
+    plain, written = (
+        [progress.output for progress in run(models.model(0), diffusion(Selects(rule)), REQUEST)]
+        for rule in (lambda masked: masked, written_in_place)
+    )
+    assert written == plain
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

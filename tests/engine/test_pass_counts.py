@@ -12,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blt_core import engine
+from blt_core.engine import Request
 from blt_core.state import DecodeState
+from blt_plugins.drafting.cascade import CascadeDrafter, CascadeParams
+from blt_plugins.drafting.diffusion import DiffusionDrafter, DiffusionParams
+from blt_plugins.unmasking.rules import FillAll
 from tests.engine import models
 from tests.engine.drafters import BlockSteps, Recorded
 from tests.engine.programs import watched
@@ -34,6 +38,23 @@ from tests.engine.strategies import (
     examples,
     model_indices,
 )
+
+
+def test_a_cascade_over_an_unclosed_block_encodes_as_seldom_as_blt_s():
+    def encoded(drafter):
+        [done] = run(models.model(0), speculative(drafter), [Request(b"abc", 40)])
+        return bytes(done.output), done.passes.encoder
+
+    def cascade(closure):
+        inner = DiffusionParams(start="frontier", closure=closure, unmasking=FillAll(None, None))
+        drafter = DiffusionDrafter(inner, models.CONTEXT)
+        return CascadeDrafter(CascadeParams(draft_bytes=8, drafter=drafter), models.CONTEXT)
+
+    expected = encoded(self_drafter(8))
+    assert encoded(cascade("none")) == expected
+    output, passes = encoded(cascade("forced"))
+    assert output == expected[0]
+    assert passes > 2 * expected[1]
 
 
 def traced(index, batch, drafter):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from blt_core.cli.streams import console, output, output_json
 from blt_core.component import BuildContext
 from blt_core.errors import RequestError
 from blt_core.published import ROWS, SCALES
@@ -50,11 +49,11 @@ def _price(model: Bandwidth, n_dec: int, n_enc: int, scale: str, *, as_json: boo
         raise RequestError("--n-dec and --n-enc: expected 0 or more")
     price = model.cost(Passes(n_dec, n_enc, n_enc), SCALES[scale])
     if as_json:
-        typer.echo(json.dumps({"gigabytes": price.gigabytes, "lines": dict(price.lines)}))
+        output_json({"gigabytes": price.gigabytes, "lines": dict(price.lines)})
         return
     for name, gigabytes in price.lines.items():
-        typer.echo(f"{name:>14} {gigabytes:10.2f} GB")
-    typer.echo(f"{'total':>14} {price.gigabytes:10.2f} GB")
+        output(f"{name:>14} {gigabytes:10.2f} GB")
+    output(f"{'total':>14} {price.gigabytes:10.2f} GB")
 
 
 def reproduce(model: Bandwidth, scale: str) -> list[dict[str, Any]]:
@@ -78,7 +77,7 @@ def reproduce(model: Bandwidth, scale: str) -> list[dict[str, Any]]:
 def _reproduce(model: Bandwidth, scale: str, *, as_json: bool) -> None:
     rows = reproduce(model, scale)
     if as_json:
-        typer.echo(json.dumps({"scale": scale, "rows": rows}))
+        output_json({"scale": scale, "rows": rows})
         return
     table = Table(box=None, header_style="bold")
     table.add_column("method")
@@ -88,4 +87,4 @@ def _reproduce(model: Bandwidth, scale: str, *, as_json: bool) -> None:
         figures = [str(row["n_dec"]), str(row["n_enc"]), f"{row['printed_gigabytes']:.2f}"]
         figures += [f"{row['gigabytes']:.2f}", f"{row['deviation_percent']:+.2f} %"]
         table.add_row(row["method"], *figures)
-    Console(width=None if Console().is_terminal else 100).print(table)
+    console(100).print(table)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import attrs
 
 from blt_core.component import BuildContext, Component, at_least, nested
+from blt_core.drafting import propose
 from blt_core.protocols import DecodeOps, Drafter
 from blt_core.types import Draft, Draws, Sampling
 
 
 @attrs.frozen(kw_only=True)
 class CascadeParams:
-    """draft_bytes: bytes drafted a round (k). drafter: proposes them to the decoder."""
+    """draft_bytes: bytes drafted a round (k). drafter: proposes them to the decoder.
+
+    A frontier drafter had better leave the patch open (``closure = "none"``).
+    """
 
     draft_bytes: int = attrs.field(default=16, validator=at_least(1))
     drafter: Drafter = nested("drafter", default="diffusion")
@@ -42,7 +47,7 @@ class CascadeDrafter:
             room = [max(n - 1, 0) for n in left]
             proposed = Draft([[] for _ in limit])
             if any(room):
-                proposed = self.drafter.draft(ops, room, sampling, draws).cut(room)
+                proposed = propose(self.drafter, ops, room, sampling, draws)
                 ops.rewind(begin)
             ops.append(proposed.ids)
             rows = [len(p) + 1 if n else 0 for p, n in zip(proposed.ids, left, strict=True)]
@@ -71,10 +76,29 @@ def _stands(proposed: Sequence[int], chosen: Sequence[int], left: int) -> list[i
     return [*proposed[:same], chosen[same]]
 
 
+def cascade_notes(params: CascadeParams) -> Iterator[str]:
+    """Keys of the inner drafter that a cascade pays for in vain."""
+    inner: Any = params.drafter  # the node that it is built from
+    proposes = getattr(inner.params, "draft_bytes", getattr(inner.params, "block_bytes", 0))
+    if proposes > params.draft_bytes:
+        room = params.draft_bytes - 1
+        yield (
+            f"{inner.label} proposes {proposes} bytes, of which a draft of "
+            f"{params.draft_bytes} has room for {room}; the rest is cut"
+        )
+    keys = (getattr(inner.params, "start", ""), getattr(inner.params, "closure", ""))
+    if keys == ("frontier", "forced"):
+        yield (
+            'closure = "forced" costs an encoder + global pass in each refill; '
+            'with closure = "none" a cascade runs the decoder alone'
+        )
+
+
 CASCADE = Component(
     kind="drafter",
     name="cascade",
     factory=CascadeDrafter,
     params=CascadeParams,
     summary="an inner drafter, verified by the decoder alone and refilled",
+    notes=cascade_notes,
 )

@@ -38,7 +38,12 @@ BLT_S = Preset(
 
 @attrs.frozen(kw_only=True)
 class BltDVParams:
-    """Keys of the drafter ``diffusion``, and verification: which drafted bytes stand."""
+    """block_bytes: bytes of a block (B). unmasking: which of them a pass fills.
+
+    start: "aligned" begins the block at the open patch, "frontier" at the next byte. closure of a
+    frontier block: "forced" closes the open patch, "none" reads the newest latent. verification:
+    which drafted bytes stand.
+    """
 
     block_bytes: int = attrs.field(default=8, validator=at_least(1))
     unmasking: Unmasking = nested("unmasking", default="all")

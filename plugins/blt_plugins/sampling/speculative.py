@@ -9,7 +9,7 @@ from __future__ import annotations
 import attrs
 
 from blt_core.component import BuildContext, Component, nested
-from blt_core.errors import PluginError
+from blt_core.drafting import propose, verify
 from blt_core.protocols import DecodeOps, Drafter, Verification
 from blt_core.types import Draft, Draws, Round, Sampling
 
@@ -43,15 +43,12 @@ class Speculative:
         limit = [0 if fresh else max(left - 1, 0) for left in ops.remaining]
         draft = Draft([[] for _ in active])
         if any(limit):
-            draft = self.drafter.draft(ops, limit, sampling, draws)
-            if not isinstance(draft, Draft) or len(draft.ids) != len(limit):
-                raise PluginError(f"the drafter's {draft!r} is not a Draft of {len(limit)} rows")
-            draft = draft.cut(limit)
+            draft = propose(self.drafter, ops, limit, sampling, draws)
             ops.rewind(begin)
         ops.append(draft.ids)
         rows = [len(ids) + 1 if on else 0 for ids, on in zip(draft.ids, active, strict=True)]
         logits = ops.next_logits(rows)
-        accepted, own = self.verification.accept(draft, logits, begin, active, sampling, draws)
+        accepted, own = verify(self.verification, draft, logits, begin, active, sampling, draws)
         ops.rewind([n + kept for n, kept in zip(begin, accepted, strict=True)])
         ops.append([[token] if on else [] for token, on in zip(own, active, strict=True)])
         committed = [

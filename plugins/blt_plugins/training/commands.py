@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Annotated
 
 import attrs
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from blt_core.cli.inputs import ConfigArgument, DeviceOption, JsonOption, find_config
+from blt_core.cli.streams import console, output, output_json
 from blt_core.config import Config
 from blt_core.plugins import Plugins, load_plugins
 from blt_plugins.training.calibrate import Calibration
@@ -88,7 +87,7 @@ def calibrate(
     if write:
         write_threshold(source, found.threshold, plugins)
     if as_json:
-        typer.echo(json.dumps({**attrs.asdict(found), "reached": found.reached}))
+        output_json({**attrs.asdict(found), "reached": found.reached})
     else:
         _show(found)
 
@@ -99,7 +98,7 @@ def _plan(config: Config, plugins: Plugins, *, processes: int, as_json: bool) ->
 
     found = Planner(config, plugins).plan(processes)
     if as_json:
-        typer.echo(json.dumps(plan_record(found)))
+        output_json(plan_record(found))
     else:
         show_plan(found)
 
@@ -112,20 +111,20 @@ def _show_result(result: TrainResult, *, as_json: bool) -> None:
             "bits_per_byte": result.best_bits_per_byte,
             "plot": str(result.plot) if result.plot else None,
         }
-        typer.echo(json.dumps(record))
+        output_json(record)
         return
     if result.best_bits_per_byte is not None:
-        typer.echo(f"held-out bits per byte: {result.best_bits_per_byte:.4f}")
+        output(f"held-out bits per byte: {result.best_bits_per_byte:.4f}")
     if result.plot is not None:
-        typer.echo(f"losses: {result.plot}")
-    typer.echo(f"model: {result.model}")
+        output(f"losses: {result.plot}")
+    output(f"model: {result.model}")
 
 
 def _show(found: Calibration) -> None:
-    console = Console(width=None if Console().is_terminal else 100, highlight=False)
-    console.print(f"threshold = {found.threshold}  # nats")
+    shown = console(100)
+    shown.print(f"threshold = {found.threshold}  # nats")
     missed = "" if found.reached else f" ({found.target_patch_bytes:g} is out of reach)"
-    console.print(
+    shown.print(
         f"mean patch length: {found.mean_patch_bytes:.2f} bytes{missed}, "
         f"{found.patches} patches in {found.bytes} bytes"
     )
@@ -137,7 +136,7 @@ def _show(found: Calibration) -> None:
     highest = max(count for _, count in rows)
     for label, count in rows:
         table.add_row(label, str(count), f"{count / found.patches:.1%}", _bar(count / highest))
-    console.print(table)
+    shown.print(table)
 
 
 def histogram_rows(histogram: Mapping[int, int]) -> list[tuple[str, int]]:

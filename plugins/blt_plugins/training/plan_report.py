@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
-from rich.console import Console
 from rich.table import Table
 
+from blt_core.cli.streams import console
 from blt_plugins.training.plan import MemoryPlan, PhasePlan
 
 GB = 1e9
@@ -48,15 +48,15 @@ def plan_record(plan: MemoryPlan) -> dict[str, Any]:
 
 def show_plan(plan: MemoryPlan) -> None:
     """Print the plan: one column a phase, two where some of it is on the host."""
-    console = Console(width=None if Console().is_terminal else 100, highlight=False)
-    console.print(_table(plan))
+    shown = console(100)
+    shown.print(_table(plan))
     each = "one process" if plan.processes == 1 else f"each of {plan.processes} processes"
-    console.print(f"\nGB = 1e9 bytes in {each}; backend {plan.backend}")
+    shown.print(f"\nGB = 1e9 bytes in {each}; backend {plan.backend}")
     for phase in plan.phases:
         patches = round(phase.step_bytes / plan.patch_bytes)
         at_once = phase.state.passes_at_once
         paired = f"{at_once} at once, " if at_once > 1 else ""
-        console.print(
+        shown.print(
             f"{phase.name}: {phase.parameters:,} trained parameters; {phase.steps:,} steps of "
             f"{phase.step_bytes:,} bytes (about {patches:,} patches), "
             f"{phase.steps * phase.step_bytes / GB:,.3f} GB in all; each process makes "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 
 from blt_core.cli.inputs import DeviceOption, JsonOption, find_source
 from blt_core.cli.progress import progress_bar
+from blt_core.cli.streams import output, output_json
 from blt_core.config import MODEL_KINDS, Config
 from blt_core.errors import ConfigError
 from blt_core.pipeline import read_checkpoint
@@ -60,10 +60,10 @@ def prepare(  # noqa: PLR0913 -- one parameter an option
             ),
         )
     if as_json:
-        typer.echo(json.dumps({"out": str(out), **attrs.asdict(found)}))
+        output_json({"out": str(out), **attrs.asdict(found)})
     else:
-        typer.echo(describe(found))
-        typer.echo(f"prepared: {out}")
+        output(describe(found))
+        output(f"prepared: {out}")
 
 
 def training_config(config: Config, corpus: Path | None, context_bytes: int | None) -> Config:

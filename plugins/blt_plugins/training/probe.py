@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import attrs
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from blt_core.cli.inputs import DeviceOption, JsonOption, find_source
 from blt_core.cli.progress import progress_bar
+from blt_core.cli.streams import console, output_json
 from blt_core.errors import DataError
 from blt_plugins.training.acceptance import (
     GREEDY,
@@ -102,7 +100,7 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
             ),
         )
     if as_json:
-        typer.echo(json.dumps({"source": source, **as_record(result)}))
+        output_json({"source": source, **as_record(result)})
     else:
         _show(result)
 
@@ -136,14 +134,14 @@ def as_record(result: Evaluation) -> dict[str, Any]:
 
 
 def _show(result: Evaluation) -> None:
-    console = Console(width=None if Console().is_terminal else 120, highlight=False)
+    shown = console(120)
     score = result.held_out
-    console.print(
+    shown.print(
         f"{score.bits_per_byte:.4f} bits per byte, top-1 {score.top1:.1%} "
         f"({score.bytes} held-out bytes, patches of {score.mean_patch_bytes:.2f} bytes)"
     )
     for each in result.blocks:
-        console.print(
+        shown.print(
             f"\n{each.starts} blocks, all masked: right bytes by place, beside the model's own"
         )
         table = Table(box=None, header_style="bold")
@@ -153,10 +151,10 @@ def _show(result: Evaluation) -> None:
         for place, (count, masked, own, ratio) in enumerate(columns):
             shares = (_show_number(masked, ".1%"), _show_number(own, ".1%"))
             table.add_row(str(place + 1), str(count), *shares, _show_number(ratio, ".2f"))
-        console.print(table)
+        shown.print(table)
     if not result.acceptance:
         return
-    console.print("\none draft after each of many held-out prefixes, and how many stand to a place")
+    shown.print("\none draft after each of many held-out prefixes, and how many stand to a place")
     table = Table(box=None, header_style="bold")
     table.add_column("sampler")
     for name in ("drafts", "accepted", "bytes a round", *(f"to {place}" for place in PLACES)):
@@ -164,13 +162,13 @@ def _show(result: Evaluation) -> None:
     for drafts in result.acceptance:
         stood = dict(enumerate(drafts.by_place, start=1))
         table.add_row(
-            escape(drafts.sampler),
+            drafts.sampler,
             str(drafts.rounds),
             _show_number(drafts.accepted_share, ".1%"),
             _show_number(drafts.bytes_per_round, ".2f"),
             *(_show_number(stood.get(place), ".0%") for place in PLACES),
         )
-    console.print(table)
+    shown.print(table)
 
 
 #: Places of a draft that the table shows.
