@@ -21,6 +21,7 @@ from blt_core.protocols import TrainingBackend
 from blt_core.wiring import Plan, build_node, merge_checkpoint, resolve, resolve_component
 from blt_plugins.training.loop import BEST, LAST, Job, round_parameters
 from blt_plugins.training.phases import trainable_scorer
+from blt_plugins.training.rebuild import check_rebuilds
 from blt_plugins.training.settings import TrainSettings
 
 #: What a training config without a table of these kinds uses.
@@ -48,6 +49,7 @@ def make_job(
     check_passes(plan, settings, backend.world_size)
     model = load_model(training)
     check_trains(training, model)
+    check_rebuilds(plan, model)
     described = plan.describe()
     compared = ("model", *MODEL_KINDS, "objective")
     node = resolve_component("checkpoint_format", {"use": "folder"}, plugins)
@@ -65,6 +67,7 @@ def make_job(
         },
         calibrates=training.calibrates,
         out=folder,
+        objective_label=plan.node("objective").entry.label if settings.steps else "",
     )
 
 
