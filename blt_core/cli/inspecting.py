@@ -15,7 +15,7 @@ from blt_core.cli import inputs
 from blt_core.component import Preset
 from blt_core.config import without_none
 from blt_core.errors import PluginError, near_match
-from blt_core.pipeline import plan_run
+from blt_core.pipeline import plan_run, warn_of_blocks
 from blt_core.plugins import Plugins, load_plugins
 from blt_core.registry import Entry
 
@@ -54,7 +54,9 @@ def add_commands(app: typer.Typer) -> None:
         settings, plugins = inputs.with_sampler(settings, sampler), load_plugins()
         tables = plugins.check(settings)
         if tables is None:
-            tables = plan_run(settings, plugins)[0].describe()
+            plan, _ = plan_run(settings, plugins)
+            warn_of_blocks(plan)
+            tables = plan.describe()
         tables = without_none(tables)
         typer.echo(json.dumps(tables) if as_json else tomli_w.dumps(tables).rstrip("\n"))
 

@@ -39,7 +39,7 @@ def train(new_job, silent, change, **settings):
 
 @pytest.mark.parametrize("name", [*RESERVED, *(f"{prefix}x" for prefix in RESERVED_PREFIXES)])
 def test_a_figure_with_a_name_of_the_run_s_own_is_refused(new_job, silent, name):
-    job, trainer = train(new_job, silent, lambda loss, _: (loss, {name: 123.0, "mine": 1.0}))
+    _, trainer = train(new_job, silent, lambda loss, _: (loss, {name: 123.0, "mine": 1.0}))
     with pytest.raises(PluginError) as caught:
         trainer.run()
     text = str(caught.value)
