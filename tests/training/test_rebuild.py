@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 
 import attrs
@@ -14,6 +15,7 @@ from blt_core.errors import PluginError, RunError
 from blt_core.pipeline import Pipeline
 from blt_plugins.training.job import make_job
 from blt_plugins.training.loop import Trainer
+from blt_plugins.training.rebuild import outputs_of
 from tests.training import parts
 
 
@@ -150,3 +152,27 @@ def test_a_run_with_tied_weights_resumes_bit_for_bit(tied, silent):
     assert_tied(again.model)
     ours, theirs = (job.model.modules().state_dict() for job in (whole, again))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_tied_weights_are_converted_and_counted_once(
+    tied, silent, blt, tmp_path, monkeypatch, dtype
+):
+    monkeypatch.setattr("blt_core.cli.converting.load_plugins", parts.plugins)
+    job = tied("out", steps=1)
+    Trainer(job, silent()).run()
+    count = sum(p.numel() for p in job.model.modules().parameters())
+    source = job.out / "model"
+    for target in (tmp_path / "there", tmp_path / "back"):
+        done = blt("convert", source, target, "--json", *(["--dtype", dtype] if dtype else []))
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["parameters"] == count
+        source = target
+    config = Config.from_mapping({"schema": 1, "run": {"checkpoint": str(source)}})
+    loaded = Pipeline.load(config, parts.plugins()).model
+    assert_tied(loaded)
+    own = outputs_of(job.model)
+    theirs = outputs_of(loaded, own.flags_br)
+    for name, value in own.values.items():
+        close = 0.1 if dtype else 0.0
+        torch.testing.assert_close(theirs.values[name], value, rtol=close, atol=close)
