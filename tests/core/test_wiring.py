@@ -66,8 +66,10 @@ def test_a_misspelt_key(complaints) -> None:
 
 def test_a_key_of_another_component_of_the_kind_is_told_to_be_its(complaints) -> None:
     assert complaints('[sampler]\nuse = "ar"\nblock_bytes = 8') == [
-        "tiny.toml: sampler.block_bytes: unknown key. It is a key of sampler 'blt-dv'.\n"
-        "  sampler 'ar' (blt-core) takes: no keys"
+        (
+            "tiny.toml: sampler.block_bytes: unknown key. It is a key of sampler 'blt-dv'.\n"
+            "  sampler 'ar' (blt-core) takes: no keys"
+        )
     ]
 
 

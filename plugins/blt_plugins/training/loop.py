@@ -460,9 +460,11 @@ class Trainer:
             self._metrics.write(phase=phase, step=step, **figures)
 
     def _write_model(self, name: str) -> None:
-        job, weights = self._job, self._backend.weights()
-        # In every process, since the weights of layers may be spread over them.
+        job = self._job
+        # In every process, since layers may be spread over them, and as long as they are gathered:
+        # reading the weights lets them go.
         outputs = None if self._reloads else outputs_of(job.model)
+        weights = self._backend.weights()
         if not self._main:
             return
         whole = {**self._rest(weights), **weights}
