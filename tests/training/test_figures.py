@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from blt_core.checkpoint import model_config, model_tensors
 from blt_core.errors import PluginError, RunError
+from blt_plugins.training.calibrate import calibrate
+from blt_plugins.training.data import load_data
 from blt_plugins.training.evaluate import HeldOut
 from blt_plugins.training.figures import RESERVED, RESERVED_PREFIXES
 from blt_plugins.training.loop import Trainer
@@ -181,7 +184,7 @@ def test_a_best_score_that_an_older_version_stored_is_not_believed(new_job, sile
             raise KeyboardInterrupt
 
     settings = {"steps": 4, "validate_every": 1, "checkpoint_every": 1, "scorer": {"steps": 0}}
-    scored(2.5, 2.0)
+    scored(2.5, 2.0, 3.0)
     trainer = Trainer(new_job(**settings), silent(stop))
     trainer._best = NAN
     trainer._validate = lambda *_: None
@@ -196,3 +199,21 @@ def test_a_scorer_whose_score_is_no_number_stops_the_run(new_job, silent, monkey
     )
     with pytest.raises(RunError, match="scorer step 6: the held-out score is nan"):
         Trainer(new_job(), silent()).run()
+
+
+def test_a_scorer_whose_entropies_are_no_numbers_is_not_calibrated(new_job):
+    job = new_job()
+    torch.nn.init.constant_(job.model.patcher.byte_scorer.head.weight, NAN)
+    batches = load_data(job.corpus, job.settings, job.model).calibration
+    with pytest.raises(RunError, match="entropies are no finite numbers"):
+        calibrate(job.model.patcher, batches, 4.0)
+
+
+def test_evaluate_refuses_a_score_that_is_no_number(blt, new_job, silent, tmp_path, texts):
+    job = new_job(steps=1, scorer={"steps": 0})
+    Trainer(job, silent()).run()
+    torch.nn.init.constant_(job.model.decoder.norm.weight, NAN)
+    job.format.write(job.out / "model", model_config(job.model), model_tensors(job.model))
+    done = blt("evaluate", job.out / "model", texts, "--rounds", 0, "--json")
+    assert (done.code, done.out) == (1, "")
+    assert "the held-out score is nan bits per byte" in done.err

@@ -464,6 +464,7 @@ class Trainer:
         # In every process, since layers may be spread over them, and as long as they are gathered:
         # reading the weights lets them go.
         outputs = None if self._reloads else outputs_of(job.model)
+        self._reloads = True
         weights = self._backend.weights()
         if not self._main:
             return
@@ -477,7 +478,6 @@ class Trainer:
         if outputs is not None:
             check_written(folder, job.format, tensors)
             check_reloads(folder, job.format, job.plugins, whole, job.model, outputs)
-        self._reloads = True
 
     def _rest(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The model's tensors that are not among the trained ones."""
