@@ -89,18 +89,26 @@ def gather(items: Iterable[tuple[Any, Any]], read: Callable[[Any, Any], T]) -> d
 # -- classes -------------------------------------------------------------------------------------
 
 
-def read_fields(cls: type[T], table: Mapping[str, Any], owner: str, read: FieldReader) -> T:
+def read_fields(
+    cls: type[T],
+    table: Mapping[str, Any],
+    owner: str,
+    read: FieldReader,
+    elsewhere: Callable[[str], str] = lambda _: "",
+) -> T:
     """An instance of ``cls`` from a table, its keys read in file order.
 
     ``owner`` names who takes the keys, as in ``sampler 'ar' (blt-core)``. Absent nested
     components with a default are read like given ones; other absent fields keep their default.
+    elsewhere: says of a key that is unknown here who takes it, if anybody does.
     """
     fields = params_fields(cls)
     hint = f"{owner} takes: {', '.join(fields) or 'no keys'}"
 
     def read_key(key: str, value: Any) -> Any:
         if key not in fields:
-            raise Invalid(Fault(f"unknown key.{near_match(key, fields)}", (hint,)))
+            told = elsewhere(key) or near_match(key, fields)
+            raise Invalid(Fault(f"unknown key.{told}", (hint,)))
         if value is MISSING:
             raise Invalid(Fault(f"missing; {owner} needs it: {describe_field(fields[key])}"))
         return read(fields[key], value)
@@ -114,10 +122,16 @@ def read_fields(cls: type[T], table: Mapping[str, Any], owner: str, read: FieldR
         raise Invalid(Fault(reason(error, owner))) from error
 
 
-def read_table(cls: type[T], table: Table, owner: str, read: FieldReader | None = None) -> T:
+def read_table(
+    cls: type[T],
+    table: Table,
+    owner: str,
+    read: FieldReader | None = None,
+    elsewhere: Callable[[str], str] = lambda _: "",
+) -> T:
     """:func:`read_fields` of a table that knows its place: raises Invalid with problems only."""
     try:
-        return read_fields(cls, table, owner, read or read_value)
+        return read_fields(cls, table, owner, read or read_value, elsewhere)
     except Invalid as error:
         raise Invalid(*error.placed(table)) from error
 

@@ -57,13 +57,28 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.detach().to("cpu", target).contiguous()
 
 
+def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors``, each with memory of its own, which safetensors files ask for.
+
+    A tensor that shares memory with an earlier one, such as a head that is tied to an embedding, is
+    copied. So every name is stored, and loading ties again what the model ties.
+    """
+    found: dict[str, Tensor] = {}
+    seen: set[tuple[torch.device, int]] = set()
+    for name, tensor in tensors.items():
+        memory = (tensor.device, tensor.untyped_storage().data_ptr())
+        found[name] = tensor.clone() if tensor.numel() and memory in seen else tensor
+        seen.add(memory)
+    return found
+
+
 def load_tensors(modules: nn.ModuleDict, tensors: Mapping[str, Tensor], place: str) -> None:
     """Copy ``tensors`` into the parameters of ``modules``, cast to the dtype these have.
 
     Nothing is copied unless all fit. Raises CheckpointError that lists every missing, surplus and
     misshapen tensor; ``place`` says where they come from.
     """
-    state = modules.state_dict()
+    state = modules.state_dict(keep_vars=True)
     _check_fit(state, tensors, place)
     with torch.no_grad():
         for name, own in state.items():
@@ -100,6 +115,7 @@ def adopt_tensors(
 
 def _check_fit(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], place: str) -> None:
     problems = [f"{name}: missing" for name in state if name not in tensors]
+    problems += _untied(state, tensors)
     problems += [f"{name}: not a parameter of this model" for name in tensors if name not in state]
     for name, own in state.items():
         found = _shape(tensors, name) if name in tensors else own.shape
@@ -108,6 +124,20 @@ def _check_fit(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], place
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise CheckpointError(f"{place}: the tensors do not fit the model of its config:\n{lines}")
+
+
+def _untied(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Tensors that are one in the model, and not in what is to be loaded."""
+    first: dict[int, str] = {}
+    for name, own in state.items():
+        other = first.setdefault(id(own), name)
+        if (
+            other != name
+            and name in tensors
+            and other in tensors
+            and not torch.equal(tensors[name], tensors[other])
+        ):
+            yield f"{name}: differs from {other}, to which this model ties it"
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:

@@ -85,6 +85,7 @@ class Pipeline:
         context = BuildContext(model.scheme)
         self.plan, self.plugins, self.model = plan, plugins, model
         self.sampler: Sampler = plan.build("sampler", context)
+        warn_of_blocks(plan)
         self.cost_model: CostModel = plan.build("cost_model", context)
         self.price(Passes())  # what no cost model may say is found before any work
 
@@ -272,6 +273,16 @@ def to_bytes(text: Prompt) -> bytes:
         raise RequestError(
             f"{text[error.start]!r} in a text is no character: {error.reason}"
         ) from error
+
+
+def warn_of_blocks(plan: Plan) -> None:
+    """Log a warning for each component whose blocks are longer than the decoder's training had."""
+    for node, asked, trained in plan.untrained_blocks():
+        logger().warning(
+            f"{node.label} asks for blocks of {asked} bytes, and the decoder was trained on blocks "
+            f"of at most {trained}: little of what lies beyond is right",
+            fix=f"block_bytes = {trained}, or train on with block_bytes = {asked} in [objective]",
+        )
 
 
 def plan_run(config: Config, plugins: Plugins) -> tuple[Plan, Mapping[str, Tensor] | None]:

@@ -361,6 +361,10 @@ class Objective(Protocol):
     ``loss`` (nats a byte) is a mean over the rows whose target (b, r) is not UNSCORED. ``model`` is
     a :class:`blt_core.model.Model`; place i of ``flags_br`` is flag i + 1. Random choices are drawn
     from ``rng`` alone, a generator of the CPU on every device, which is seeded anew for each step.
+
+    Figures are numbers by name, the same names for every batch; those of the run's own
+    (``blt_plugins.training.figures.RESERVED``) are refused. An attribute ``block_bytes`` (optional)
+    is the size of the blocks that it trains a decoder on, which the checkpoint then tells.
     """
 
     def loss(

@@ -85,6 +85,11 @@ class Registry:
             raise self._unknown(kind, name)
         return found[0]
 
+    def takers(self, kind: str, key: str) -> list[str]:
+        """The names of the installed components of a kind that take a key."""
+        found = [e.record for e in self.entries if self._usable(e, kind)]
+        return sorted({r.name for r in found if key in {f.name for f in attrs.fields(r.params)}})
+
     def status(self, entry: Entry) -> str:
         """``ok``, or why an entry is not what its name stands for in a config."""
         kind, name = entry.record.kind, entry.record.name

@@ -152,6 +152,20 @@ class Plan:
         node = self.node(kind)
         return build_node(node, context or BuildContext(self.model.scheme), self.registry)
 
+    def untrained_blocks(self) -> Iterator[tuple[Node, int, int]]:
+        """Components that ask the decoder for longer blocks than any that it was trained on.
+
+        Each with the size that it asks for and the longest trained one; they run, but guess badly.
+        Nothing is said of a decoder that does not tell what it was trained on.
+        """
+        decoder = self.nodes.get("decoder")
+        trained = getattr(decoder.params, "block_bytes", None) if decoder is not None else None
+        for node in (below for root in self.nodes.values() for below in root.walk()):
+            asked = getattr(node.params, "block_bytes", None)
+            needs = "decoder.denoises" in node.component.requires and node.kind != "objective"
+            if trained and needs and isinstance(asked, int) and asked > max(trained):
+                yield node, asked, max(trained)
+
     def describe(self) -> dict[str, Any]:
         """The tables of the whole plan, fully expanded: they resolve to the same plan."""
         nodes = {kind: node.describe() for kind, node in self.nodes.items()}
@@ -242,7 +256,7 @@ class _Resolver:
             below = _place_of_nested(field.name, own, label)
             return self._nested(field, given, below, f"{path}.{field.name}")
 
-        params: Any = read_table(record.params, own, entry.label, read)
+        params: Any = read_table(record.params, own, entry.label, read, self._takers(kind))
         return Node(entry, record, params, path, table.place, presets)
 
     def _nested(self, field: attrs.Attribute[Any], value: Any, place: Place, path: str) -> Any:
@@ -271,6 +285,16 @@ class _Resolver:
         except PluginError as error:
             raise Invalid(place.problem(error.text, *error.hints)) from error
 
+    def _takers(self, kind: str) -> Callable[[str], str]:
+        """Gives what says of a key which components of a kind take it."""
+
+        def told(key: str) -> str:
+            names = self.registry.takers(kind, key)
+            words, listed = kind.replace("_", " "), ", ".join(map(repr, names))
+            return f" It is a key of {words} {listed}." if names else ""
+
+        return told
+
     def _expand(
         self, preset: Preset, entry: Entry, table: Table, path: str, presets: tuple[str, ...]
     ) -> Node:
@@ -285,7 +309,7 @@ class _Resolver:
             self._nested(field, nested, nested.place, f"{path}.{field.name}")
             return nested
 
-        params: Any = read_table(preset.params, table, entry.label, read)
+        params: Any = read_table(preset.params, table, entry.label, read, self._takers(preset.kind))
         try:
             # A plugin's promise of a table is checked like a file's.
             expansion: object = preset.expand(params)

@@ -59,7 +59,9 @@ def add_command(app: typer.Typer) -> None:
         if dtype:
             tensors = {name: _cast(name, t, getattr(torch, dtype)) for name, t in tensors.items()}
         writer.write(target, model_config(model), tensors)
-        parameters = sum(tensor.numel() for tensor in tensors.values())
+        # A tied weight has several names and is one.
+        state = model.modules().state_dict(keep_vars=True)
+        parameters = sum({id(t): t.numel() for t in state.values()}.values())
         size = sum(tensor.nbytes for tensor in tensors.values())
         if as_json:
             record = {"model": str(target), "parameters": parameters, "bytes": size}

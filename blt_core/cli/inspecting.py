@@ -15,7 +15,7 @@ from blt_core.cli.streams import console, output, output_json
 from blt_core.component import Preset
 from blt_core.config import without_none
 from blt_core.errors import PluginError
-from blt_core.pipeline import plan_run
+from blt_core.pipeline import plan_run, warn_of_blocks
 from blt_core.plugins import Plugins, load_plugins
 from blt_core.registry import Entry
 
@@ -70,6 +70,7 @@ def add_commands(app: typer.Typer) -> None:
         if tables is None:
             plan, _ = plan_run(settings, plugins)
             inputs.show_notes(plan)
+            warn_of_blocks(plan)
             tables = plan.describe()
         tables = without_none(tables)
         if as_json:

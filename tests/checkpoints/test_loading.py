@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from blt_core.checkpoint import adopt_tensors
+from blt_core.checkpoint import adopt_tensors, load_tensors, unshared
 from blt_core.errors import CheckpointError
 from blt_core.pipeline import NoRandomWeights
 from blt_core.stored import StoredTensors
@@ -133,3 +133,28 @@ def test_parts_that_are_made_to_be_filled_draw_nothing():
         nn.Embedding(4, 2)
     assert torch.equal(torch.get_rng_state(), before)
     assert part.table.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("load", [adopt_tensors, load_tensors])
+def test_tensors_that_a_model_ties_must_be_the_same_in_what_is_loaded(load):
+    modules = nn.ModuleDict({"part": Part()})
+    tensors = {name: tensor.clone() for name, tensor in modules.state_dict().items()}
+    arguments = (modules, tensors, "some/folder", *([keep] if load is adopt_tensors else []))
+    load(*arguments)
+    assert modules["part"].second.weight is modules["part"].first.weight
+    tensors["part.second.weight"] += 1
+    with pytest.raises(CheckpointError) as caught:
+        load(*arguments)
+    assert (
+        "part.second.weight: differs from part.first.weight, to which this model ties it"
+    ) in str(caught.value)
+
+
+def test_what_shares_memory_is_stored_under_every_name(tmp_path):
+    part = Part()
+    tensors = unshared({**part.state_dict(), "corner": part.first.weight[:2].detach()})
+    save_file(tensors, tmp_path / "tied.safetensors")
+    stored = StoredTensors(tmp_path / "tied.safetensors")
+    assert stored.keys() == {*part.state_dict(), "corner"}
+    assert torch.equal(stored["first.weight"], stored["second.weight"])
+    assert torch.equal(stored["corner"], part.first.weight[:2])

@@ -17,7 +17,7 @@ LAYERS = [
     {"_tables", "_structure", "_signatures", "_inline"},
     {"registry", "plugins", "manifest"},
     {"config", "_merge", "wiring"},
-    {"model", "checkpoint"},
+    {"model", "checkpoint", "unlisted"},
     {"rows", "passes", "state", "engine", "denoising", "drafting"},
     {"pipeline", "compare"},
     {"cli"},

@@ -64,6 +64,15 @@ def test_a_misspelt_key(complaints) -> None:
     )
 
 
+def test_a_key_of_another_component_of_the_kind_is_told_to_be_its(complaints) -> None:
+    assert complaints('[sampler]\nuse = "ar"\nblock_bytes = 8') == [
+        (
+            "tiny.toml: sampler.block_bytes: unknown key. It is a key of sampler 'blt-dv'.\n"
+            "  sampler 'ar' (blt-core) takes: no keys"
+        )
+    ]
+
+
 def test_a_wrong_type(complaints) -> None:
     found = complaints(MODEL.replace('"entropy"', '"entropy"\nmax_patch_bytes = 8.5'))
     assert found == ["tiny.toml: patcher.max_patch_bytes: expected int, got float 8.5"]

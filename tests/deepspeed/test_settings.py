@@ -91,3 +91,11 @@ def test_a_module_that_is_not_float32_is_refused():
 def test_a_step_before_the_start_is_an_error():
     with pytest.raises(RunError, match="was not started"):
         DeepSpeedBackend(DeepSpeedBackendParams(), BuildContext()).step(0.1)
+
+
+def test_a_key_of_the_other_backend_is_told_to_be_its():
+    table = {"use": "deepspeed", "optimizer": "muon"}
+    with pytest.raises(ConfigError) as caught:
+        resolve_component("training_backend", table, load_plugins())
+    first = str(caught.value).splitlines()[0]
+    assert first.endswith("unknown key. It is a key of training backend 'torch'.")

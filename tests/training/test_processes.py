@@ -41,8 +41,14 @@ def halting(self, phase, done, states):
             time.sleep(0.01)
 
 Trainer._look_after = halting
+if os.environ.get("PARTS"):
+    from blt_plugins.training import commands
+    from tests.training.parts import plugins
+    commands.load_plugins = plugins
 main()
 """
+#: The environment of processes that have the parts of a plugin of our own.
+PARTS = {"PARTS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
 
 
 class Runs:
@@ -60,6 +66,7 @@ class Runs:
         strategy: str = "ddp",
         *,
         blocks: bool = False,
+        parts: dict[str, str] | None = None,
         env: dict[str, str] | None = None,
         code: int = 0,
         **settings: Any,
@@ -69,6 +76,9 @@ class Runs:
         changed["train"] = {**self._tables["train"], "accumulate": 2, **settings}
         if blocks:
             changed |= {"objective": BLOCKS, "decoder": {**changed["decoder"], "denoises": True}}
+        for kind, use in (parts or {}).items():
+            changed[kind] = {**changed[kind], "use": use}
+        env = {**(PARTS if parts else {}), **(env or {})}
         config = self.folder / f"{out}.toml"
         config.write_text(tomli_w.dumps(changed))
         launch = [sys.executable]
@@ -78,7 +88,7 @@ class Runs:
         program = [str(self.folder / "program.py"), "train", str(config)]
         done = subprocess.run(
             [*launch, *program, "--out", str(self.folder / out)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
             capture_output=True,
             text=True,
             timeout=300,
@@ -162,3 +172,32 @@ def test_passes_that_cannot_be_dealt_out_are_refused(runs):
     assert "uneven.toml: train.accumulate: 3 passes cannot be dealt out to 2 processes" in (
         done.stderr
     )
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_tied_weights_are_trained_by_two_processes_as_by_one(runs, strategy):
+    parts = {"decoder": "acme/tied"}
+    alone, _ = runs.once("tied-alone", 1, parts=parts)
+    two, _ = runs.train(f"tied-{strategy}", 2, strategy, parts=parts)
+    assert_same(alone, two)
+    _, tensors = read_checkpoint(str(runs.folder / f"tied-{strategy}" / "model"), load_plugins())
+    assert tensors["decoder.head.weight"].equal(tensors["decoder.embed.weight"])
+
+
+def test_fsdp_refuses_a_weight_that_two_layers_share(runs):
+    parts = {"global_model": "acme/layers"}
+    tables, runs._tables = (
+        runs._tables,
+        {
+            **runs._tables,
+            "global_model": {**runs._tables["global_model"], "layers": 2},
+        },
+    )
+    try:
+        _, done = runs.train("shared", 2, "fsdp", parts=parts, code=1)
+    finally:
+        runs._tables = tables
+    assert "fsdp gathers layers one at a time, and global_model.stack.layers.0.mlp.down.weight" in (
+        done.stderr
+    )
+    assert "strategy = 'ddp'" in done.stderr

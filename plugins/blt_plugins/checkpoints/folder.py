@@ -19,6 +19,7 @@ from blt_core.checkpoint import (
     TENSORS,
     current_folder,
     replace_folder,
+    unshared,
 )
 from blt_core.component import BuildContext, Component
 from blt_core.config import without_none
@@ -75,7 +76,7 @@ class FolderFormat:
         """
         with replace_folder(location, MODEL_FILES) as folder:
             (folder / CONFIG).write_text(tomli_w.dumps(without_none(config)), encoding="utf-8")
-            save_file(dict(tensors), str(folder / TENSORS), metadata={"format": "pt"})
+            save_file(unshared(tensors), str(folder / TENSORS), metadata={"format": "pt"})
 
 
 _BOTH = " and ".join(MODEL_FILES)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from blt_core.checkpoint import CONFIG as OTHER_CONFIG
-from blt_core.checkpoint import current_folder, replace_folder
+from blt_core.checkpoint import current_folder, replace_folder, unshared
 from blt_core.component import BuildContext, Component, more_than
 from blt_core.errors import CheckpointError
 from blt_core.stored import StoredTensors
@@ -75,7 +75,7 @@ class HuggingfaceFormat:
             _write_json(folder / CONFIG, {**settings, "dtype": dtype})
             for name, shard in zip(names, shards, strict=True):
                 whole = {key: tensor.contiguous() for key, tensor in shard.items()}
-                save_file(whole, str(folder / name), metadata={"format": "pt"})
+                save_file(unshared(whole), str(folder / name), metadata={"format": "pt"})
             if len(shards) > 1:
                 _write_json(folder / INDEX, _index(names, shards))
 

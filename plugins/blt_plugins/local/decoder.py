@@ -41,8 +41,9 @@ class LocalDecoderParams:
     """Sizes of the decoder.
 
     slots: key vectors that each latent gives (k). window: how many bytes a row sees, itself
-    included (None: all). denoises: trained on masked blocks. reads_byte_states: starts from the
-    encoder's byte states (whose width, byte_dim, must be dim) and embeds no bytes itself.
+    included (None: all). denoises: trained on masked blocks. block_bytes: the sizes of these, which
+    training notes here (None: not known). reads_byte_states: starts from the encoder's byte states
+    (whose width, byte_dim, must be dim) and embeds no bytes itself.
     double_residual: rows add themselves twice to what they read of latents, as in the released BLT
     weights.
     """
@@ -56,6 +57,10 @@ class LocalDecoderParams:
     window: int | None = overridable(default=None, validator=at_least(1))
     rope_theta: float = attrs.field(default=500_000.0, validator=more_than(0))
     denoises: bool = trained(default=False)
+    block_bytes: tuple[int, ...] | None = trained(
+        default=None,
+        validator=attrs.validators.optional(attrs.validators.deep_iterable(at_least(1))),
+    )
     reads_byte_states: bool = False
     double_residual: bool = False
 
@@ -63,6 +68,8 @@ class LocalDecoderParams:
         check_heads(self.dim, self.heads, self.heads)
         if self.denoises and self.reads_byte_states:
             raise ValueError("a decoder that reads byte states has no [MASK] entry: cannot denoise")
+        if self.block_bytes and not self.denoises:
+            raise ValueError("block_bytes: only a decoder that denoises was trained on blocks")
 
 
 def abilities(params: LocalDecoderParams) -> frozenset[str]:

@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from blt_core.errors import DataError
+from blt_core.errors import DataError, RunError
 from blt_core.protocols import ThresholdPatcher
 from blt_plugins.training.windows import Batch
 
@@ -40,7 +40,8 @@ class Calibration:
 def calibrate(patcher: ThresholdPatcher, batches: Iterable[Batch], target: float) -> Calibration:
     """The calibration of ``patcher`` to a mean of ``target`` bytes; nothing is changed.
 
-    Raises DataError for a target outside of 1 to ``max_patch_bytes``, or text without a byte.
+    Raises DataError for a target outside of 1 to ``max_patch_bytes``, or text without a byte,
+    RunError for entropies that are no finite numbers.
     """
     limit = patcher.max_patch_bytes
     if not 1 <= target <= (limit or float("inf")):
@@ -51,6 +52,11 @@ def calibrate(patcher: ThresholdPatcher, batches: Iterable[Batch], target: float
     entropies = measure(patcher, batches)
     if not entropies:
         raise DataError("no text to calibrate on: all the files are empty")
+    if not all(bool(row.isfinite().all()) for row in entropies):
+        raise RunError(
+            "the byte scorer's entropies are no finite numbers, so no threshold can be found\n"
+            "  fix: its weights are damaged or its training diverged; train it anew"
+        )
     threshold = find_threshold(entropies, limit, target)
     return summarise(entropies, limit, threshold, target)
 

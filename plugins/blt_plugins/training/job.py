@@ -17,14 +17,17 @@ from blt_core.errors import ConfigError, PluginError, Problem
 from blt_core.model import Model
 from blt_core.pipeline import new_model, read_checkpoint
 from blt_core.plugins import Plugins
-from blt_core.protocols import TrainingBackend
+from blt_core.protocols import Objective, TrainingBackend
 from blt_core.wiring import Plan, build_node, merge_checkpoint, resolve, resolve_component
 from blt_plugins.training.loop import BEST, LAST, Job, round_parameters
 from blt_plugins.training.phases import trainable_scorer
+from blt_plugins.training.rebuild import check_rebuilds
 from blt_plugins.training.settings import TrainSettings
 
 #: What a training config without a table of these kinds uses.
 DEFAULTS = {"objective": {"use": "ar"}, "training_backend": {"use": "torch"}}
+#: The key of a decoder that holds the sizes of the blocks it was trained on.
+BLOCKS = "block_bytes"
 NEEDS = ("train", "model", *MODEL_KINDS, "corpus")
 #: What a byte scorer needs that is trained alone.
 SCORER_NEEDS = ("train", "model", "patcher", "corpus")
@@ -48,13 +51,16 @@ def make_job(
     check_passes(plan, settings, backend.world_size)
     model = load_model(training)
     check_trains(training, model)
+    check_rebuilds(plan, model)
+    objective: Objective = plan.build("objective")
     described = plan.describe()
+    described.get("decoder", {}).pop(BLOCKS, None)  # no step depends on it
     compared = ("model", *MODEL_KINDS, "objective")
     node = resolve_component("checkpoint_format", {"use": "folder"}, plugins)
     return Job(
         corpus=plan.build("corpus"),
-        model=model,
-        objective=plan.build("objective"),
+        model=noting_blocks(plan, model, objective),
+        objective=objective,
         backend=backend,
         format=build_node(node, BuildContext(plan.model.scheme), plugins.registry),
         settings=settings,
@@ -65,7 +71,25 @@ def make_job(
         },
         calibrates=training.calibrates,
         out=folder,
+        objective_label=plan.node("objective").entry.label if settings.steps else "",
     )
+
+
+def noting_blocks(plan: Plan, model: Model, objective: Objective) -> Model:
+    """The model with tables that tell which block sizes its decoder is trained on.
+
+    Those of the objective are added to those of earlier training, where the decoder's params have a
+    place for them.
+    """
+    size = getattr(objective, "block_bytes", None)
+    if size is None or "decoder" not in plan.nodes:
+        return model
+    params = plan.node("decoder").params
+    if BLOCKS not in trained_keys(type(params)):
+        return model
+    sizes = sorted({*(getattr(params, BLOCKS) or ()), size})
+    decoder = {**model.settings["decoder"], BLOCKS: sizes}
+    return attrs.evolve(model, settings={**model.settings, "decoder": decoder})
 
 
 def load_model(training: TrainingPlan) -> Model:
@@ -292,8 +316,13 @@ def _untrained(plan: Plan, stored: Mapping[str, Any]) -> Iterator[Problem]:
     for kind in MODEL_KINDS:
         node = plan.node(kind)
         for key in sorted(trained_keys(type(node.params))):
-            had = stored.get(kind, {}).get(key, False)
-            given = f"{kind}.{key}" in objective.component.requires
-            if getattr(node.params, key) and not had and not given:
+            claimed, had = getattr(node.params, key), stored.get(kind, {}).get(key, False)
+            if key == BLOCKS:
+                given = getattr(objective.params, BLOCKS, None)
+                untrained = set(claimed or ()) - {*(had or ()), given}
+            else:
+                given = f"{kind}.{key}" in objective.component.requires
+                untrained = claimed and not had and not given
+            if untrained:
                 text = f"the objective {objective.name!r} does not train this"
                 yield plan.place.child(kind, key).problem(text)

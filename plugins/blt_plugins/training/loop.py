@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import attrs
 import torch
@@ -34,6 +34,7 @@ from blt_plugins.training.backend import scorer_backend
 from blt_plugins.training.calibrate import calibrate
 from blt_plugins.training.data import load_data
 from blt_plugins.training.evaluate import HeldOut, evaluate_scorer
+from blt_plugins.training.figures import check_same_figures
 from blt_plugins.training.interrupts import Interrupts
 from blt_plugins.training.memory import keep_freed_memory
 from blt_plugins.training.order import ORDER
@@ -45,6 +46,7 @@ from blt_plugins.training.phases import (
     make_phases,
     trainable_scorer,
 )
+from blt_plugins.training.rebuild import check_reloads, check_written, outputs_of
 from blt_plugins.training.records import Metrics, plot_losses
 from blt_plugins.training.report import Report
 from blt_plugins.training.schedule import parameter_groups
@@ -77,6 +79,7 @@ class Job:
 
     tables: the model's and its training's, which a resumed run must share. calibrates: whether
     the patcher's threshold is to be found. out: the folder where everything is written.
+    objective_label: how messages name the objective, with its distribution.
     """
 
     model: Model
@@ -85,6 +88,7 @@ class Job:
     backend: TrainingBackend
     format: CheckpointFormat
     settings: TrainSettings
+    objective_label: str = "the objective"
     plugins: Plugins
     tables: Mapping[str, Any]
     calibrates: bool
@@ -123,6 +127,8 @@ class Trainer:
         # The folder of the last state that was saved, or that the run goes on from.
         self._saved: Path | None = None
         self._stopping = False
+        # Whether a model that was written has been read again.
+        self._reloads = False
 
     def run(self, *, fresh: bool = False) -> TrainResult:
         """Train to the end, going on from a saved state unless ``fresh``.
@@ -135,7 +141,12 @@ class Trainer:
         keep_freed_memory()
         self._report.note(self._data.summary)
         phases = make_phases(
-            job.model, job.objective, self._settings, self._data.documents, self._data.windows
+            job.model,
+            job.objective,
+            self._settings,
+            self._data.documents,
+            self._data.windows,
+            label=job.objective_label,
         )
         self._alone = phases[-1].name == SCORER
         states = self._open_out(phases)
@@ -155,6 +166,12 @@ class Trainer:
 
     def _end(self) -> TrainResult:
         job, plot = self._job, self._job.out / "losses.png"
+        if self._best is None and self._data.valid:
+            raise RunError(
+                f"{job.out / BEST}: not written, since no held-out score was a finite number; the "
+                f"last model is {job.out / LAST}\n  fix: lower the learning rate, or look at "
+                f"{job.objective_label}, and start anew with --fresh"
+            )
         drawn = self._main and plot_losses(self._metrics, plot)
         return TrainResult(
             threshold=getattr(job.model.patcher, "threshold", None),
@@ -189,7 +206,9 @@ class Trainer:
         if state.threshold is not None and isinstance(model.patcher, ThresholdPatcher):
             model.patcher.threshold = state.threshold
         torch.set_rng_state(state.generator)
-        self._best, self._saved = state.best, found.folder
+        # States of older versions may hold a best score that is no number.
+        self._best = state.best if is_score(state.best) else None
+        self._saved = found.folder
         steps = {phase.name: phase.steps for phase in phases}
         finished = state.phase == phases[-1].name and state.step == steps[state.phase]
         if self._main:
@@ -292,6 +311,7 @@ class Trainer:
         own = range(backend.rank, phase.passes, backend.world_size)
         batches = ((index, phase.batches[numbers[index]].to(device)) for index in own)
         backend.backward(partial(run, index, batch) for index, batch in batches)
+        check_same_figures(found.values(), self._job.objective_label)
         sums: dict[str, float] = {}
         for index in own:
             for name, value in found[index].items():
@@ -339,7 +359,18 @@ class Trainer:
             good += f", the best model so far {self._job.out / BEST}"
         raise RunError(
             f"{phase.name} step {step + 1}: the {what} is {value}; {good}\n"
-            "  fix: lower the learning rate, and start anew with --fresh"
+            f"  fix: {self._remedy(phase, step)}, and start anew with --fresh"
+        )
+
+    def _remedy(self, phase: Phase, step: int) -> str:
+        """What to do about a loss or gradient of ``step`` that is no number."""
+        source = self._job.objective_label if phase.name == MODEL else "the byte scorer"
+        if step:
+            return f"lower the learning rate; if that changes nothing, look at {source}"
+        start = self._job.tables.get("run", {}).get("checkpoint") or "how its parts draw weights"
+        return (
+            "no step was taken, so the learning rate has no part in it: look at "
+            f"{source} and at the weights that training starts from ({start})"
         )
 
     # -- scores ----------------------------------------------------------------------------------
@@ -386,6 +417,7 @@ class Trainer:
         if scorer is None or not self._data.valid:
             return
         held_out = evaluate_scorer(scorer.part, self._data.valid, self._job.model.scheme)
+        self._check_finite("held-out score", held_out.bits_per_byte, phase, step - 1)
         if self._alone:
             self._held_out, self._best = held_out, held_out.bits_per_byte
         self._record(phase=SCORER, step=step, bits_per_byte=held_out.bits_per_byte)
@@ -408,12 +440,13 @@ class Trainer:
             block_bytes=getattr(job.objective, "block_bytes", BLOCK_BYTES),
         )
         self._held_out = result = scores.held_out
-        better = self._best is None or result.bits_per_byte < self._best
+        score = result.bits_per_byte
+        better = is_score(score) and (self._best is None or score < self._best)
         # Processes of different machines may score apart, and all have to take part in a write.
         better = of_first(self._backend, float(better)) > 0
         self._record(phase=MODEL, step=step, **scores.record())
         if better:
-            self._best = result.bits_per_byte
+            self._best = score
         if better or last:
             self._write_model(BEST if better else LAST)
         self._report.note(
@@ -427,14 +460,24 @@ class Trainer:
             self._metrics.write(phase=phase, step=step, **figures)
 
     def _write_model(self, name: str) -> None:
-        model, weights = self._job.model, self._backend.weights()
+        job = self._job
+        # In every process, since layers may be spread over them, and as long as they are gathered:
+        # reading the weights lets them go.
+        outputs = None if self._reloads else outputs_of(job.model)
+        self._reloads = True
+        weights = self._backend.weights()
         if not self._main:
             return
+        whole = {**self._rest(weights), **weights}
         tensors = {
             key: tensor.to(self._dtype) if tensor.is_floating_point() else tensor
-            for key, tensor in {**self._rest(weights), **weights}.items()
+            for key, tensor in whole.items()
         }
-        self._job.format.write(self._job.out / name, model_config(model), tensors)
+        folder = job.out / name
+        job.format.write(folder, model_config(job.model), tensors)
+        if outputs is not None:
+            check_written(folder, job.format, tensors)
+            check_reloads(folder, job.format, job.plugins, whole, job.model, outputs)
 
     def _rest(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The model's tensors that are not among the trained ones."""
@@ -459,6 +502,11 @@ class Trainer:
     def _dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self._settings.save_dtype)
         return dtype
+
+
+def is_score(value: float | None) -> TypeGuard[float]:
+    """Whether a score can be the best one: nothing compares as less than one that is no number."""
+    return value is not None and math.isfinite(value)
 
 
 def of_first(backend: TrainingBackend, value: float) -> float:

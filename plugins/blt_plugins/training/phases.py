@@ -6,11 +6,12 @@ import hashlib
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from blt_core.model import Model
 from blt_core.nn import gradient_checkpointing
 from blt_core.protocols import ByteScorer, Documents, Objective, ThresholdPatcher
+from blt_plugins.training.figures import Loss, checked_loss
 from blt_plugins.training.objective import next_byte_loss
 from blt_plugins.training.order import Batches
 from blt_plugins.training.schedule import Schedule
@@ -20,9 +21,6 @@ from blt_plugins.training.windows import Batch, Windows
 SCORER, MODEL = "scorer", "model"
 #: Where metrics are logged that lie between the two: the scorer's score, the calibration.
 PATCHES = "patches"
-
-#: A loss in nats a byte, and figures to log.
-Loss = tuple[Tensor, dict[str, float]]
 
 
 class ScorerLoss(nn.ModuleDict):
@@ -41,15 +39,22 @@ class ModelLoss(nn.ModuleDict):
     """An objective's loss over all parts but the patcher, which sees no gradient.
 
     precision "bfloat16": matrix products and the like run in bfloat16, by autocast; parameters,
-    their gradients and the optimizer stay float32, and so do patches.
+    their gradients and the optimizer stay float32, and so do patches. label: how messages name the
+    objective. Raises PluginError where what it gives is no loss with figures.
     """
 
     def __init__(
-        self, model: Model, objective: Objective, precision: Precision, *, checkpointing: bool
+        self,
+        model: Model,
+        objective: Objective,
+        precision: Precision,
+        *,
+        checkpointing: bool,
+        label: str = "the objective",
     ) -> None:
         parts = {name: part for name, part in model.modules().items() if name != "patcher"}
         super().__init__(parts)
-        self._model, self._objective = model, objective
+        self._model, self._objective, self._label = model, objective, label
         self._autocast, self._checkpointing = precision == "bfloat16", checkpointing
 
     def forward(self, batch: Batch, rng: torch.Generator) -> Loss:  # type: ignore[override]
@@ -64,7 +69,8 @@ class ModelLoss(nn.ModuleDict):
             torch.autocast(kind, torch.bfloat16, enabled=self._autocast, cache_enabled=False),
             gradient_checkpointing(active=self._checkpointing),
         ):
-            return self._objective.loss(model, rows, flags, batch.targets_br, rng)
+            found = self._objective.loss(model, rows, flags, batch.targets_br, rng)
+        return checked_loss(found, self._label)
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -100,8 +106,13 @@ def make_phases(
     settings: TrainSettings,
     documents: Documents,
     windows: Windows,
+    *,
+    label: str = "the objective",
 ) -> list[Phase]:
-    """The phases of a run, in order: the scorer's if there is one to train, and the model's."""
+    """The phases of a run, in order: the scorer's if there is one to train, and the model's.
+
+    label: how messages name the objective.
+    """
 
     def phase(
         name: str, module: nn.Module, of: TrainSettings | ScorerSettings, passes: int
@@ -136,7 +147,11 @@ def make_phases(
         phases.append(phase(SCORER, ScorerLoss(scorer), settings.scorer, settings.accumulate))
     if settings.steps:
         loss = ModelLoss(
-            model, objective, settings.precision, checkpointing=settings.gradient_checkpointing
+            model,
+            objective,
+            settings.precision,
+            checkpointing=settings.gradient_checkpointing,
+            label=label,
         )
         phases.append(phase(MODEL, loss, settings, settings.accumulate))
     return phases

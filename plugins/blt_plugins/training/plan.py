@@ -307,6 +307,7 @@ def traced_phases(model: Model, training: TrainingPlan) -> list[TracedPhase]:
             training.plan.build("objective"),
             settings.precision,
             checkpointing=settings.gradient_checkpointing,
+            label=training.plan.node("objective").entry.label,
         )
         phases.append(
             TracedPhase(

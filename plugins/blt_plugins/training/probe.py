@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from rich.table import Table
 from blt_core.cli.inputs import DeviceOption, JsonOption, find_source
 from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import console, output_json
-from blt_core.errors import DataError
+from blt_core.errors import DataError, RunError
 from blt_plugins.training.acceptance import (
     GREEDY,
     MOST_BYTES,
@@ -86,8 +87,10 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
         def tracked(what: str) -> Iterable[Batch]:
             return (batch.to(model.device) for batch in bar.track(batches, description=what))
 
+        held_out = evaluate_model(model, tracked("bits per byte"))
+        check_score(held_out, source)
         result = Evaluation(
-            held_out=evaluate_model(model, tracked("bits per byte")),
+            held_out=held_out,
             blocks=tuple(
                 block_accuracy(model, tracked(f"{starts} blocks"), block_bytes, starts, seed=seed)
                 for starts in STARTS
@@ -103,6 +106,16 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
         output_json({"source": source, **as_record(result)})
     else:
         _show(result)
+
+
+def check_score(held_out: HeldOut, source: str) -> None:
+    """Raise RunError for a score that is no finite number, which no draft can be judged beside."""
+    if not math.isfinite(held_out.bits_per_byte):
+        raise RunError(
+            f"{source}: the held-out score is {held_out.bits_per_byte} bits per byte\n"
+            "  fix: the model's weights are damaged, or it gives some byte no probability; take "
+            "another checkpoint, or train it anew"
+        )
 
 
 def read_documents(paths: Sequence[Path]) -> list[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,12 @@ class Metrics:
         self._writer: Any = None
 
     def write(self, *, phase: str, step: int, **record: Any) -> None:
-        """Append a record; RunError if it cannot be written."""
-        line = json.dumps({"phase": phase, "step": step, **record})
+        """Append a record; RunError if it cannot be written.
+
+        A number that is not finite is written as null, for JSON has no word for it.
+        """
+        record = {name: _finite(value) for name, value in record.items()}
+        line = json.dumps({"phase": phase, "step": step, **record}, allow_nan=False)
         with file_errors(self.path, RunError):
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -98,6 +103,11 @@ class Metrics:
             ) from error
 
 
+def _finite(value: Any) -> Any:
+    """A figure, or None in the place of a number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _is_cut(line: str) -> bool:
     """Whether a record was cut off in the middle of a write."""
     try:
@@ -121,10 +131,12 @@ def plot_losses(metrics: Metrics, path: Path) -> bool:
         axes = figure.add_subplot(1, len(phases), place + 1, title=phase, xlabel="step")
         names = [n for n in dict.fromkeys(k for r in own for k in r) if n.endswith("loss")]
         for name in names:
-            points = [(r["step"], r[name]) for r in own if name in r]
+            points = [(r["step"], r[name]) for r in own if r.get(name) is not None]
             axes.plot(*zip(*points, strict=True), linewidth=0.8, label=name)
         axes.set_ylabel("nats a byte")
-        scores = [(r["step"], r["bits_per_byte"]) for r in own if "bits_per_byte" in r]
+        scores = [
+            (r["step"], r["bits_per_byte"]) for r in own if r.get("bits_per_byte") is not None
+        ]
         if scores:
             other = axes.twinx()
             other.plot(*zip(*scores, strict=True), "o-", color="black", label="held out")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from blt_core.errors import RunError
 from blt_plugins.training.memory_plan import gathered_layers
 
 
@@ -21,6 +23,7 @@ def shard(module: nn.Module, groups: Sequence[dict[str, Any]]) -> list[dict[str,
     Each layer that is called as a module is gathered by itself, the rest of the module at once.
     """
     names = {id(parameter): name for name, parameter in module.named_parameters()}
+    _check_ties(module, names)
     kind = next(module.parameters()).device.type
     mesh = init_device_mesh(kind, (torch.distributed.get_world_size(),))
     for layer in gathered_layers(module):
@@ -28,6 +31,25 @@ def shard(module: nn.Module, groups: Sequence[dict[str, Any]]) -> list[dict[str,
     fully_shard(module, mesh=mesh)
     sharded = dict(module.named_parameters())
     return [{**g, "params": [sharded[names[id(p)]] for p in g["params"]]} for g in groups]
+
+
+def _check_ties(module: nn.Module, names: Mapping[int, str]) -> None:
+    """Raise RunError for a weight of two units, which one of them would spread alone."""
+    layers = [layer.parameters() for layer in gathered_layers(module)]
+    inside = Counter(id(p) for layer in layers for p in layer)
+    all_uses = Counter(id(p) for child in module.modules() for p in child.parameters(recurse=False))
+    within = Counter(
+        id(p)
+        for layer in gathered_layers(module)
+        for child in layer.modules()
+        for p in child.parameters(recurse=False)
+    )
+    tied = [names[key] for key, n in inside.items() if n > 1 or all_uses[key] > within[key]]
+    if tied:
+        raise RunError(
+            f"fsdp gathers layers one at a time, and {', '.join(tied)} is tied to a weight outside "
+            "of its layer\n  fix: training_backend.strategy = 'ddp', or tie weights within a layer"
+        )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blt_core.checkpoint import current_folder, file_errors, flush_all
+from blt_core.checkpoint import current_folder, file_errors, flush_all, unshared
 from blt_core.errors import CheckpointError, DataError, RunError
 
 VERSION = 2
@@ -187,7 +187,8 @@ def _describe(folder: Path, state: TrainingState) -> None:
     """Write what is not the backend's; the description last, for it tells of all other files."""
     with file_errors(folder, RunError):
         tensors = {**state.rest, "generator": state.generator}
-        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, folder / TENSORS)
+        kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        save_file(unshared(kept), folder / TENSORS)
         files = {
             str(path.relative_to(folder)): [path.stat().st_size, _checksum(path)]
             for path in sorted(folder.rglob("*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,7 +67,10 @@ def validate(
     block_bytes: int,
 ) -> Scores:
     """Score ``model`` on held-out windows, and its drafts after held-out prefixes."""
+    held_out = evaluate_model(model, batches)
     denoises = bool(getattr(model.decoder, "denoises", False))
+    if not math.isfinite(held_out.bits_per_byte):
+        denoises = False  # nothing can be drafted from logits that are no numbers
     samplers = (SELF_DRAFTS, f"blt-dv block_bytes={block_bytes} start=aligned")
     pipeline = _pipeline(model, plugins) if prefixes else None
     accepted = {}
@@ -75,7 +79,7 @@ def validate(
         if found is not None:
             accepted[sampler] = found
     return Scores(
-        evaluate_model(model, batches),
+        held_out,
         masked_accuracy(model, batches, block_bytes, RATES) if denoises else {},
         accepted,
     )
