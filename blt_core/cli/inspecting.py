@@ -11,52 +11,51 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from blt_core._entry_points import BrokenPlugin
 from blt_core.cli import inputs
+from blt_core.commands import find_commands
 from blt_core.component import Preset
 from blt_core.config import without_none
 from blt_core.errors import PluginError, near_match
-from blt_core.pipeline import plan_run
 from blt_core.plugins import Plugins, load_plugins
 from blt_core.registry import Entry
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add ``plugins`` and ``check`` to the command line."""
+def plugins(
+    kind: Annotated[str | None, typer.Argument(help="Only this kind, with all keys.")] = None,
+    *,
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """List the installed components by kind, and the plugins that are broken."""
+    loaded = load_plugins()
+    if kind is not None and kind not in loaded.manifest.kinds:
+        kinds = loaded.manifest.kinds
+        raise PluginError(
+            f"no kind named {kind!r}.{near_match(kind, kinds)}\n  kinds: {', '.join(kinds)}"
+        )
+    if as_json:
+        typer.echo(json.dumps(_listing(loaded, kind)))
+    else:
+        _show(loaded, kind)
 
-    @app.command()
-    def plugins(
-        kind: Annotated[str | None, typer.Argument(help="Only this kind, with all keys.")] = None,
-        *,
-        as_json: inputs.JsonOption = False,
-    ) -> None:
-        """List the installed components by kind, and the plugins that are broken."""
-        loaded = load_plugins()
-        if kind is not None and kind not in loaded.manifest.kinds:
-            kinds = loaded.manifest.kinds
-            raise PluginError(
-                f"no kind named {kind!r}.{near_match(kind, kinds)}\n  kinds: {', '.join(kinds)}"
-            )
-        if as_json:
-            typer.echo(json.dumps(_listing(loaded, kind)))
-        else:
-            _show(loaded, kind)
 
-    @app.command()
-    def check(
-        config: inputs.ConfigArgument = inputs.DEMO,
-        *,
-        sampler: Annotated[str | None, typer.Option("--sampler", help="As for generate.")] = None,
-        checkpoint: inputs.CheckpointOption = None,
-        as_json: inputs.JsonOption = False,
-    ) -> None:
-        """Check a config and print it with every key, presets expanded. Builds nothing."""
-        settings = inputs.find_config(config).with_run(checkpoint=checkpoint)
-        settings, plugins = inputs.with_sampler(settings, sampler), load_plugins()
-        tables = plugins.check(settings)
-        if tables is None:
-            tables = plan_run(settings, plugins)[0].describe()
-        tables = without_none(tables)
-        typer.echo(json.dumps(tables) if as_json else tomli_w.dumps(tables).rstrip("\n"))
+def check(
+    config: inputs.ConfigArgument = inputs.DEMO,
+    *,
+    sampler: Annotated[str | None, typer.Option("--sampler", help="As for generate.")] = None,
+    checkpoint: inputs.CheckpointOption = None,
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """Check a config and print it with every key, presets expanded. Builds nothing."""
+    from blt_core.pipeline import plan_run
+
+    settings = inputs.find_config(config).with_run(checkpoint=checkpoint)
+    settings, plugins = inputs.with_sampler(settings, sampler), load_plugins()
+    tables = plugins.check(settings)
+    if tables is None:
+        tables = plan_run(settings, plugins)[0].describe()
+    tables = without_none(tables)
+    typer.echo(json.dumps(tables) if as_json else tomli_w.dumps(tables).rstrip("\n"))
 
 
 def _listing(loaded: Plugins, kind: str | None) -> dict[str, Any]:
@@ -74,7 +73,7 @@ def _listing(loaded: Plugins, kind: str | None) -> dict[str, Any]:
             for entry in loaded.registry.entries
             if kind in (None, entry.record.kind)
         ],
-        "broken": [str(broken) for broken in loaded.broken],
+        "broken": [str(broken) for broken in _broken(loaded)],
     }
 
 
@@ -104,8 +103,13 @@ def _show(loaded: Plugins, kind: str | None) -> None:
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
     console.print(table)
-    for broken in loaded.broken:
+    for broken in _broken(loaded):
         console.print(str(broken), style="red")
+
+
+def _broken(loaded: Plugins) -> list[BrokenPlugin]:
+    """Plugins and commands that cannot be used."""
+    return [*loaded.broken, *find_commands(loaded.manifest).broken()]
 
 
 def _keys(entry: Entry) -> list[str]:
