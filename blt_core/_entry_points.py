@@ -181,14 +181,15 @@ def _points(distribution: metadata.Distribution, group: str) -> Iterator[Point]:
 
 def _name_and_version(distribution: metadata.Distribution) -> tuple[str, str]:
     """What the metadata says; PluginError if it names no distribution."""
+    cause: Exception | None = None
     try:
         found: Any = distribution.metadata
         name, version = found.get("Name"), found.get("Version")
-    except Exception as error:
-        text = "its METADATA is missing or cannot be read; install it again"
-        raise PluginError(text) from error
+    except Exception as error:  # noqa: BLE001 -- importlib's differ from version to version
+        name, version, cause = "", "", error
     if not name:
-        raise PluginError("its METADATA has no Name; install it again")
+        text = "its METADATA is missing, damaged or without a Name; install it again"
+        raise PluginError(text) from cause
     return str(name), str(version or "")
 
 

@@ -65,6 +65,11 @@ class LoadedPlugin:
     components: tuple[Component | Preset, ...]
     settings: Mapping[str, type]
     hook: pluggy.HookRelay = attrs.field(eq=False, repr=False)
+    entries: tuple[Entry, ...] = attrs.field(init=False, eq=False, repr=False)
+
+    @entries.default
+    def _entries(self) -> tuple[Entry, ...]:
+        return tuple(Entry(record, self.origin) for record in self.components)
 
 
 class Shelf:
@@ -119,9 +124,7 @@ class Shelf:
         """The components of the plugins that are loaded, at least those of a kind, or of a name."""
         index = self.manifest.index
         self._load_later(self._later if kind is None else index.suppliers_of(kind, name))
-        return [
-            Entry(record, plugin.origin) for plugin in self.loaded() for record in plugin.components
-        ]
+        return [entry for plugin in self.loaded() for entry in plugin.entries]
 
     def tables(self) -> dict[str, Supplier | type]:
         """Config tables of plugins: the class of a table's keys, or the plugin that has it."""
@@ -159,7 +162,7 @@ class Shelf:
                     self._results[slot] = self._load_one(self._candidates[slot])
 
     def _load_one(self, candidate: Candidate) -> LoadedPlugin | BrokenPlugin:
-        plugin = attempt(candidate.origin, functools.partial(self._ask, candidate, self.loaded()))
+        plugin = attempt(candidate.origin, functools.partial(_ask, candidate, self.loaded()))
         if isinstance(plugin, BrokenPlugin):
             return plugin
         own = {n for n, s in self.manifest.index.tables.items() if s == candidate.supplier}
@@ -168,9 +171,10 @@ class Shelf:
 
     def _load_now(self, slots: Iterable[int]) -> None:
         asked: dict[int, LoadedPlugin] = {}
+        later = [self._candidates[slot].module for slot in self._later.values()]
         for slot in slots:
             candidate = self._candidates[slot]
-            ask = functools.partial(self._ask, candidate, tuple(asked.values()))
+            ask = functools.partial(_ask, candidate, tuple(asked.values()), later)
             plugin = attempt(candidate.origin, ask)
             if isinstance(plugin, BrokenPlugin):
                 self._results[slot] = plugin
@@ -196,8 +200,9 @@ class Shelf:
         """Those of some plugins that are broken, given the kinds of all."""
         manifest, taken = self.manifest, set(self.tables())
         failed: dict[int, BrokenPlugin] = {}
+        tables = taken.union(*(plugin.settings for plugin in asked.values()))
         for slot, plugin in asked.items():
-            check = functools.partial(_check_kinds, plugin, manifest, taken)
+            check = functools.partial(_check_kinds, plugin, manifest, tables)
             result = attempt(plugin.origin, check)
             if isinstance(result, BrokenPlugin):
                 failed[slot] = result
@@ -212,25 +217,30 @@ class Shelf:
                     taken |= checked.settings.keys()
         return failed
 
-    def _ask(self, candidate: Candidate, others: Iterable[LoadedPlugin]) -> LoadedPlugin:
-        """What a plugin says that it supplies, unchecked."""
-        plugin = candidate.load()
-        if plugin is None:
-            raise PluginError("the entry point leads to None")
-        later = {self._candidates[slot].module for slot in self._later.values()}
-        modules = [sys.modules.get(name) for name in later - {candidate.module} if name]
-        if any(plugin is other for other in (*modules, *(each.plugin for each in others))):
-            raise PluginError("another entry point leads to the same plugin")
-        hook = _hook(plugin)
-        return LoadedPlugin(
-            plugin,
-            candidate.origin,
-            candidate.version,
-            kinds=_joined(hook.blt_kinds()),
-            components=tuple(itertools.chain(*hook.blt_components())),
-            settings=_joined(hook.blt_settings()),
-            hook=hook,
-        )
+
+def _ask(
+    candidate: Candidate, others: Iterable[LoadedPlugin], modules: Iterable[str | None] = ()
+) -> LoadedPlugin:
+    """Import a plugin, for what it says that it supplies, unchecked.
+
+    Raises PluginError if it is one of the others, or one of the modules that are theirs.
+    """
+    plugin = candidate.load()
+    if plugin is None:
+        raise PluginError("the entry point leads to None")
+    taken = [each.plugin for each in others] + [sys.modules.get(name or "") for name in modules]
+    if any(plugin is other for other in taken):
+        raise PluginError("another entry point leads to the same plugin")
+    hook = _hook(plugin)
+    return LoadedPlugin(
+        plugin,
+        candidate.origin,
+        candidate.version,
+        kinds=_joined(hook.blt_kinds()),
+        components=tuple(itertools.chain(*hook.blt_components())),
+        settings=_joined(hook.blt_settings()),
+        hook=hook,
+    )
 
 
 def _joined(tables: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -34,7 +34,11 @@ def compare(  # noqa: PLR0913 -- one parameter an option
     max_new_bytes: inputs.MaxNewBytesOption = None,
     sampler: Annotated[
         list[str] | None,
-        typer.Option("--sampler", help="Repeatable; the first is the reference."),
+        typer.Option(
+            "--sampler",
+            help="Repeatable; the first is the reference.",
+            autocompletion=inputs.complete_sampler,
+        ),
     ] = None,
     cost_parameters: Annotated[
         str | None,

@@ -23,7 +23,12 @@ def generate(  # noqa: PLR0913 -- one parameter an option
     prompt_file: inputs.PromptFileOption = None,
     max_new_bytes: inputs.MaxNewBytesOption = None,
     sampler: Annotated[
-        str | None, typer.Option("--sampler", help='As "blt-s draft_bytes=8".')
+        str | None,
+        typer.Option(
+            "--sampler",
+            help='As "blt-s draft_bytes=8".',
+            autocompletion=inputs.complete_sampler,
+        ),
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest bytes.")] = None,

@@ -42,7 +42,10 @@ def plugins(
 def check(
     config: inputs.ConfigArgument = inputs.DEMO,
     *,
-    sampler: Annotated[str | None, typer.Option("--sampler", help="As for generate.")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option("--sampler", help="As for generate.", autocompletion=inputs.complete_sampler),
+    ] = None,
     checkpoint: inputs.CheckpointOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
