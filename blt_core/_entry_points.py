@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -134,6 +135,17 @@ def find(group: str) -> Found:
             broken.append(BrokenPlugin(Origin(_folder_name(distribution)), error))
     points.sort(key=_order)
     return Found(tuple(points), tuple(sorted(broken, key=lambda each: each.origin.distribution)))
+
+
+def let_torch_be_imported() -> None:
+    """Have torch not look for backends of other distributions, where it would fail to be imported.
+
+    It asks importlib for their entry points while it is imported, and raises with it.
+    """
+    try:
+        metadata.entry_points(group="torch.backends")
+    except Exception:  # noqa: BLE001 -- whatever it raises, torch would
+        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 
 def canonical(distribution: str) -> str:

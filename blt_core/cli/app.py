@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from blt_core import __version__
+from blt_core._entry_points import let_torch_be_imported
 from blt_core.cli import inputs
 from blt_core.commands import Commands, find_commands, new_app
 from blt_core.errors import BltError, RunError
@@ -32,8 +33,10 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code. Errors are printed, never raised."""
     try:
-        group = build_group(find_commands(load_manifest()))
-        result = group.main(arguments, prog_name="blt", standalone_mode=False)
+        commands = find_commands(load_manifest())
+        if commands.unreadable:
+            let_torch_be_imported()
+        result = build_group(commands).main(arguments, prog_name="blt", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except BltError as error:
         return _say(str(error), error.exit_code)
