@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import attrs
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from blt_core.cli import inputs, plotting
 from blt_core.cli.generating import as_record
@@ -146,6 +143,10 @@ def _record(row: Row) -> dict[str, Any]:
 
 
 def _show(rows: list[Row]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(box=None, header_style="bold")
     table.add_column("sampler")
     for name in (

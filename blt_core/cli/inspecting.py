@@ -8,8 +8,6 @@ from typing import Annotated, Any
 import attrs
 import tomli_w
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from blt_core._entry_points import BrokenPlugin
 from blt_core.cli import inputs
@@ -81,6 +79,9 @@ def _listing(loaded: Plugins, kind: str | None) -> dict[str, Any]:
 
 
 def _show(loaded: Plugins, kind: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     # What plugins say is text: "[/x]" is no markup, nor ":x:" an emoji.
     width = None if Console().is_terminal else 120
     console = Console(width=width, markup=False, emoji=False, highlight=False)

@@ -7,8 +7,6 @@ import math
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from blt_core.component import BuildContext
 from blt_core.errors import RequestError
@@ -72,6 +70,9 @@ def reproduce(model: Bandwidth, scale: str) -> list[dict[str, Any]]:
 
 
 def _reproduce(model: Bandwidth, scale: str, *, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     rows = reproduce(model, scale)
     if as_json:
         typer.echo(json.dumps({"scale": scale, "rows": rows}))

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import attrs
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from blt_core.cli.inputs import ConfigArgument, DeviceOption, JsonOption, find_config
 from blt_core.config import Config
@@ -125,6 +123,9 @@ def _show_result(result: TrainResult, *, as_json: bool) -> None:
 
 
 def _show(found: Calibration) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(width=None if Console().is_terminal else 100, highlight=False)
     console.print(f"threshold = {found.threshold}  # nats")
     missed = "" if found.reached else f" ({found.target_patch_bytes:g} is out of reach)"

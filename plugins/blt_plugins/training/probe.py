@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import attrs
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from blt_core.cli.inputs import DeviceOption, JsonOption, find_source
 from blt_core.cli.progress import progress_bar
@@ -142,6 +139,10 @@ def as_record(result: Evaluation) -> dict[str, Any]:
 
 
 def _show(result: Evaluation) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     console = Console(width=None if Console().is_terminal else 120, highlight=False)
     score = result.held_out
     console.print(
