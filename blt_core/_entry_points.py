@@ -216,7 +216,8 @@ def _folder_name(distribution: metadata.Distribution) -> str:
     """The name of a distribution as far as its folder tells, for its metadata may be damaged."""
     folder = _folder(distribution)
     if folder is not None and folder.suffix in (".dist-info", ".egg-info"):
-        return folder.stem.partition("-")[0]
+        # A name whose dashes were not escaped has them: "blt-acme-1.0.dist-info".
+        return re.split(r"-(?=\d)", folder.stem, maxsplit=1)[0]
     try:
         return str(distribution.metadata["Name"])
     except Exception:  # noqa: BLE001 -- nothing names it

@@ -288,7 +288,7 @@ def read_checkpoint(location: str, plugins: Plugins) -> tuple[dict[str, Any], Ma
         except Exception as error:  # noqa: BLE001, PERF203 -- it must not stand in the way of others
             silent.append(f"{name} (broken: {error})")
     if not able:
-        text = f"{location}: no checkpoint is there, but {_what_is_at(location)}"
+        text = f"{location}: no checkpoint; found {_what_is_at(location)}"
         raise CheckpointError("\n  ".join((text, "installed formats:", *silent)))
     if len(able) > 1:
         text = f"several checkpoint formats recognise this: {', '.join(able)}"

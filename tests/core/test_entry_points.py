@@ -73,9 +73,10 @@ def test_a_file_of_entry_points_that_cannot_be_read(install, found) -> None:
     assert broken.startswith("distribution 'bad' is broken: IsADirectoryError: ")
 
 
-def test_the_first_of_several_versions_counts(install, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["Blt_Acme", "blt-acme"])
+def test_the_first_of_several_versions_counts(install, tmp_path, monkeypatch, name) -> None:
     install("blt_acme", {PLUGINS: {"new": "acme"}})
-    stale = install("Blt_Acme", {PLUGINS: {"old": "acme"}}, folder=tmp_path / "stale")
+    stale = install(name, {PLUGINS: {"old": "acme"}}, folder=tmp_path / "stale")
     real = metadata.PathDistribution.discover
     paths = [str(tmp_path / "site"), str(stale.parent)]
     monkeypatch.setattr(metadata, "distributions", lambda: real(path=paths))

@@ -86,7 +86,7 @@ def test_a_location_without_a_checkpoint_says_what_is_there_and_what_is_looked_f
     def complaint(location) -> str:
         with pytest.raises(CheckpointError) as caught:
             read(location, zzz=lambda _: False)
-        return str(caught.value).replace(f"{location}: no checkpoint is there, but ", "")
+        return str(caught.value).replace(f"{location}: no checkpoint; found ", "")
 
     gone, file, folder = tmp_path / "gone", tmp_path / "file", tmp_path / "folder"
     file.touch()
