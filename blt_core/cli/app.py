@@ -97,12 +97,13 @@ class _Group(TyperGroup):
         """As typer's; a name that is not found may be of a distribution that cannot be read."""
         try:
             return super().resolve_command(ctx, args)
-        except typer.BadParameter:
-            raise
         except Exception as error:
-            if isinstance(message := getattr(error, "message", None), str):
-                lines = (message, *map(str, self.commands.unreadable))
-                error.message = "\n".join(lines)  # type: ignore[attr-defined]
+            # A usage error, whose class is private to some versions of typer.
+            if hasattr(error, "message"):
+                hints = [str(each) for each in self.commands.unreadable]
+                if not self.commands:
+                    hints.append("No command is registered: install blt-core again.")
+                error.message = "\n".join((error.message, *hints))
             raise
 
 

@@ -134,6 +134,12 @@ def test_an_unknown_command_may_be_of_a_distribution_that_cannot_be_read(
     assert "distribution 'bad' is broken: entry_points.txt is malformed" in result.stderr
 
 
+def test_an_installation_without_commands_says_so(commands, call) -> None:
+    result = call(commands(), "generate")
+    assert result.code == 2
+    assert "No command is registered: install blt-core again." in result.stderr
+
+
 def test_ctrl_c_during_an_import_names_the_command(install, commands, call) -> None:
     install("acme", {COMMANDS: {"grow": "acme_c:grow"}}, {"acme_c": "raise KeyboardInterrupt"})
     for arguments in (["grow"], ["--help"]):
