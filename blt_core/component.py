@@ -9,12 +9,15 @@ instance of params in which nested fields already hold the built objects.
 
 from __future__ import annotations
 
+import importlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import attrs
 
+from blt_core.errors import PluginError
 from blt_core.types import IdScheme
 
 #: Key of the attrs metadata that marks a nested component field.
@@ -92,6 +95,32 @@ class Preset:
     params: type
     expand: Callable[[Any], dict[str, Any]]
     summary: str
+
+
+def _import_path(_: object, __: attrs.Attribute[str], value: str) -> None:
+    if not re.fullmatch(r"[\w.]+:\w+", value):
+        raise ValueError(f"expected an import path such as 'package.module:Name', got {value!r}")
+
+
+@attrs.frozen
+class Kind:
+    """A kind of component: ``protocol`` is the import path of its contract.
+
+    ``root``: whether it may be a top-level table of a config.
+    """
+
+    protocol: str = attrs.field(validator=_import_path)
+    summary: str
+    root: bool = False
+
+    def load_protocol(self) -> type:
+        """Import the protocol class; PluginError if it is not there."""
+        module, _, name = self.protocol.partition(":")
+        try:
+            protocol = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise PluginError(f"protocol {self.protocol!r} cannot be imported: {error}") from error
+        return protocol  # type: ignore[no-any-return]
 
 
 def nested(kind: str, *, default: str | None = None) -> Any:

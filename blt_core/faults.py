@@ -7,22 +7,18 @@ its traceback. So naming costs nothing until something fails.
 from __future__ import annotations
 
 import contextlib
+import sys
 import traceback
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-import torch
-
 from blt_core.errors import BltError, ComponentError, EngineError
 
 #: Names of the built components that are in use, by identity, and of their classes for copies.
 _instances: dict[int, tuple[weakref.ref[object], str]] = {}
 _classes: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
-
-#: What is no component's fault.
-_NOBODYS = (MemoryError, torch.OutOfMemoryError)
 
 
 def remember(component: object, name: str) -> None:
@@ -63,7 +59,7 @@ def naming(running: object = None) -> Iterator[None]:
 def _named(error: Exception, running: object) -> Exception:
     if isinstance(error, EngineError):
         return error if error.component else _named_engine_error(error, running)
-    if isinstance(error, (BltError, *_NOBODYS)):
+    if isinstance(error, BltError) or _is_nobodys(error):
         return error
     name, frames = _innermost(error)
     if not name:
@@ -76,6 +72,12 @@ def _named(error: Exception, running: object) -> Exception:
             ("a part that the engine called may have returned what its protocol does not allow",),
         )
     return ComponentError(f"{name} failed: {what} ({place})")
+
+
+def _is_nobodys(error: Exception) -> bool:
+    """Whether an error is no component's fault: memory has run out."""
+    torch = sys.modules.get("torch")  # which takes seconds to import, and an error here does not
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError) if torch else MemoryError)
 
 
 def _named_engine_error(error: EngineError, running: object) -> EngineError:

@@ -6,19 +6,29 @@ Hooks are called at assembly and at the boundaries of a run, never for each byte
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from blt_core.component import Component, Preset
-
 if TYPE_CHECKING:
-    import typer
+    from blt_core.component import Component, Kind, Preset
+    from blt_core.config import Config
+    from blt_core.engine import Step
+    from blt_core.pipeline import Generation, Run
+    from blt_core.plugins import Plugins
 
 PROJECT = "blt_core"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def blt_kinds() -> Mapping[str, Kind]:  # type: ignore[empty-body]
+    """Kinds of components that this plugin declares, by name.
+
+    Any plugin may supply and nest components of them, whichever is loaded first.
+    """
 
 
 @hookspec
@@ -32,35 +42,27 @@ def blt_settings() -> Mapping[str, type]:  # type: ignore[empty-body]
 
 
 @hookspec
-def blt_commands(app: typer.Typer) -> None:
-    """Add commands to the command line: ``@app.command() def …``.
-
-    ``app`` is empty; its commands and groups join those of the others if all their names are new.
-    """
-
-
-@hookspec
-def blt_check(config: object, plugins: object) -> Mapping[str, object] | None:
+def blt_check(config: Config, plugins: Plugins) -> Mapping[str, object] | None:
     """The tables, with every key, of a config that this plugin's commands run (for ``blt check``).
 
-    ``config``: a ``blt_core.config.Config``; ``plugins``: the loaded ``blt_core.plugins.Plugins``.
     None for any other config. Raises ConfigError with all problems; nothing is built.
     """
 
 
 @hookspec
-def blt_run_start(run: object) -> None:
+def blt_run_start(run: Run | Any) -> None:
     """A run begins. ``run`` is the same object in all calls of one run.
 
-    What a run hook raises is logged and does not end the run.
+    It is a :class:`blt_core.pipeline.Run` where text is generated; a command of a plugin tells of
+    its own runs with values of its own. What a run hook raises is logged and does not end the run.
     """
 
 
 @hookspec
-def blt_run_step(run: object, step: object) -> None:
+def blt_run_step(run: Run | Any, step: Step | Any) -> None:
     """One step of a run is over: a sampler round, or an optimizer step."""
 
 
 @hookspec
-def blt_run_end(run: object, result: object) -> None:
+def blt_run_end(run: Run | Any, result: list[Generation] | Any | None) -> None:
     """A run is over; ``result`` is what its caller gets, or None if it failed."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TYPE_CHECKING
 
-import structlog
+if TYPE_CHECKING:
+    import structlog
 
 
 def logger() -> structlog.typing.FilteringBoundLogger:
@@ -13,6 +15,8 @@ def logger() -> structlog.typing.FilteringBoundLogger:
 
     Made anew for each event, of which there are few: stderr may have been replaced since.
     """
+    import structlog
+
     bound: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr)
     )
@@ -21,6 +25,8 @@ def logger() -> structlog.typing.FilteringBoundLogger:
 
 def configure(*, verbose: bool = False) -> None:
     """Show warnings and errors, or everything if ``verbose``."""
+    import structlog
+
     level = logging.DEBUG if verbose else logging.WARNING
     structlog.configure(
         processors=[

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from blt_core._inline import parse_inline
 from blt_core._structure import Invalid, plain, read_table
 from blt_core._tables import Place, Table
-from blt_core.checkpoint import adopt_tensors
+from blt_core.checkpoint import adopt_tensors, current_folder
 from blt_core.component import BuildContext
 from blt_core.config import MODEL_KINDS, Config, RunSettings, load_config
 from blt_core.engine import Progress, Request, Step, StopReason, check_requests, decode
@@ -301,25 +301,55 @@ def plan_run(config: Config, plugins: Plugins) -> tuple[Plan, Mapping[str, Tenso
 
 
 def read_checkpoint(location: str, plugins: Plugins) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-    """Config tables and tensors of a checkpoint, by the format that recognises its location.
+    """Config tables and tensors of a checkpoint, by the format that recognises what is there.
 
-    Raises CheckpointError if no format does.
+    ``NAME:…`` is for the format of that name alone, if there is one. Raises ConfigError if several
+    formats recognise the location, CheckpointError if none does.
     """
+    able: dict[str, CheckpointFormat] = {}
     silent = []
-    for name in plugins.registry.names("checkpoint_format"):
+    for name in _formats_to_ask(location, plugins):
         try:
             node = resolve_component("checkpoint_format", {"use": name}, plugins)
             reader: CheckpointFormat = build_node(node, BuildContext(), plugins.registry)
-            recognised = reader.recognises(location)
-        except Exception as error:  # noqa: BLE001 -- a broken format must not stand in the way of others
+            if reader.recognises(location):
+                able[name] = reader
+            else:
+                silent.append(f"{name}: {node.entry.record.summary}")
+        except Exception as error:  # noqa: BLE001, PERF203 -- it must not stand in the way of others
             silent.append(f"{name} (broken: {error})")
-            continue
-        if recognised:
-            return reader.read(location)
-        silent.append(name)
-    raise CheckpointError(
-        f"{location}: no checkpoint format recognises this. Installed formats: {', '.join(silent)}"
-    )
+    if not able:
+        text = f"{location}: no checkpoint; found {_what_is_at(location)}"
+        raise CheckpointError("\n  ".join((text, "installed formats:", *silent)))
+    if len(able) > 1:
+        text = f"several checkpoint formats recognise this: {', '.join(able)}"
+        fix = f'fix: block one in registry.toml, as in blocked = ["checkpoint_format/{max(able)}"]'
+        raise ConfigError([Problem(location, text, (fix,))])
+    [reader] = able.values()
+    return reader.read(location)
+
+
+def _formats_to_ask(location: str, plugins: Plugins) -> list[str]:
+    scheme, colon, _ = location.partition(":")
+    # Before all are listed, which imports every format.
+    if colon and ("checkpoint_format", scheme) in plugins.manifest.components:
+        return [scheme]
+    names = plugins.registry.names("checkpoint_format")
+    return [scheme] if colon and scheme in names else names
+
+
+def _what_is_at(location: str) -> str:
+    """What is found in the place of a checkpoint, in words."""
+    path = current_folder(Path(location))
+    if path.is_dir():
+        names = sorted(each.name for each in path.iterdir())
+        more = ", …" if len(names) > _SHOWN else ""
+        return f"a folder with {', '.join(names[:_SHOWN])}{more}" if names else "an empty folder"
+    return f"{'a file' if path.exists() else 'nothing'} (looked at {path.absolute()})"
+
+
+#: Names of a folder that a message shows.
+_SHOWN = 8
 
 
 def build_model(plan: Plan, tensors: Mapping[str, Tensor] | None) -> Model:

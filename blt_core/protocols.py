@@ -290,6 +290,9 @@ class CostModel(Protocol):
 class CheckpointFormat(Protocol):
     """Reads and writes trained models.
 
+    ``recognises`` says whether such a checkpoint is at a location, by what is there: all formats
+    are asked, and one alone may say yes. ``NAME:…`` is for the format of that name.
+
     ``read`` gives the config table that rebuilds the model and a mapping from parameter name
     (``decoder.layers.0.…``: dotted config path + name within the module) to tensor, best one that
     reads a tensor when it is asked for (:class:`blt_core.stored.LazyTensors`). ``write`` is

@@ -1,7 +1,8 @@
-"""The components that the loaded plugins supply, by kind and name.
+"""The components that plugins supply, by kind and name.
 
-A registry never changes once it is made. Records are checked before they enter it, by
-:func:`check_record`; names that two distributions supply are an error only when they are used.
+What a name stands for never changes, though plugins may be imported only when one of their names
+is looked up. Records are checked before they enter, by :func:`check_record`; names that two
+distributions supply are an error only when they are used.
 """
 
 from __future__ import annotations
@@ -11,28 +12,19 @@ import re
 import typing
 from collections.abc import Sequence
 from importlib import metadata
+from typing import Protocol
 
 import attrs
 
+from blt_core._entry_points import BrokenPlugin, Origin, canonical
 from blt_core._signatures import mismatches
 from blt_core._structure import UnsupportedType, article, check_params
 from blt_core.component import Component, Preset, nested_kinds
 from blt_core.errors import PluginError, near_match
-from blt_core.manifest import Known, Manifest, canonical
+from blt_core.manifest import Known, Manifest
 
 _NAME = re.compile(r"([a-z0-9][a-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*")
 _LIST_ALL = "list all: blt plugins"
-
-
-@attrs.frozen
-class Origin:
-    """The plugin that supplies something: its distribution and the entry point's name."""
-
-    distribution: str
-    entry_point: str
-
-    def __str__(self) -> str:
-        return f"plugin {self.entry_point!r} ({self.distribution})"
 
 
 @attrs.frozen
@@ -48,16 +40,16 @@ class Entry:
         return f"{_describe(self.record)} ({self.origin.distribution})"
 
 
-@attrs.frozen
-class BrokenPlugin:
-    """A plugin that could not be loaded, and why."""
+class Supply(Protocol):
+    """The plugins behind a registry."""
 
-    origin: Origin
-    cause: BaseException
+    def entries(self, kind: str | None = None, name: str | None = None) -> Sequence[Entry]:
+        """At least what is supplied of a kind, or of a name of it, in a fixed order."""
+        ...
 
-    def __str__(self) -> str:
-        kind = "" if isinstance(self.cause, PluginError) else f"{type(self.cause).__name__}: "
-        return f"{self.origin} is broken: {kind}{self.cause}"
+    def broken(self) -> tuple[BrokenPlugin, ...]:
+        """Every plugin that cannot be loaded."""
+        ...
 
 
 @attrs.frozen
@@ -65,20 +57,31 @@ class Registry:
     """What is installed, under the policy of a manifest."""
 
     manifest: Manifest
-    entries: tuple[Entry, ...] = ()
-    broken: tuple[BrokenPlugin, ...] = ()
+    _supply: Supply = attrs.field(eq=False, repr=False)
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """Everything that is installed. Imports all plugins."""
+        return self._supply.entries()
+
+    @property
+    def broken(self) -> tuple[BrokenPlugin, ...]:
+        """Plugins that cannot be loaded. Imports all plugins, to find out."""
+        return self._supply.broken()
 
     def names(self, kind: str) -> list[str]:
-        """Installed names of a kind, sorted."""
-        return sorted({e.record.name for e in self.entries if self._usable(e, kind)})
+        """Installed names of a kind, sorted. Imports the plugins that supply some."""
+        entries = self._supply.entries(kind)
+        return sorted({e.record.name for e in entries if self._usable(e, kind)})
 
     def lookup(self, kind: str, name: str) -> Entry:
-        """The entry of a name.
+        """The entry of a name. Imports the plugins that may supply it.
 
         Raises PluginError if there is none, or if several distributions supply it and the
         manifest prefers none of them.
         """
-        found = [e for e in self.entries if self._usable(e, kind) and e.record.name == name]
+        entries = self._supply.entries(kind, name)
+        found = [e for e in entries if self._usable(e, kind) and e.record.name == name]
         if len(found) > 1:
             found = self._preferred(kind, name, found)
         if not found:
@@ -184,6 +187,8 @@ class Registry:
         except metadata.PackageNotFoundError:
             text = f"{name!r} is known, but its plugin is not installed."
             return PluginError(text, (f"fix: {known.command}",))
+        except Exception:  # noqa: BLE001 -- importlib raises anything for damaged metadata
+            version = "(of unknown version)"
         text = f"{name!r} is known, but {known.distribution} {version} does not supply it."
         return PluginError(text, (f"fix: {known.command} --upgrade", _LIST_ALL))
 

@@ -11,12 +11,16 @@ a device; only what a kernel reads is a tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
-import torch
-from torch import Tensor
 
 from blt_core.errors import RequestError
+
+if TYPE_CHECKING:
+    # Configs and the command line use these values too, before anything needs torch.
+    import torch
+    from torch import Tensor
 
 
 @attrs.frozen
@@ -84,8 +88,9 @@ class Sampling:
         drafter's q alike. Greedy gives a point mass on the first maximum.
         """
         if self.greedy:
-            best = logits.argmax(-1).cpu()
-            return torch.nn.functional.one_hot(best, logits.shape[-1]).double()
+            from torch.nn.functional import one_hot
+
+            return one_hot(logits.argmax(-1).cpu(), logits.shape[-1]).double()
         logits = logits.cpu().double()
         # Less the maximum first: a tiny temperature must not overflow.
         scaled = (logits - logits.amax(-1, keepdim=True)) / self.temperature
@@ -148,9 +153,11 @@ class Draws:
 
     def choose(self, probs_V: Tensor, row: int, position: int, stream: int = 0) -> int:
         """The id that inverse-CDF sampling picks from ``probs_V`` (V,), zero entries never."""
+        from torch import searchsorted
+
         cdf = probs_V.double().cumsum(-1)
         point = self.uniform(row, position, stream) * float(cdf[-1])
-        index = int(torch.searchsorted(cdf, point, right=True))
+        index = int(searchsorted(cdf, point, right=True))
         return min(index, int(probs_V.nonzero()[-1]))
 
 

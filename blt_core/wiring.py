@@ -344,17 +344,22 @@ def _table(value: Any, place: Place) -> Table:
 def _read_top_level(key: str, tables: Table, plugins: Plugins) -> object:
     """A node, settings, or the schema's number; raises Invalid with the problems of that key."""
     place, value = tables.place_of(key), tables.get(key)
-    settings = {**SETTINGS, **plugins.settings}
     if key == "schema":
         return _check_schema(tables)
-    if key in settings:
-        return read_table(settings[key], _table(value, place), f"[{key}]")
+    if key in SETTINGS:
+        return read_table(SETTINGS[key], _table(value, place), f"[{key}]")
+    if key in plugins.settings:
+        try:
+            keys = plugins.settings[key]
+        except PluginError as error:
+            raise Invalid(place.problem(error.text, *error.hints)) from error
+        return read_table(keys, _table(value, place), f"[{key}]")
     if key in plugins.manifest.roots:
         return _Resolver(plugins.registry).node(key, value, place, key)
     if key in plugins.manifest.kinds:
         text = f"not a top-level table; {article(key)} belongs into the component that uses it"
         raise Invalid(place.problem(text))
-    takes = ["schema", *settings, *plugins.manifest.roots]
+    takes = ["schema", *SETTINGS, *plugins.settings, *plugins.manifest.roots]
     hint = f"a config takes: {', '.join(takes)}"
     raise Invalid(place.problem(f"unknown key.{near_match(key, takes)}", hint))
 

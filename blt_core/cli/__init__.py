@@ -1,4 +1,4 @@
-"""The command line ``blt``: commands of the core, and those that plugins add.
+"""The command line ``blt``: commands that the core and plugins register as entry points.
 
 Bytes and results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a run failed or
 was interrupted, 2 bad input. Commands write results with ``output``, ``output_json`` or

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from blt_core import __version__
-from blt_core.cli import comparing, converting, generating, inspecting, streams
+from blt_core._entry_points import let_torch_be_imported
+from blt_core.cli import streams
+from blt_core.commands import Commands, find_commands, new_app
 from blt_core.errors import BltError, DataError, RunError
 from blt_core.faults import naming
 from blt_core.log import configure, logger
-from blt_core.plugins import Plugins, load_plugins
+from blt_core.manifest import load_manifest
 
 INTERRUPTED = 1
 #: What the option parser returns after Ctrl-C.
@@ -40,8 +45,10 @@ def run(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
-        app = build_app(load_plugins())
-        command = typer.main.get_command(app)
+        commands = find_commands(load_manifest())
+        if commands.unreadable:
+            let_torch_be_imported()
+        command = build_group(commands)
         with naming():
             result = command.main(arguments, prog_name="blt", standalone_mode=False)
         code = result if isinstance(result, int) else 0
@@ -69,13 +76,56 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-def build_app(plugins: Plugins) -> typer.Typer:
-    """The app with all commands, those of plugins last."""
-    app = typer.Typer(
+class _Group(TyperGroup):
+    """All commands, in the order of their names; each is imported when it is looked up."""
+
+    commands: Commands  # type: ignore[assignment]
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all commands; imports none."""
+        return list(self.commands)
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        """As typer's."""
+        with _keeping_what_was_interrupted():
+            return super().make_context(*arguments, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        """As typer's."""
+        with _keeping_what_was_interrupted():
+            return super().invoke(ctx)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer's; a name that is not found may be of a distribution that cannot be read."""
+        try:
+            return super().resolve_command(ctx, args)
+        except Exception as error:
+            # A usage error, whose class is private to some versions of typer.
+            if hasattr(error, "message"):
+                hints = [str(each) for each in self.commands.unreadable]
+                if not self.commands:
+                    hints.append("No command is registered: install blt-core again.")
+                error.message = "\n".join((error.message, *hints))
+            raise
+
+
+@contextlib.contextmanager
+def _keeping_what_was_interrupted() -> Iterator[None]:
+    # typer makes an exit code of KeyboardInterrupt, and drops what it says.
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if error.args:
+            raise RunError(str(error)) from error
+        raise
+
+
+def build_group(commands: Commands) -> TyperGroup:
+    """The command line with these commands."""
+    app = new_app(
+        cls=_Group,
         help="Byte-latent language models: generate, compare, train, inspect.",
         no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
     )
 
     @app.callback()
@@ -88,12 +138,9 @@ def build_app(plugins: Plugins) -> typer.Typer:
     ) -> None:
         configure(verbose=verbose)
 
-    generating.add_command(app)
-    comparing.add_command(app)
-    inspecting.add_commands(app)
-    converting.add_command(app)
-    plugins.add_commands(app)
-    return app
+    group = typer.main.get_command(app)
+    group.commands = commands  # type: ignore[attr-defined]
+    return group  # type: ignore[return-value]
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 -- a typer callback

@@ -4,86 +4,89 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import attrs
 import typer
-from rich.table import Table
 
 from blt_core.cli import inputs, plotting
 from blt_core.cli.generating import as_record
 from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import console, output_json
-from blt_core.compare import Row, compare
 from blt_core.errors import RequestError, near_match
-from blt_core.pipeline import Pipeline
 from blt_core.published import SCALES
 from blt_core.types import Parameters
+
+if TYPE_CHECKING:
+    from blt_core.compare import Row
+    from blt_core.pipeline import Pipeline
 
 DEFAULT_SAMPLERS = ("ar", "blt-s draft_bytes=4", "blt-s draft_bytes=8", "blt-s draft_bytes=16")
 
 
-def add_command(app: typer.Typer) -> None:
-    """Add ``compare`` to the command line."""
+def compare(  # noqa: PLR0913 -- one parameter an option
+    config: inputs.ConfigArgument = inputs.DEMO,
+    *,
+    prompt: inputs.PromptOption = None,
+    prompt_file: inputs.PromptFileOption = None,
+    max_new_bytes: inputs.MaxNewBytesOption = None,
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sampler",
+            help='Repeatable; "label: sampler"; the first is the reference.',
+            autocompletion=inputs.complete_sampler,
+        ),
+    ] = None,
+    cost_parameters: Annotated[
+        str | None,
+        typer.Option(help="Price with the paper's sizes: 1b or 3b. Default: the model's own."),
+    ] = None,
+    checkpoint: inputs.CheckpointOption = None,
+    device: inputs.DeviceOption = None,
+    dtype: inputs.DtypeOption = None,
+    plot: Annotated[
+        str | None, typer.Option(help="Draw agreement against cost: a .png or .svg file.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0, the default, is greedy.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Of the random draws.")] = None,
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """Compare samplers: passes, acceptance, cost, speed, and agreement with the first."""
+    from blt_core.compare import compare as compare_samplers
+    from blt_core.pipeline import Pipeline
 
-    @app.command("compare")
-    def compare_command(  # noqa: PLR0913 -- one parameter an option
-        config: inputs.ConfigArgument = inputs.DEMO,
-        *,
-        prompt: inputs.PromptOption = None,
-        prompt_file: inputs.PromptFileOption = None,
-        max_new_bytes: inputs.MaxNewBytesOption = None,
-        sampler: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--sampler",
-                help='Repeatable; "label: sampler"; the first is the reference.',
-            ),
-        ] = None,
-        cost_parameters: Annotated[
-            str | None,
-            typer.Option(help="Price with the paper's sizes: 1b or 3b. Default: the model's own."),
-        ] = None,
-        checkpoint: inputs.CheckpointOption = None,
-        device: inputs.DeviceOption = None,
-        dtype: inputs.DtypeOption = None,
-        plot: Annotated[
-            str | None, typer.Option(help="Draw agreement against cost: a .png or .svg file.")
-        ] = None,
-        temperature: Annotated[float, typer.Option(help="0, the default, is greedy.")] = 0.0,
-        seed: Annotated[int | None, typer.Option(help="Of the random draws.")] = None,
-        as_json: inputs.JsonOption = False,
-    ) -> None:
-        """Compare samplers: passes, acceptance, cost, speed, and agreement with the first."""
-        parameters = _scale(cost_parameters)
-        pictures = plotting.plot_paths(plot) if plot is not None else []
-        settings = inputs.find_config(config).with_run(
-            max_new_bytes=max_new_bytes,
-            temperature=temperature,
-            seed=seed,
-            checkpoint=checkpoint,
-            device=device,
-            dtype=dtype,
+    parameters = _scale(cost_parameters)
+    pictures = plotting.plot_paths(plot) if plot is not None else []
+    settings = inputs.find_config(config).with_run(
+        max_new_bytes=max_new_bytes,
+        temperature=temperature,
+        seed=seed,
+        checkpoint=checkpoint,
+        device=device,
+        dtype=dtype,
+    )
+    pipeline = Pipeline.load(settings)
+    prompts = inputs.read_prompts(prompt, prompt_file)
+    samplers = _labelled(sampler) if sampler else _default_samplers(pipeline)
+    inputs.show_notes(*(pipeline.with_sampler(s).plan for s in samplers.values()))
+    with progress_bar() as bar:
+        task = bar.add_task("", total=len(samplers) * len(prompts))
+
+        def advance(name: str, index: int) -> None:
+            begun = (name, index) != (next(iter(samplers)), 0)
+            bar.update(task, description=f"{name}, prompt {index + 1}", advance=int(begun))
+
+        rows = compare_samplers(
+            pipeline, samplers, prompts, parameters=parameters, progress=advance
         )
-        pipeline = Pipeline.load(settings)
-        prompts = inputs.read_prompts(prompt, prompt_file)
-        samplers = _labelled(sampler) if sampler else _default_samplers(pipeline)
-        inputs.show_notes(*(pipeline.with_sampler(s).plan for s in samplers.values()))
-        with progress_bar() as bar:
-            task = bar.add_task("", total=len(samplers) * len(prompts))
-
-            def advance(name: str, index: int) -> None:
-                begun = (name, index) != (next(iter(samplers)), 0)
-                bar.update(task, description=f"{name}, prompt {index + 1}", advance=int(begun))
-
-            rows = compare(pipeline, samplers, prompts, parameters=parameters, progress=advance)
-        if pictures:
-            plotting.plot(rows, pictures)
-        if as_json:
-            priced = parameters or pipeline.parameters
-            output_json(as_report(rows, len(prompts), priced, pipeline))
-        else:
-            _show(rows)
+    if pictures:
+        plotting.plot(rows, pictures)
+    if as_json:
+        priced = parameters or pipeline.parameters
+        output_json(as_report(rows, len(prompts), priced, pipeline))
+    else:
+        _show(rows)
 
 
 #: A label before a sampler, which ends at the first colon and space.
@@ -157,6 +160,8 @@ def _record(row: Row) -> dict[str, Any]:
 
 
 def _show(rows: list[Row]) -> None:
+    from rich.table import Table
+
     table = Table(box=None, header_style="bold")
     table.add_column("sampler", overflow="fold")  # cut off, two could look alike
     for name in (

@@ -5,64 +5,69 @@ from __future__ import annotations
 import base64
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blt_core.cli import inputs
 from blt_core.cli.streams import output, output_json, results
-from blt_core.pipeline import Generation, Pipeline
+
+if TYPE_CHECKING:
+    from blt_core.pipeline import Generation, Pipeline
 
 
-def add_command(app: typer.Typer) -> None:
-    """Add ``generate`` to the command line."""
+def generate(  # noqa: PLR0913 -- one parameter an option
+    config: inputs.ConfigArgument = inputs.DEMO,
+    *,
+    prompt: inputs.PromptOption = None,
+    prompt_file: inputs.PromptFileOption = None,
+    max_new_bytes: inputs.MaxNewBytesOption = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            "--sampler",
+            help='As "blt-s draft_bytes=8".',
+            autocompletion=inputs.complete_sampler,
+        ),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest bytes.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep this much probability.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the random draws.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="End after this text (repeatable).")
+    ] = None,
+    checkpoint: inputs.CheckpointOption = None,
+    device: inputs.DeviceOption = None,
+    dtype: inputs.DtypeOption = None,
+    batch: Annotated[bool, typer.Option("--batch", help="All prompts at once.")] = False,
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """Continue prompts with a byte-latent model; without CONFIG, the demo of Python code."""
+    from blt_core.pipeline import Pipeline
 
-    @app.command()
-    def generate(  # noqa: PLR0913 -- one parameter an option
-        config: inputs.ConfigArgument = inputs.DEMO,
-        *,
-        prompt: inputs.PromptOption = None,
-        prompt_file: inputs.PromptFileOption = None,
-        max_new_bytes: inputs.MaxNewBytesOption = None,
-        sampler: Annotated[
-            str | None, typer.Option("--sampler", help='As "blt-s draft_bytes=8".')
-        ] = None,
-        temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-        top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest bytes.")] = None,
-        top_p: Annotated[float | None, typer.Option(help="Keep this much probability.")] = None,
-        seed: Annotated[int | None, typer.Option(help="Of the random draws.")] = None,
-        stop: Annotated[
-            list[str] | None, typer.Option("--stop", help="End after this text (repeatable).")
-        ] = None,
-        checkpoint: inputs.CheckpointOption = None,
-        device: inputs.DeviceOption = None,
-        dtype: inputs.DtypeOption = None,
-        batch: Annotated[bool, typer.Option("--batch", help="All prompts at once.")] = False,
-        as_json: inputs.JsonOption = False,
-    ) -> None:
-        """Continue prompts with a byte-latent model; without CONFIG, the demo of Python code."""
-        settings = inputs.find_config(config).with_run(
-            max_new_bytes=max_new_bytes,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            checkpoint=checkpoint,
-            device=device,
-            dtype=dtype,
-        )
-        pipeline = Pipeline.load(inputs.with_sampler(settings, sampler))
-        prompts = inputs.read_prompts(prompt, prompt_file)
-        pipeline.check(prompts)
-        inputs.show_notes(pipeline.plan)
-        if batch or as_json:
-            groups = [prompts] if batch else [[each] for each in prompts]
-            for group in groups:
-                for result in pipeline.generate(group):
-                    _print_result(result, as_json=as_json)
-        else:
-            _stream(pipeline, prompts)
+    settings = inputs.find_config(config).with_run(
+        max_new_bytes=max_new_bytes,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=stop,
+        checkpoint=checkpoint,
+        device=device,
+        dtype=dtype,
+    )
+    pipeline = Pipeline.load(inputs.with_sampler(settings, sampler))
+    prompts = inputs.read_prompts(prompt, prompt_file)
+    pipeline.check(prompts)
+    inputs.show_notes(pipeline.plan)
+    if batch or as_json:
+        groups = [prompts] if batch else [[each] for each in prompts]
+        for group in groups:
+            for result in pipeline.generate(group):
+                _print_result(result, as_json=as_json)
+    else:
+        _stream(pipeline, prompts)
 
 
 def _print_result(result: Generation, *, as_json: bool) -> None:

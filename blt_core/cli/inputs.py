@@ -11,6 +11,7 @@ import typer
 
 from blt_core.config import Config, load_config
 from blt_core.errors import DataError, near_match
+from blt_core.manifest import load_manifest
 from blt_core.resources import resource
 
 if TYPE_CHECKING:
@@ -20,9 +21,29 @@ DEMO = "demo"
 #: The file name that means stdin.
 STDIN = "-"
 
+
+def _shipped_configs() -> dict[str, Path]:
+    return {file.stem: file for file in resource("configs").glob("*.toml")}
+
+
+def _complete_config(incomplete: str) -> list[str]:
+    files = [str(path) for path in Path().glob("*.toml")]
+    return [name for name in (*sorted(_shipped_configs()), *files) if name.startswith(incomplete)]
+
+
+def complete_sampler(incomplete: str) -> list[str]:
+    """Names of samplers that begin so, as far as registry.toml knows them."""
+    known = load_manifest().components
+    return sorted(n for kind, n in known if kind == "sampler" and n.startswith(incomplete))
+
+
 ConfigArgument = Annotated[
     str,
-    typer.Argument(metavar="[CONFIG]", help="A TOML file, or the name of a shipped config."),
+    typer.Argument(
+        metavar="[CONFIG]",
+        help="A TOML file, or the name of a shipped config.",
+        autocompletion=_complete_config,
+    ),
 ]
 PromptOption = Annotated[
     list[str] | None, typer.Option("--prompt", help="The text to continue (repeatable).")
@@ -50,7 +71,7 @@ def find_config(name: str) -> Config:
     path = Path(name)
     if not path.suffix and len(path.parts) == 1:
         # A bare word names a shipped config first: a folder called demo must not hide the demo.
-        shipped = {file.stem: file for file in resource("configs").glob("*.toml")}
+        shipped = _shipped_configs()
         if name not in shipped and path.is_file():
             return load_config(path)
         if name not in shipped:

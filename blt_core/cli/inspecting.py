@@ -7,76 +7,77 @@ from typing import Annotated, Any
 import attrs
 import tomli_w
 import typer
-from rich.table import Table
 
+from blt_core._entry_points import BrokenPlugin
 from blt_core.cli import inputs
 from blt_core.cli.describing import check_kind, describe, find_entries, show
 from blt_core.cli.streams import console, output, output_json
+from blt_core.commands import find_commands
 from blt_core.component import Preset
 from blt_core.config import without_none
 from blt_core.errors import PluginError
-from blt_core.pipeline import plan_run, warn_of_blocks
 from blt_core.plugins import Plugins, load_plugins
 from blt_core.registry import Entry
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add ``plugins`` and ``check`` to the command line."""
+def plugins(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KIND | show KIND NAME]",
+            help="Only this kind, with all keys; or all about one component.",
+        ),
+    ] = None,
+    *,
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """List the installed components by kind, and the plugins that are broken."""
+    loaded = load_plugins()
+    kind: str | None = None
+    match what or []:
+        case ["show", of_kind, name]:
+            _describe(loaded, of_kind, name, as_json=as_json)
+            return
+        case ["show", *_]:
+            raise PluginError("expected blt plugins show KIND NAME")
+        case [_, surplus, *_]:
+            raise PluginError(f"unexpected {surplus!r}; expected blt plugins [KIND]")
+        case names:
+            kind = names[0] if names else None
+    if kind is not None:
+        check_kind(loaded, kind)
+    if as_json:
+        output_json(_listing(loaded, kind))
+    else:
+        _show(loaded, kind)
 
-    @app.command()
-    def plugins(
-        what: Annotated[
-            list[str] | None,
-            typer.Argument(
-                metavar="[KIND | show KIND NAME]",
-                help="Only this kind, with all keys; or all about one component.",
-            ),
-        ] = None,
-        *,
-        as_json: inputs.JsonOption = False,
-    ) -> None:
-        """List the installed components by kind, and the plugins that are broken."""
-        loaded = load_plugins()
-        kind: str | None = None
-        match what or []:
-            case ["show", of_kind, name]:
-                _describe(loaded, of_kind, name, as_json=as_json)
-                return
-            case ["show", *_]:
-                raise PluginError("expected blt plugins show KIND NAME")
-            case [_, surplus, *_]:
-                raise PluginError(f"unexpected {surplus!r}; expected blt plugins [KIND]")
-            case names:
-                kind = names[0] if names else None
-        if kind is not None:
-            check_kind(loaded, kind)
-        if as_json:
-            output_json(_listing(loaded, kind))
-        else:
-            _show(loaded, kind)
 
-    @app.command()
-    def check(
-        config: inputs.ConfigArgument = inputs.DEMO,
-        *,
-        sampler: Annotated[str | None, typer.Option("--sampler", help="As for generate.")] = None,
-        checkpoint: inputs.CheckpointOption = None,
-        as_json: inputs.JsonOption = False,
-    ) -> None:
-        """Check a config and print it with every key, presets expanded. Builds nothing."""
-        settings = inputs.find_config(config).with_run(checkpoint=checkpoint)
-        settings, plugins = inputs.with_sampler(settings, sampler), load_plugins()
-        tables = plugins.check(settings)
-        if tables is None:
-            plan, _ = plan_run(settings, plugins)
-            inputs.show_notes(plan)
-            warn_of_blocks(plan)
-            tables = plan.describe()
-        tables = without_none(tables)
-        if as_json:
-            output_json(tables)
-        else:
-            output(tomli_w.dumps(tables).rstrip("\n"))
+def check(
+    config: inputs.ConfigArgument = inputs.DEMO,
+    *,
+    sampler: Annotated[
+        str | None,
+        typer.Option("--sampler", help="As for generate.", autocompletion=inputs.complete_sampler),
+    ] = None,
+    checkpoint: inputs.CheckpointOption = None,
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """Check a config and print it with every key, presets expanded. Builds nothing."""
+    from blt_core.pipeline import plan_run, warn_of_blocks
+
+    settings = inputs.find_config(config).with_run(checkpoint=checkpoint)
+    settings, plugins = inputs.with_sampler(settings, sampler), load_plugins()
+    tables = plugins.check(settings)
+    if tables is None:
+        plan, _ = plan_run(settings, plugins)
+        inputs.show_notes(plan)
+        warn_of_blocks(plan)
+        tables = plan.describe()
+    tables = without_none(tables)
+    if as_json:
+        output_json(tables)
+    else:
+        output(tomli_w.dumps(tables).rstrip("\n"))
 
 
 def _describe(loaded: Plugins, kind: str, name: str, *, as_json: bool) -> None:
@@ -104,11 +105,13 @@ def _listing(loaded: Plugins, kind: str | None) -> dict[str, Any]:
             for entry in loaded.registry.entries
             if kind in (None, entry.record.kind)
         ],
-        "broken": [str(broken) for broken in loaded.broken],
+        "broken": [str(broken) for broken in _broken(loaded)],
     }
 
 
 def _show(loaded: Plugins, kind: str | None) -> None:
+    from rich.table import Table
+
     order = list(loaded.manifest.kinds)
     entries = sorted(
         (e for e in loaded.registry.entries if kind in (None, e.record.kind)),
@@ -132,8 +135,13 @@ def _show(loaded: Plugins, kind: str | None) -> None:
         table.add_row(*row)
     shown = console(120)
     shown.print(table)
-    for broken in loaded.broken:
+    for broken in _broken(loaded):
         shown.print(str(broken), style="red")
+
+
+def _broken(loaded: Plugins) -> list[BrokenPlugin]:
+    """Plugins and commands that cannot be used."""
+    return [*loaded.broken, *find_commands(loaded.manifest).broken()]
 
 
 def _keys(entry: Entry) -> list[str]:

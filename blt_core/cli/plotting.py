@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from blt_core.compare import Row
 from blt_core.errors import DataError
+
+if TYPE_CHECKING:
+    from blt_core.compare import Row
 
 FORMATS = (".png", ".svg")
 

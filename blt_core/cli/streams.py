@@ -17,10 +17,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from rich.console import Console
-
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from rich.console import Console
 
 #: Packages whose ``echo`` writes results; newer versions of typer bring a click of their own.
 _ECHOING = ("typer", "click")
@@ -61,6 +60,8 @@ def output_json(record: object) -> None:
 
 def console(width: int) -> Console:
     """A rich console that writes results, text as it is; ``width``: where it is no terminal."""
+    from rich.console import Console
+
     stream = results()
     shown = Console(file=stream, markup=False, emoji=False, highlight=False)
     if not shown.is_terminal:

@@ -112,7 +112,7 @@ def test_a_link_stays_a_link_and_what_it_leads_to_is_replaced(folder, written, t
 def test_paths_without_a_name_are_as_good_as_any(folder, written, monkeypatch, path):
     (written / "below").mkdir()
     monkeypatch.chdir(written / "below" if path == ".." else written)
-    assert folder.recognises(path)
+    assert folder.recognises(path) is (path != "/")
     if path == "/":
         with pytest.raises(DataError, match=r"^/: not replaced"):
             folder.write(Path(path), CONFIG, TENSORS)
@@ -166,9 +166,14 @@ def test_tensors_read_before_a_replacement_stay_what_they_were(folder, written):
     assert torch.equal(old["decoder.a"], TENSORS["decoder.a"])
 
 
-def test_paths_are_recognised_and_other_schemes_are_not(folder, written, tmp_path):
+def test_folders_are_recognised_by_either_file_and_other_schemes_are_not(folder, written, tmp_path):
     assert folder.recognises(str(written))
-    assert folder.recognises("not/there/yet")
+    for name in MODEL_FILES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+        assert folder.recognises(str(tmp_path / name))
+    assert not folder.recognises("not/there/yet")
+    assert not folder.recognises(str(written / "config.toml"))
     assert not folder.recognises("demo:python")
     assert not folder.recognises("hf:org/model")
     (tmp_path / "other").mkdir()
@@ -220,12 +225,13 @@ def test_damage_is_named_with_its_file(folder, written, damage, message):
         folder.read(str(written))
 
 
-def test_a_folder_that_is_not_there_is_named(folder, tmp_path):
-    with pytest.raises(CheckpointError, match="no such checkpoint folder; a checkpoint is"):
-        folder.read(str(tmp_path / "gone"))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="file: is not a folder"):
-        folder.read(str(tmp_path / "file"))
+@pytest.mark.parametrize("name", MODEL_FILES)
+def test_a_file_that_is_not_there_is_named(folder, written, name):
+    (written / name).unlink()
+    assert folder.recognises(str(written))
+    message = f"{written / name}: missing; a checkpoint is a folder with config.toml and"
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        folder.read(str(written))
 
 
 # -- strict loading, and whole models ------------------------------------------------------------

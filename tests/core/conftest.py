@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,48 @@ def make_plugin(*records: Component | Preset, settings: dict[str, type] | None =
             return settings or {}
 
     return Plugin()
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch) -> Callable[..., Path]:
+    """Install distributions, besides which there are none: their entry points by group and name.
+
+    ``sources``: modules. ``info``: files of its .dist-info, by name; None leaves one out.
+    """
+    site, real = tmp_path / "site", metadata.distributions
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(metadata, "distributions", lambda: real(path=[str(site)]))
+
+    def install(
+        name: str,
+        points: dict[str, dict[str, str]],
+        sources: dict[str, str] | None = None,
+        info: dict[str, str | bytes | None] | None = None,
+        folder: Path = site,
+    ) -> Path:
+        home = folder / f"{name}-1.0.dist-info"
+        home.mkdir(parents=True)
+        lines = [
+            f"[{g}]\n" + "".join(f"{n} = {v}\n" for n, v in p.items()) for g, p in points.items()
+        ]
+        files = {
+            "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+            "entry_points.txt": "\n".join(lines),
+            **(info or {}),
+        }
+        for file, text in files.items():
+            if text is not None:
+                (home / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+        for module, source in (sources or {}).items():
+            (folder / f"{module}.py").write_text(source)
+        return home
+
+    yield install
+    for module in [
+        name for name, m in sys.modules.items() if str(site) in str(getattr(m, "__file__", ""))
+    ]:
+        del sys.modules[module]
 
 
 @pytest.fixture(scope="session")

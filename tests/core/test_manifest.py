@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import errno
+import sys
 from pathlib import Path
 
 import pytest
 
+from blt_core import hookspecs
 from blt_core import manifest as manifest_module
+from blt_core._entry_points import canonical
+from blt_core.component import Kind
 from blt_core.errors import PluginError
-from blt_core.manifest import Kind, canonical, load_manifest, manifest_files
+from blt_core.manifest import Supplier, load_manifest, manifest_files
 from blt_core.plugins import load_plugins
 
 
@@ -48,10 +52,6 @@ def test_later_files_override_entry_by_entry_and_blocks_add_up(shipped, write) -
         blocked = []
         [components.sampler]
         "acme/tree" = { distribution = "acme", install = "pip install acme[tree]" }
-        [kinds.pet]
-        protocol = "acme.pets:Pet"
-        summary = "a pet"
-        root = true
         """
     )
     manifest = load_manifest([shipped, user, project])
@@ -60,7 +60,37 @@ def test_later_files_override_entry_by_entry_and_blocks_add_up(shipped, write) -
     assert manifest.components["sampler", "ar"].distribution == "blt-core"
     assert manifest.prefer["sampler", "ar"] == "acme"
     assert manifest.blocks_distribution("Acme_Evil") == str(user)
-    assert manifest.roots[-1] == "pet"
+    assert manifest.index.suppliers_of("sampler", "ar") == {Supplier("blt-core", "sampling")}
+
+
+@pytest.mark.parametrize("table", ["kinds", "settings"])
+def test_only_the_shipped_file_has_code_imported(shipped, write, problems, table) -> None:
+    """Entering a folder with a registry.toml must not run what that folder says."""
+    file = write(f'schema = 1\n[{table}.sampler]\nprotocol = "antigravity:fly"\nsummary = ""\n')
+    [problem] = problems(load_manifest, [shipped, file])
+    assert problem == (
+        f"{file}: {table}: not a table of this file: a file cannot have code imported; "
+        f"{table} are declared by installed plugins, in the hook blt_{table}\n"
+        "  registry.toml takes: schema, components, prefer, blocked"
+    )
+    assert "antigravity" not in sys.modules
+
+
+def test_only_the_shipped_file_says_which_plugin_supplies_a_component(
+    shipped, write, problems
+) -> None:
+    file = write('schema = 1\n[components.sampler.ar]\ndistribution = "x"\nplugin = "y"\n')
+    [problem] = problems(load_manifest, [shipped, file])
+    assert problem.startswith(f"{file}: components.sampler.ar.plugin: unknown key.")
+
+
+def test_another_checkouts_file_is_no_projects_file(tmp_path, monkeypatch, shipped) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    (tmp_path / "blt_core").mkdir()
+    (tmp_path / "blt_core" / "manifest.py").touch()
+    (tmp_path / "registry.toml").write_text(shipped.read_text())
+    monkeypatch.chdir(tmp_path)
+    assert len(manifest_files()) == 1
 
 
 def test_the_users_file_comes_before_the_projects(tmp_path, monkeypatch, shipped) -> None:
@@ -137,28 +167,37 @@ def test_all_problems_of_all_files_are_reported(shipped, write, problems) -> Non
     first = write(
         """schema = 1
         blockd = []
-        [kinds.pet]
-        protocol = "acme.pets"
         [components.sampler.ar]
         distribution = 3
         """,
         "first.toml",
     )
-    second = write('schema = 1\n[prefer.samplr]\nar = "acme"\n', "second.toml")
-    third = write("schema = 2\n", "third.toml")
-    found = problems(load_manifest, [shipped, first, second, third])
-    assert found[0] == (
+    second = write("schema = 2\n", "second.toml")
+    unknown, *others = problems(load_manifest, [shipped, first, second])
+    assert unknown == (
         f"{first}: blockd: unknown key. Did you mean 'blocked'?\n"
-        "  registry.toml takes: schema, kinds, components, prefer, blocked"
+        "  registry.toml takes: schema, components, prefer, blocked"
     )
-    assert found[1].startswith(f"{first}: kinds.pet.protocol: expected an import path such as")
-    assert found[2] == f"{first}: kinds.pet.summary: missing; this table needs it: str"
-    assert found[3] == f"{first}: components.sampler.ar.distribution: expected str, got int 3"
-    assert found[4].startswith(
-        f"{second}: prefer.samplr: no kind named 'samplr'. Did you mean 'sampler'?\n"
+    assert others == [
+        f"{first}: components.sampler.ar.distribution: expected str, got int 3",
+        f"{second}: schema: expected one of 1, got 2",
+    ]
+
+
+def test_kinds_that_a_file_names_exist(shipped, write, problems) -> None:
+    file = write('schema = 1\n[prefer.samplr]\nar = "acme"\n')
+    [problem] = problems(load_plugins, load_manifest([shipped, file]), installed=False)
+    assert problem.startswith(
+        f"{file}: prefer.samplr: no kind named 'samplr'. Did you mean 'sampler'?\n"
         "  kinds: patcher, byte_scorer"
     )
-    assert found[5] == f"{third}: schema: expected one of 1, got 2"
+
+
+def test_the_shipped_files_kinds_are_checked(write, problems) -> None:
+    file = write('schema = 1\n[kinds.pet]\nprotocol = "acme.pets"\n')
+    first, second = problems(load_manifest, [file])
+    assert first.startswith(f"{file}: kinds.pet.protocol: expected an import path such as")
+    assert second == f"{file}: kinds.pet.summary: missing; this table needs it: str"
 
 
 def test_a_protocol_that_cannot_be_imported_is_named() -> None:
@@ -172,11 +211,25 @@ def test_distribution_names_are_compared_as_indexes_do() -> None:
     assert canonical("Blt_Acme") == canonical("blt-acme") == canonical("BLT.-acme")
 
 
-def test_the_components_of_this_distribution_are_those_it_is_known_for(manifest) -> None:
-    supplied = {
-        (entry.record.kind, entry.record.name)
-        for entry in load_plugins(manifest).registry.entries
-        if entry.origin.distribution == "blt-core"
-    }
-    known = {key for key, known in manifest.components.items() if known.distribution == "blt-core"}
-    assert supplied == known
+def test_the_index_says_what_the_plugins_of_this_distribution_supply(manifest) -> None:
+    own = [p for p in load_plugins(manifest).loaded if p.origin.distribution == "blt-core"]
+    supplied: dict[str, list] = {p.origin.entry_point: [] for p in own}
+    tables = {}
+    for plugin in own:
+        name = plugin.origin.entry_point
+        supplied[name] = sorted((record.kind, record.name) for record in plugin.components)
+        tables |= {table: Supplier("blt-core", name) for table in plugin.settings}
+    said: dict[str, list] = {name: [] for name in supplied}
+    for key, supplier in sorted(manifest.index.components.items()):
+        said[supplier.plugin].append(key)
+    assert said == supplied
+    assert manifest.index.tables == tables
+
+
+def test_plugins_of_the_index_have_no_hook_that_needs_them_imported(manifest) -> None:
+    for plugin in load_plugins(manifest).loaded:
+        hooks = {n for n in vars(hookspecs) if n.startswith("blt_") and hasattr(plugin.plugin, n)}
+        if plugin.origin.distribution == "blt-core":
+            assert hooks <= {"blt_components", "blt_settings", "blt_check"}
+            # blt_check is asked where a config has a table of the plugin.
+            assert "blt_check" not in hooks or plugin.settings

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
-from importlib import metadata
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import attrs
 import pytest
 import structlog
-import typer
 
 from blt_core import plugins as plugins_module
-from blt_core.component import Preset
+from blt_core._entry_points import PLUGINS
+from blt_core.component import BuildContext, Kind, Preset, nested
 from blt_core.config import Config
-from blt_core.errors import ConfigError
+from blt_core.errors import ConfigError, PluginError
 from blt_core.hookspecs import hookimpl
 from blt_core.manifest import load_manifest
-from blt_core.plugins import GROUP, load_plugins
+from blt_core.plugins import load_plugins
+from blt_core.wiring import resolve
 
 
 @attrs.frozen
@@ -135,32 +138,18 @@ def test_blocked_distributions_are_not_loaded(tmp_path, shipped, load, fakes) ->
     assert not plugins.broken
 
 
-def test_installed_entry_points_are_loaded_in_a_fixed_order(
-    monkeypatch, tmp_path, manifest, fakes
-) -> None:
-    (tmp_path / "good_plugin.py").write_text(
-        "from blt_core.hookspecs import hookimpl\n"
-        "@hookimpl\ndef blt_run_start(run): run.append('good')\n"
-    )
-    (tmp_path / "bad_plugin.py").write_text("import no_such_module\n")
-    (tmp_path / "exit_plugin.py").write_text("raise SystemExit(3)\n")
-    good = (tmp_path / "good_plugin.py").read_text()
-    (tmp_path / "core_plugin.py").write_text(good.replace("'good'", "'core'"))
-    owners = {"good": "aardvark", "core": "BLT_core"}
-    for name in ("good", "bad", "exit", "core"):
-        info = tmp_path / f"{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {owners.get(name, name)}\nVersion: 1.0\n"
-        )
-        (info / "entry_points.txt").write_text(f"[{GROUP}]\nit = {name}_plugin\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    points = [p for d in metadata.distributions(path=[str(tmp_path)]) for p in d.entry_points]
-    monkeypatch.setattr(metadata, "entry_points", lambda group: points)
+HOOK = (
+    "from blt_core.hookspecs import hookimpl\n@hookimpl\ndef blt_run_start(run): run.append({!r})\n"
+)
+
+
+def test_installed_plugins_are_loaded_in_a_fixed_order(install, manifest) -> None:
+    for name, owner in {"good": "aardvark", "core": "BLT_core"}.items():
+        install(owner, {PLUGINS: {"it": f"{name}_plugin"}}, {f"{name}_plugin": HOOK.format(name)})
+    install("bad", {PLUGINS: {"it": "bad_plugin"}}, {"bad_plugin": "import no_such_module\n"})
     plugins = load_plugins(manifest)
     assert broken(plugins) == [
         "plugin 'it' (bad) is broken: ModuleNotFoundError: No module named 'no_such_module'",
-        "plugin 'it' (exit) is broken: SystemExit: 3",
     ]
     assert [(p.origin.distribution, p.version) for p in plugins.loaded] == [
         ("BLT_core", "1.0"),
@@ -169,6 +158,270 @@ def test_installed_entry_points_are_loaded_in_a_fixed_order(
     run: list[str] = []
     plugins.notify("blt_run_start", run=run)
     assert run == ["core", "good"]
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("import sys; sys.exit()", "SystemExit: "),
+        ("raise GeneratorExit('done')", "GeneratorExit: done"),
+        ("class Own(BaseException): ...\nraise Own('mine')", "Own: mine"),
+        ("def f(): f()\nf()", "RecursionError: maximum recursion depth exceeded"),
+        (
+            "class Mute(Exception):\n def __str__(self): raise ValueError\nraise Mute",
+            "Mute: (its message cannot be shown: ValueError)",
+        ),
+    ],
+)
+def test_whatever_an_import_raises_breaks_its_plugin_alone(
+    install, manifest, source, cause
+) -> None:
+    install("acme", {PLUGINS: {"it": "acme_bad"}}, {"acme_bad": source})
+    install("good", {PLUGINS: {"it": "acme_good"}}, {"acme_good": HOOK.format("good")})
+    plugins = load_plugins(manifest)
+    [message] = broken(plugins)
+    assert message.startswith(f"plugin 'it' (acme) is broken: {cause}")
+    assert [p.origin.distribution for p in plugins.loaded] == ["good"]
+
+
+def test_ctrl_c_during_an_import_interrupts_and_names_the_plugin(install, manifest) -> None:
+    install("acme", {PLUGINS: {"it": "acme_slow"}}, {"acme_slow": "raise KeyboardInterrupt"})
+    with pytest.raises(KeyboardInterrupt) as caught:
+        load_plugins(manifest)
+    assert str(caught.value) == "interrupted while plugin 'it' (acme) was imported"
+
+
+def test_an_observer_that_exits_ends_nothing(load) -> None:
+    class Leaver:
+        @hookimpl
+        def blt_run_start(self, run):
+            raise SystemExit(0)
+
+    plugins = load(extra=[("a", "x", Leaver())])
+    plugins.notify("blt_run_start", run=1)
+    assert broken(plugins) == ["plugin 'x' (a) is broken: SystemExit: 0"]
+
+
+def test_warnings_of_plugins_go_to_stderr_in_programs_that_configure_no_log(load, capfd) -> None:
+    class Clumsy:
+        @hookimpl
+        def blt_run_start(self, run):
+            raise KeyError(run)
+
+    structlog.reset_defaults()
+    load(extra=[("a", "x", Clumsy())]).notify("blt_run_start", run=1)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "plugin 'x' (a) is broken: KeyError: 1" in err
+
+
+# -- plugins of the index ------------------------------------------------------------------------
+
+SUPPLIES = """
+from tests.core.conftest import NoKeys, FakeSampler, component
+from blt_core.hookspecs import hookimpl
+
+@hookimpl
+def blt_components():
+    return [component("sampler", {name!r}, FakeSampler)]
+
+@hookimpl
+def blt_settings():
+    return {{{name!r}: NoKeys}}
+"""
+
+NAMES = ("one", "two")
+
+
+@pytest.fixture
+def indexed(tmp_path, shipped, install):
+    """A policy whose index names the installed plugins one and two; other names them not."""
+    policy = tmp_path / "shipped.toml"
+    text = shipped.read_text().split("# -- components")[0]
+    for table in ("components.sampler", "settings"):
+        text += f"[{table}]\n"
+        text += "".join(f'{n} = {{ distribution = "acme", plugin = "{n}" }}\n' for n in NAMES)
+    policy.write_text(text)
+    modules = {name: f"acme_{name}" for name in NAMES}
+    sources = {f"acme_{name}": SUPPLIES.format(name=name) for name in NAMES}
+    install("acme", {PLUGINS: modules}, sources)
+    install("other", {PLUGINS: {"more": "acme_more"}}, {"acme_more": SUPPLIES.format(name="more")})
+    return load_manifest([policy])
+
+
+def imported() -> set[str]:
+    return {name.removeprefix("acme_") for name in sys.modules if name.startswith("acme_")}
+
+
+def test_a_name_of_the_index_imports_its_plugin_alone(indexed) -> None:
+    plugins = load_plugins(indexed)
+    assert imported() == {"more"}
+    assert plugins.registry.lookup("sampler", "one").origin.entry_point == "one"
+    assert imported() == {"more", "one"}
+    assert plugins.registry.names("sampler") == ["more", "one", "two"]
+    assert [str(p.origin.entry_point) for p in plugins.loaded] == ["one", "two", "more"]
+
+
+def test_tables_of_the_index_are_known_and_their_plugin_is_imported_for_them(indexed) -> None:
+    plugins = load_plugins(indexed)
+    assert set(plugins.settings) == {"one", "two", "more"}
+    assert imported() == {"more"}
+    assert plugins.settings["one"].__name__ == "NoKeys"
+    assert imported() == {"more", "one"}
+
+
+def test_a_config_is_checked_by_the_plugins_that_own_its_tables(indexed) -> None:
+    plugins = load_plugins(indexed)
+    assert plugins.check(Config.from_mapping({"schema": 1, "one": {}})) is None
+    assert imported() == {"more", "one"}
+
+
+def test_a_table_of_a_broken_plugin_says_so(indexed, tmp_path, problems) -> None:
+    (tmp_path / "site" / "acme_one.py").write_text("import no_such_module\n")
+    config = Config.from_mapping({"schema": 1, "one": {}}, "run.toml")
+    [problem] = problems(resolve, config, load_plugins(indexed))
+    assert problem.startswith(
+        "run.toml: one: its plugin is broken.\n  plugin 'one' (acme) is broken"
+    )
+
+
+def test_a_conflict_with_a_plugin_of_the_index_is_one(indexed, fakes) -> None:
+    rival = fakes.make_plugin(fakes.component("sampler", "one", fakes.FakeSampler))
+    plugins = load_plugins(indexed, extra=[("bush", "x", rival)])
+    with pytest.raises(PluginError, match=r"supplied by plugin 'one' \(acme\) and plugin 'x'"):
+        plugins.registry.lookup("sampler", "one")
+
+
+def test_no_plugin_can_take_a_table_or_module_of_the_index(indexed, install, fakes) -> None:
+    install("copy", {PLUGINS: {"it": "acme_two"}}, {})
+    thief = fakes.make_plugin(settings={"one": Settings})
+    plugins = load_plugins(indexed, extra=[("bush", "thief", thief)])
+    assert broken(plugins) == [
+        "plugin 'it' (copy) is broken: another entry point leads to the same plugin",
+        "plugin 'thief' (bush) is broken: blt_settings: the table [one] has an owner already",
+    ]
+    assert plugins.registry.names("sampler") == ["more", "one", "two"]
+
+
+def test_threads_that_look_up_at_once_import_once(indexed, tmp_path) -> None:
+    source = (tmp_path / "site" / "acme_one.py").read_text()
+    (tmp_path / "site" / "acme_one.py").write_text(f"import time; time.sleep(0.1)\n{source}")
+    plugins = load_plugins(indexed)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: plugins.registry.lookup("sampler", "one"), range(8)))
+    assert len({id(entry.record) for entry in found}) == 1
+
+
+# -- kinds ---------------------------------------------------------------------------------------
+
+
+class Pet(Protocol):
+    def speak(self) -> str: ...
+
+
+class Dog:
+    def __init__(self, params, context): ...
+    def speak(self):
+        return "wau"
+
+
+class Owner:
+    def __init__(self, params, context):
+        self.pet = params.pet
+
+    def speak(self):
+        return self.pet.speak()
+
+
+@attrs.frozen
+class OwnerParams:
+    pet: Any = nested("pet", default="dog")
+
+
+PETS = Kind(f"{__name__}:Pet", "an animal", root=True)
+
+
+class Declares:
+    def __init__(self, **kinds: object) -> None:
+        self.kinds = kinds
+
+    @hookimpl
+    def blt_kinds(self):
+        return self.kinds
+
+
+@pytest.fixture
+def pet_plugins(fakes):
+    supplies = fakes.make_plugin(
+        fakes.component("pet", "dog", Dog), fakes.component("pet", "owner", Owner, OwnerParams)
+    )
+    return [("zoo", "kinds", Declares(pet=PETS)), ("acme", "dogs", supplies)]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_plugin_declares_a_kind_and_others_supply_and_nest_it(load, pet_plugins, order) -> None:
+    plugins = load(extra=pet_plugins[::order])
+    assert plugins.broken == ()
+    plan = resolve(Config.from_mapping({"schema": 1, "pet": {"use": "owner"}}), plugins)
+    assert plan.build("pet", BuildContext()).speak() == "wau"
+    assert "pet" in plugins.manifest.roots
+
+
+def test_components_of_a_kind_are_held_to_its_protocol(load, pet_plugins, fakes) -> None:
+    mute = fakes.make_plugin(fakes.component("pet", "mute", fakes.FakeSampler))
+    plugins = load(extra=[*pet_plugins, ("acme", "mute", mute)])
+    assert "FakeSampler: method 'speak' is missing" in broken(plugins)[0]
+
+
+def test_a_broken_plugin_takes_its_kinds_with_it(load, pet_plugins, fakes) -> None:
+    class Halfway(Declares):
+        @hookimpl
+        def blt_components(self):
+            return [fakes.component("sampler", "BAD", fakes.FakeSampler)]
+
+    plugins = load(extra=[("zoo", "kinds", Halfway(pet=PETS)), pet_plugins[1]])
+    first, second = broken(plugins)
+    assert "a name is lower-case" in first
+    assert "pet 'dog': no kind named 'pet'" in second
+    assert "pet" not in plugins.manifest.kinds
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ({"sampler": PETS}, "blt_kinds: there is a kind 'sampler' already"),
+        ({"run": PETS}, "blt_kinds: the table [run] has an owner already"),
+        ({"train": PETS}, "blt_kinds: the table [train] has an owner already"),
+        ({"Pet": PETS}, "blt_kinds: 'Pet': a name is lower-case, as in 'stop_rule'"),
+        ({"pet": "x:Y"}, "blt_kinds: 'pet': expected a Kind, got 'x:Y'"),
+        (
+            {"pet": Kind("no_such_module:Pet", "")},
+            "protocol 'no_such_module:Pet' cannot be imported: No module named 'no_such_module'",
+        ),
+    ],
+)
+def test_kinds_that_cannot_be_declared(load, fakes, kinds, message) -> None:
+    trainer = fakes.make_plugin(settings={"train": Settings})
+    plugins = load(extra=[("a", "trainer", trainer), ("zoo", "z", Declares(**kinds))])
+    # The owner of a table and the kind of that name may come in any order: the kind yields.
+    assert broken(plugins) == [f"plugin 'z' (zoo) is broken: {message}"]
+    assert set(plugins.settings) == {"train"}
+
+
+def test_the_first_plugin_keeps_a_kind(load) -> None:
+    plugins = load(extra=[("a", "x", Declares(pet=PETS)), ("b", "y", Declares(pet=PETS))])
+    assert broken(plugins) == ["plugin 'y' (b) is broken: blt_kinds: there is a kind 'pet' already"]
+
+
+def test_files_may_name_the_kinds_of_plugins_and_no_others(
+    tmp_path, shipped, load, pet_plugins, problems
+) -> None:
+    file = tmp_path / "registry.toml"
+    file.write_text('schema = 1\n[prefer.pet]\ndog = "acme"\n[components.pte]\n')
+    policy = load_manifest([shipped, file])
+    [problem] = problems(load, extra=pet_plugins, policy=policy)
+    assert problem.startswith(f"{file}: components.pte: no kind named 'pte'. Did you mean 'pet'?")
 
 
 def test_plugins_may_own_config_tables(load, fakes) -> None:
@@ -197,7 +450,7 @@ def test_presets_are_components_like_any(load, fakes) -> None:
     assert load(preset).registry.lookup("sampler", "mine").record is preset
 
 
-# -- commands ------------------------------------------------------------------------------------
+# -- checks --------------------------------------------------------------------------------------
 
 
 class Checks:
@@ -229,94 +482,6 @@ def test_a_config_is_checked_by_the_plugin_that_runs_it(load) -> None:
     assert broken(plugins) == ["plugin 'broken' (a) is broken: RuntimeError: oh"]
     with pytest.raises(ConfigError):
         plugins.check(Config.from_mapping({"cut": {}}))
-
-
-class Commands:
-    """A plugin that adds commands by these names."""
-
-    def __init__(self, *names: str) -> None:
-        self.names = names
-
-    @hookimpl
-    def blt_commands(self, app):
-        for name in self.names:
-            app.command(name)(lambda: None)
-
-
-@pytest.fixture
-def core_app():
-    app = typer.Typer()
-
-    @app.command()
-    def check(): ...
-
-    @app.callback()
-    def common(): ...
-
-    return app
-
-
-def command_names(app) -> list[str]:
-    return list(typer.main.get_group(app).commands)
-
-
-def test_commands_of_plugins_join_those_of_the_core(load, core_app) -> None:
-    class Group:
-        @hookimpl
-        def blt_commands(self, app):
-            group = typer.Typer()
-            group.command("plant")(lambda: None)
-            app.add_typer(group, name="trees")
-
-    plugins = load(extra=[("a", "x", Commands("grow", "cut")), ("b", "y", Group())])
-    plugins.add_commands(core_app)
-    assert command_names(core_app) == ["check", "grow", "cut", "trees"]
-    assert not plugins.broken
-
-
-def test_a_plugin_whose_commands_fail_breaks_alone_and_keeps_its_components(
-    load, fakes, core_app
-) -> None:
-    class Halfway(Commands):
-        @hookimpl
-        def blt_components(self):
-            return [fakes.component("sampler", "half", fakes.FakeSampler)]
-
-        @hookimpl
-        def blt_commands(self, app):
-            app.command("half")(lambda: None)
-            raise RuntimeError("out of ink")
-
-    class Unparsable:
-        @hookimpl
-        def blt_commands(self, app):
-            @app.command()
-            def draw(colour: int | str): ...
-
-    extra = [("a", "x", Halfway()), ("b", "y", Unparsable()), ("c", "z", Commands("grow"))]
-    plugins = load(extra=extra)
-    plugins.add_commands(typer.Typer())
-    plugins.add_commands(core_app)
-    half, unparsable = broken(plugins)
-    assert half == "plugin 'x' (a) is broken: RuntimeError: out of ink"
-    assert unparsable.startswith("plugin 'y' (b) is broken: AssertionError: Typer")
-    assert command_names(core_app) == ["check", "grow"]
-    assert plugins.registry.names("sampler") == ["half"]
-
-
-def test_the_first_owner_keeps_a_commands_name(load, core_app) -> None:
-    extra = [
-        ("a", "x", Commands("grow")),
-        ("b", "y", Commands("shrink", "check")),
-        ("c", "z", Commands("grow")),
-    ]
-    plugins = load(extra=extra)
-    plugins.add_commands(core_app)
-    assert command_names(core_app) == ["check", "grow"]
-    assert broken(plugins) == [
-        "plugin 'y' (b) is broken: blt_commands: there is a command 'check' already",
-        "plugin 'z' (c) is broken: blt_commands: there is a command 'grow' already",
-    ]
 
 
 # -- run hooks -----------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ import types
 from pathlib import Path
 
 import pytest
-import typer
 
 from blt_core import hookspecs
-from blt_core.cli.app import build_app
+from blt_core.commands import find_commands
 from blt_core.config import Config
+from blt_core.manifest import load_manifest
 from blt_core.pipeline import DEFAULTS, Pipeline, plan_run
 from blt_core.plugins import load_plugins
 from blt_core.wiring import resolve_component
@@ -77,9 +77,9 @@ def test_the_ten_lines_of_the_readme_run(capsys):
 
 
 def test_every_command_is_documented():
-    app = build_app(load_plugins())
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = find_commands(load_manifest())
     page = read("docs/cli.md")
+    assert len(commands) >= 10
     for name in commands:
         assert f"blt {name}" in page, name
 

@@ -214,7 +214,7 @@ def test_calibrate_reads_a_config_that_names_a_checkpoint(blt, trained, texts, t
     [
         (["{model}", "no.py"], "no.py: cannot be read"),
         (["{model}", "{file}", "--target", "9"], "9.0 bytes cannot be reached"),
-        (["no/model", "{file}"], "no/model: no such checkpoint folder"),
+        (["no/model", "{file}"], "no/model: no checkpoint; found nothing (looked at"),
         (["nothing", "{file}"], "nothing: "),
         (["{config}", "{file}"], "run.checkpoint: missing; only a trained model"),
     ],

@@ -39,13 +39,13 @@ class FolderFormat:
         """Keeps no state."""
 
     def recognises(self, location: str) -> bool:
-        """Whether ``location`` is a path that may be such a folder (it need not exist)."""
+        """Whether ``location`` is a folder with one of the files; ``read`` tells of the other."""
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", location):
             return False
         folder = current_folder(Path(location))
-        # A folder without either file is recognised too, so that reading it says what is missing;
-        # config.json marks the folders of another world.
-        return (folder / CONFIG).exists() or not (folder / "config.json").exists()
+        # Tensors beside a config.json are those of another world.
+        other = (folder / "config.json").exists()
+        return (folder / CONFIG).exists() or ((folder / TENSORS).exists() and not other)
 
     def read(self, location: str) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
         """The config, and the tensors, each read from the disk when it is asked for.
@@ -53,17 +53,10 @@ class FolderFormat:
         Raises CheckpointError if a file is missing, cut short or malformed.
         """
         folder = current_folder(Path(location))
-        if not folder.is_dir():
-            what = "is not a folder" if folder.exists() else "no such checkpoint folder"
-            raise CheckpointError(
-                f"{location}: {what}; a checkpoint is a folder with {_BOTH}, or one that\n"
-                f"  transformers saved, with config.json. Looked at {folder.absolute()}"
-            )
         for name in (CONFIG, TENSORS):
             if not (folder / name).is_file():
                 raise CheckpointError(
-                    f"{folder / name}: missing; a checkpoint is a folder with {_BOTH}, or\n"
-                    "  one that transformers saved, with config.json"
+                    f"{folder / name}: missing; a checkpoint is a folder with {_BOTH}"
                 )
         return _read_config(folder / CONFIG), StoredTensors(folder / TENSORS)
 

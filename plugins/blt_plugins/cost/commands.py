@@ -6,7 +6,6 @@ import math
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from blt_core.cli.streams import console, output, output_json
 from blt_core.component import BuildContext
@@ -16,32 +15,28 @@ from blt_core.types import Passes
 from blt_plugins.cost.bandwidth import Bandwidth, BandwidthParams
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add ``cost`` to the command line."""
-
-    @app.command()
-    def cost(
-        *,
-        n_dec: Annotated[int | None, typer.Option(help="Decoder passes to price.")] = None,
-        n_enc: Annotated[int | None, typer.Option(help="Encoder + global passes.")] = None,
-        scale: Annotated[str, typer.Option(help="Parameter counts: 1b or 3b.")] = "3b",
-        bytes_per_parameter: Annotated[float, typer.Option(help="2 is bf16.")] = 2.0,
-        as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
-    ) -> None:
-        """Price passes as weight traffic; without counts, reproduce the paper's GB column."""
-        if scale not in SCALES:
-            raise RequestError(f"--scale: expected one of {', '.join(SCALES)}, got {scale!r}")
-        if not 0 < bytes_per_parameter < math.inf:
-            raise RequestError(
-                f"--bytes-per-parameter: expected more than 0, got {bytes_per_parameter}"
-            )
-        if (n_dec is None) != (n_enc is None):
-            raise RequestError("--n-dec and --n-enc: give both, or none for the paper's table")
-        model = Bandwidth(BandwidthParams(bytes_per_parameter=bytes_per_parameter), BuildContext())
-        if n_dec is not None and n_enc is not None:
-            _price(model, n_dec, n_enc, scale, as_json=as_json)
-        else:
-            _reproduce(model, scale, as_json=as_json)
+def cost(
+    *,
+    n_dec: Annotated[int | None, typer.Option(help="Decoder passes to price.")] = None,
+    n_enc: Annotated[int | None, typer.Option(help="Encoder + global passes.")] = None,
+    scale: Annotated[str, typer.Option(help="Parameter counts: 1b or 3b.")] = "3b",
+    bytes_per_parameter: Annotated[float, typer.Option(help="2 is bf16.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Price passes as weight traffic; without counts, reproduce the paper's GB column."""
+    if scale not in SCALES:
+        raise RequestError(f"--scale: expected one of {', '.join(SCALES)}, got {scale!r}")
+    if not 0 < bytes_per_parameter < math.inf:
+        raise RequestError(
+            f"--bytes-per-parameter: expected more than 0, got {bytes_per_parameter}"
+        )
+    if (n_dec is None) != (n_enc is None):
+        raise RequestError("--n-dec and --n-enc: give both, or none for the paper's table")
+    model = Bandwidth(BandwidthParams(bytes_per_parameter=bytes_per_parameter), BuildContext())
+    if n_dec is not None and n_enc is not None:
+        _price(model, n_dec, n_enc, scale, as_json=as_json)
+    else:
+        _reproduce(model, scale, as_json=as_json)
 
 
 def _price(model: Bandwidth, n_dec: int, n_enc: int, scale: str, *, as_json: bool) -> None:
@@ -75,6 +70,8 @@ def reproduce(model: Bandwidth, scale: str) -> list[dict[str, Any]]:
 
 
 def _reproduce(model: Bandwidth, scale: str, *, as_json: bool) -> None:
+    from rich.table import Table
+
     rows = reproduce(model, scale)
     if as_json:
         output_json({"scale": scale, "rows": rows})

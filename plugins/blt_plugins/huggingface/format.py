@@ -148,5 +148,5 @@ HUGGINGFACE = Component(
     name="huggingface",
     factory=HuggingfaceFormat,
     params=HuggingfaceFormatParams,
-    summary="a folder of transformers' BLT models",
+    summary="a folder of transformers' BLT models, with config.json",
 )

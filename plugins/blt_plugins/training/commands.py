@@ -1,27 +1,23 @@
-"""``blt train`` and ``blt calibrate``."""
+"""``blt train`` and ``blt calibrate``; what needs torch is imported once they run."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import attrs
 import typer
-from rich.table import Table
 
 from blt_core.cli.inputs import ConfigArgument, DeviceOption, JsonOption, find_config
 from blt_core.cli.streams import console, output, output_json
 from blt_core.config import Config
 from blt_core.plugins import Plugins, load_plugins
-from blt_plugins.training.calibrate import Calibration
-from blt_plugins.training.job import make_job
-from blt_plugins.training.loop import Trainer, TrainResult
-from blt_plugins.training.preparing import prepare
-from blt_plugins.training.probe import evaluate
-from blt_plugins.training.report import ObservedReport, SilentReport, new_report
-from blt_plugins.training.threshold import calibrate_source, write_threshold
+
+if TYPE_CHECKING:
+    from blt_plugins.training.calibrate import Calibration
+    from blt_plugins.training.loop import TrainResult
 
 #: Rows of the histogram, and the width of its longest bar.
 _ROWS, _BAR = 16, 40
@@ -48,6 +44,10 @@ def train(  # noqa: PLR0913 -- one parameter an option
 
     Run it again to go on after an interruption.
     """
+    from blt_plugins.training.job import make_job
+    from blt_plugins.training.loop import Trainer
+    from blt_plugins.training.report import ObservedReport, SilentReport, new_report
+
     plugins = load_plugins()
     settings = find_config(config).with_run(device=device)
     if plan:
@@ -82,6 +82,8 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Find the patch threshold for a mean patch length, and show how long patches get."""
+    from blt_plugins.training.threshold import calibrate_source, write_threshold
+
     plugins = load_plugins()
     found = calibrate_source(source, files, target, plugins)
     if write:
@@ -121,6 +123,8 @@ def _show_result(result: TrainResult, *, as_json: bool) -> None:
 
 
 def _show(found: Calibration) -> None:
+    from rich.table import Table
+
     shown = console(100)
     shown.print(f"threshold = {found.threshold}  # nats")
     missed = "" if found.reached else f" ({found.target_patch_bytes:g} is out of reach)"
@@ -151,11 +155,3 @@ def _bar(share: float) -> str:
     """A bar of eighths of a character."""
     eighths = round(_BAR * 8 * share)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this plugin."""
-    app.command()(train)
-    app.command()(calibrate)
-    app.command()(evaluate)
-    app.command()(prepare)

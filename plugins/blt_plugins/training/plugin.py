@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
-
 from blt_core.component import Component
 from blt_core.config import Config
 from blt_core.hookspecs import hookimpl
 from blt_core.plugins import Plugins
-from blt_plugins.training import commands
 from blt_plugins.training.backend import TORCH_BACKEND
 from blt_plugins.training.block_diffusion import BLOCK_DIFFUSION_OBJECTIVE
 from blt_plugins.training.corpora.folder import FOLDER_CORPUS
@@ -40,9 +37,3 @@ def blt_settings() -> dict[str, type]:
 def blt_check(config: Config, plugins: Plugins) -> dict[str, Any] | None:
     """Training configs: those with the table [train]."""
     return plan_training(config, plugins).describe() if "train" in config.tables else None
-
-
-@hookimpl
-def blt_commands(app: typer.Typer) -> None:
-    """``blt train``, ``blt calibrate``, ``blt evaluate`` and ``blt prepare``."""
-    commands.add_commands(app)

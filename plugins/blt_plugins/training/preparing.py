@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import attrs
 import typer
@@ -14,11 +14,10 @@ from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import output, output_json
 from blt_core.config import MODEL_KINDS, Config
 from blt_core.errors import ConfigError
-from blt_core.pipeline import read_checkpoint
 from blt_core.plugins import load_plugins
-from blt_plugins.training.job import scorer_checkpoint, with_corpus
-from blt_plugins.training.prepare import Prepared
-from blt_plugins.training.prepare import prepare as run
+
+if TYPE_CHECKING:
+    from blt_plugins.training.prepare import Prepared
 
 
 def prepare(  # noqa: PLR0913 -- one parameter an option
@@ -47,6 +46,8 @@ def prepare(  # noqa: PLR0913 -- one parameter an option
 
     Run it again to go on after an interruption.
     """
+    from blt_plugins.training.prepare import prepare as run
+
     config = training_config(find_source(source), corpus, context_bytes).with_run(device=device)
     with progress_bar() as bar:
         task = bar.add_task("patches (kB)", total=None)
@@ -71,6 +72,8 @@ def training_config(config: Config, corpus: Path | None, context_bytes: int | No
 
     Raises ConfigError without a checkpoint, CheckpointError for one that cannot be read.
     """
+    from blt_plugins.training.job import scorer_checkpoint, with_corpus
+
     config = _with_scorer_alone(config)
     if config.checkpoint is None and scorer_checkpoint(config) is None:
         text = "missing; only a trained scorer has patches to prepare"
@@ -88,6 +91,8 @@ def _with_scorer_alone(config: Config) -> Config:
 
     ``[model]`` comes from that checkpoint too, where the config has none.
     """
+    from blt_core.pipeline import read_checkpoint
+
     location, run = config.checkpoint, config.tables.get("run")
     train = config.tables.get("train", {})
     if location is None or not isinstance(run, Mapping) or not isinstance(train, Mapping):

@@ -5,30 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import attrs
 import typer
-from rich.table import Table
 
 from blt_core.cli.inputs import DeviceOption, JsonOption, find_source
 from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import console, output_json
 from blt_core.errors import DataError, RunError
-from blt_plugins.training.acceptance import (
-    GREEDY,
-    MOST_BYTES,
-    PREFIX_BYTES,
-    Acceptance,
-    acceptance,
-    batched,
-    prefixes,
-)
-from blt_plugins.training.accuracy import STARTS, BlockAccuracy, block_accuracy
 from blt_plugins.training.corpora.files import read_document, visible_files
-from blt_plugins.training.evaluate import HeldOut, evaluate_model
-from blt_plugins.training.threshold import BATCH_BYTES, load_trained
-from blt_plugins.training.windows import Batch, Texts, cut_windows, make_batch, pack, sample
+
+if TYPE_CHECKING:
+    from blt_plugins.training.acceptance import Acceptance
+    from blt_plugins.training.accuracy import BlockAccuracy
+    from blt_plugins.training.evaluate import HeldOut
+    from blt_plugins.training.windows import Batch
 
 #: Samplers whose drafts are judged, by whether the decoder denoises.
 DRAFTS = ("blt-s draft_bytes=16",)
@@ -67,6 +59,19 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on held-out text: bits per byte, masked accuracy, and how far drafts stand."""
+    from blt_plugins.training.acceptance import (
+        GREEDY,
+        MOST_BYTES,
+        PREFIX_BYTES,
+        acceptance,
+        batched,
+        prefixes,
+    )
+    from blt_plugins.training.accuracy import STARTS, block_accuracy
+    from blt_plugins.training.evaluate import evaluate_model
+    from blt_plugins.training.threshold import BATCH_BYTES, load_trained
+    from blt_plugins.training.windows import Texts, cut_windows, make_batch, pack, sample
+
     pipeline = load_trained(find_source(source).with_run(device=device))
     model, documents = pipeline.model, Texts(read_documents(files))
     limit = model.context_bytes
@@ -147,6 +152,8 @@ def as_record(result: Evaluation) -> dict[str, Any]:
 
 
 def _show(result: Evaluation) -> None:
+    from rich.table import Table
+
     shown = console(120)
     score = result.held_out
     shown.print(
