@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from blt_core.cli import inputs, plotting
-from blt_core.cli.generating import as_record
 from blt_core.cli.progress import progress_bar
 from blt_core.compare import Row, compare
 from blt_core.errors import RequestError, near_match
@@ -49,7 +48,9 @@ def add_command(app: typer.Typer) -> None:
             str | None, typer.Option(help="Draw agreement against cost: a .png or .svg file.")
         ] = None,
         temperature: Annotated[float, typer.Option(help="0, the default, is greedy.")] = 0.0,
-        seed: Annotated[int | None, typer.Option(help="Of the random draws.")] = None,
+        top_k: inputs.TopKOption = None,
+        top_p: inputs.TopPOption = None,
+        seed: inputs.SeedOption = None,
         as_json: inputs.JsonOption = False,
     ) -> None:
         """Compare samplers: passes, acceptance, cost, speed, and agreement with the first."""
@@ -58,13 +59,16 @@ def add_command(app: typer.Typer) -> None:
         settings = inputs.find_config(config).with_run(
             max_new_bytes=max_new_bytes,
             temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
             seed=seed,
             checkpoint=checkpoint,
             device=device,
             dtype=dtype,
         )
         pipeline = Pipeline.load(settings)
-        prompts = inputs.read_prompts(prompt, prompt_file)
+        prompts = inputs.read_prompts(prompt, prompt_file, pipeline.model.context_bytes)
+        inputs.note_idle(pipeline, top_k=top_k, top_p=top_p, seed=seed)
         samplers = {spec: spec for spec in sampler} if sampler else _default_samplers(pipeline)
         with progress_bar() as bar:
             task = bar.add_task("", total=len(samplers) * len(prompts))
@@ -134,7 +138,7 @@ def _record(row: Row) -> dict[str, Any]:
         "relative_gigabytes": row.relative_gigabytes,
         "bytes_per_second": row.bytes_per_second,
         "relative_speed": row.relative_speed,
-        "per_prompt": [as_record(result) for result in row.results],
+        "per_prompt": [result.to_dict() for result in row.results],
     }
 
 

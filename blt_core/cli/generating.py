@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -28,11 +27,12 @@ def add_command(app: typer.Typer) -> None:
             str | None, typer.Option("--sampler", help='As "blt-s draft_bytes=8".')
         ] = None,
         temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-        top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest bytes.")] = None,
-        top_p: Annotated[float | None, typer.Option(help="Keep this much probability.")] = None,
-        seed: Annotated[int | None, typer.Option(help="Of the random draws.")] = None,
+        top_k: inputs.TopKOption = None,
+        top_p: inputs.TopPOption = None,
+        seed: inputs.SeedOption = None,
         stop: Annotated[
-            list[str] | None, typer.Option("--stop", help="End after this text (repeatable).")
+            list[str] | None,
+            typer.Option("--stop", help="End after this text in the output (repeatable)."),
         ] = None,
         checkpoint: inputs.CheckpointOption = None,
         device: inputs.DeviceOption = None,
@@ -53,8 +53,9 @@ def add_command(app: typer.Typer) -> None:
             dtype=dtype,
         )
         pipeline = Pipeline.load(inputs.with_sampler(settings, sampler))
-        prompts = inputs.read_prompts(prompt, prompt_file)
+        prompts = inputs.read_prompts(prompt, prompt_file, pipeline.model.context_bytes)
         pipeline.check(prompts)
+        inputs.note_idle(pipeline, top_k=top_k, top_p=top_p, seed=seed)
         if batch or as_json:
             groups = [prompts] if batch else [[each] for each in prompts]
             for group in groups:
@@ -66,28 +67,9 @@ def add_command(app: typer.Typer) -> None:
 
 def _print_result(result: Generation, *, as_json: bool) -> None:
     if as_json:
-        _write(json.dumps(as_record(result)).encode() + b"\n")
+        _write(json.dumps(result.to_dict()).encode() + b"\n")
     else:
         _write(result.output + b"\n")
-
-
-def as_record(result: Generation) -> dict[str, Any]:
-    """The stable JSON form of one result; documented in docs/cli.md."""
-    return {
-        "text": result.text,
-        "bytes_base64": base64.b64encode(result.output).decode("ascii"),
-        "ids": list(result.ids),
-        "n_dec": result.passes.decoder,
-        "n_enc": result.passes.encoder,
-        "rounds": result.rounds,
-        "drafted": result.drafted,
-        "accepted": result.accepted,
-        "gigabytes": result.cost.gigabytes,
-        "prefill_seconds": result.prefill_seconds,
-        "seconds": result.seconds,
-        "bytes_per_second": result.bytes_per_second,
-        "stop_reason": result.stop_reason,
-    }
 
 
 def _stream(pipeline: Pipeline, prompts: Sequence[bytes]) -> None:

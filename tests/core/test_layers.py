@@ -19,7 +19,7 @@ LAYERS = [
     {"config", "_merge", "wiring"},
     {"model", "checkpoint"},
     {"rows", "passes", "state", "engine", "denoising"},
-    {"pipeline", "compare"},
+    {"requests", "pipeline", "compare"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
