@@ -7,15 +7,19 @@ different shapes can part at a near-tie of two logits, or of an entropy and the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 
 from blt_core.errors import RequestError
 from blt_core.model import Model
-from blt_core.pipeline import Generation, Pipeline, to_bytes
+from blt_core.pipeline import Generation, Pipeline
+from blt_core.requests import RequestSettings, TextLike, shows_settings, to_bytes, to_texts
 from blt_core.types import Parameters, Passes, Rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 #: Margins below which runs of different shapes may part, by the dtype of a model's weights.
 NEAR_TIE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.25}
@@ -79,33 +83,34 @@ class Row:
         return sum(d.near_tie for d in self.differences)
 
 
+@shows_settings
 def compare(
     pipeline: Pipeline,
     samplers: Mapping[str, str | Mapping[str, Any]],
-    prompts: Sequence[str | bytes],
+    prompts: TextLike | Sequence[TextLike],
     *,
     parameters: Parameters | None = None,
     progress: Callable[[str, int], None] = lambda _name, _index: None,
-    **request: Any,
+    **request: Unpack[RequestSettings],
 ) -> list[Row]:
     """Run every sampler on every prompt, one at a time, and sum up.
 
     samplers: what rows are called, and an inline spec (``"blt-s draft_bytes=8"``) or a table of
     each; the first is the reference. Prompts go round the samplers, so that a drift of the
     machine's speed meets all alike, after a short run of each that is not counted. parameters:
-    counts that price the passes (default: the model's own). All is checked before any work.
-    progress(name, prompt index) is called before each run.
+    counts that price the passes (default: the model's own). request: as for ``generate``. All is
+    checked before any work. progress(name, prompt index) is called before each run.
     """
-    if not prompts:
-        raise RequestError("no prompts were given")
+    texts = to_texts(prompts, "prompt")
     pipelines = {name: pipeline.with_sampler(spec) for name, spec in samplers.items()}
     for each in pipelines.values():
-        each.check(prompts, **request)
+        each.check(texts, **request)
     most = request.get("max_new_bytes") or pipeline.settings.max_new_bytes
+    short: RequestSettings = {**request, "max_new_bytes": min(most, WARM_UP_BYTES)}
     for each in pipelines.values():
-        each.generate(prompts[0], **{**request, "max_new_bytes": min(most, WARM_UP_BYTES)})
+        each.generate(texts[0], **short)
     results: dict[str, list[Generation]] = {name: [] for name in pipelines}
-    for index, prompt in enumerate(prompts):
+    for index, prompt in enumerate(texts):
         for name, each in pipelines.items():
             progress(name, index)
             results[name].append(each.generate(prompt, **request))
@@ -196,12 +201,12 @@ def _differences(
 
 @torch.inference_mode()
 def explain(
-    model: Model, prompt: str | bytes, expected: Sequence[int], found: Sequence[int]
+    model: Model, prompt: TextLike, expected: Sequence[int], found: Sequence[int]
 ) -> Difference:
     """Where ids ``found`` leave those ``expected``, both continuing ``prompt``; margins there."""
     pairs = zip(expected, found, strict=False)
     shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
-    ids = [model.scheme.bos, *model.scheme.encode(to_bytes(prompt)), *expected[:shared]]
+    ids = [model.scheme.bos, *model.scheme.encode(to_bytes(prompt, "prompt")), *expected[:shared]]
     rows = Rows(torch.tensor([ids], device=model.device), (len(ids),))
     output = model.forward(rows, model.patcher.flags(rows, None)).clean
     if output is None:

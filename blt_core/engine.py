@@ -27,7 +27,8 @@ class Request:
     """One text to continue.
 
     prompt: any bytes, also none. max_new_bytes: at least 1. stop: output ends with the first of
-    these byte strings, which is kept. seed: of this request's own random draws.
+    these byte strings, which is kept; they are looked for in the output alone, so one that begins
+    in the prompt is none. seed: of this request's own random draws.
     """
 
     prompt: bytes
@@ -52,17 +53,25 @@ class Request:
 
 
 @attrs.define
-class Progress:
-    """What one batch row has output and caused so far.
+class Text:
+    """A growing output: its ids, and the bytes that they show as. Only the engine adds to it."""
 
-    ids: those of the output, special ids that show as no byte included, EOS not. rounds counts
-    sampler rounds, without one that only reads the prompt. accepted: drafted ids that verification
-    let stand (also such that an EOS or stop string then cuts off), without the model's own.
+    ids: list[int] = attrs.field(factory=list)
+    shown: bytearray = attrs.field(factory=bytearray)
+
+
+@attrs.frozen(eq=False)
+class Progress:
+    """What one batch row had output and caused after some round; later rounds do not change it.
+
+    length: ids of the output; shown: the bytes that they show as. rounds counts sampler rounds,
+    without one that only reads the prompt. drafted: all ids that were drafted; accepted: those of
+    them that are in the output, so none that an EOS, a stop string or the length cut off, and none
+    of the model's own.
     """
 
     request: Request
-    output: bytearray = attrs.field(factory=bytearray)
-    ids: list[int] = attrs.field(factory=list)
+    length: int = 0
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -71,19 +80,41 @@ class Progress:
     first_ids: int = 0
     prefill_seconds: float = 0.0
     seconds: float = 0.0
+    # All progress of a row shares one text and sees its own beginning of it: no round copies.
+    text: Text = attrs.field(factory=Text, repr=False)
+    shown: int = attrs.field(default=0, repr=False)
+
+    @property
+    def output(self) -> bytes:
+        """The new bytes so far."""
+        return bytes(self.text.shown[: self.shown])
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The new ids so far: also special ids, which show as no byte, but never EOS."""
+        return tuple(self.text.ids[: self.length])
 
     @property
     def bytes_per_second(self) -> float:
         """Output after the first round by the time after it (0 where there was none)."""
-        later = len(self.ids) - self.first_ids
+        later = self.length - self.first_ids
         return later / self.seconds if self.seconds > 0 else 0.0
 
+    def tail(self, count: int) -> bytes:
+        """The last ``count`` bytes of the output, or all if it has fewer."""
+        return bytes(self.text.shown[max(self.shown - count, 0) : self.shown])
 
-@attrs.frozen
+
+@attrs.frozen(eq=False)
 class Step:
-    """What one round added: the new bytes of each batch row."""
+    """One round of a batch, as it was: what is held of a step stays as it is while others follow.
+
+    new: the bytes that it added to each row's output. round: what the sampler did, before the end
+    rules cut it. progress: each row's totals after it.
+    """
 
     new: tuple[bytes, ...]
+    round: Round
     progress: tuple[Progress, ...]
 
 
@@ -128,10 +159,10 @@ def _rounds(
             done = sampler.round(state, sampling, draws)
             elapsed = time.perf_counter() - began
             check_round(state, lengths, done, first=first)
-        new = _account(state, progress, done, elapsed, first=first)
+        new, progress = _account(state, progress, done, elapsed, first=first)
         state.settle()
         first = False
-        yield Step(new, progress)
+        yield Step(new, done, progress)
 
 
 def check_round(
@@ -160,6 +191,12 @@ def check_round(
                 f"the sampler says that it committed {list(done.ids[row])} to batch row {row}, "
                 f"but the text has {added}"
             )
+        drafted, accepted = done.drafted[row], done.accepted[row]
+        if not 0 <= accepted <= min(drafted, len(added)):
+            raise EngineError(
+                f"the sampler says that it accepted {accepted} of {drafted} drafted ids in batch "
+                f"row {row}, and committed {len(added)}"
+            )
         for token in added:
             if token in never or not 0 <= token < scheme.size:
                 raise EngineError(
@@ -180,50 +217,67 @@ def _check_counts(done: Round, *, first: bool) -> None:
 
 def _account(
     state: DecodeState, progress: Sequence[Progress], done: Round, elapsed: float, *, first: bool
-) -> tuple[bytes, ...]:
-    """Apply the end rules to what a round committed, and add it to the rows' records."""
-    new = []
-    for row, (record, left) in enumerate(zip(progress, state.remaining, strict=True)):
+) -> tuple[tuple[bytes, ...], tuple[Progress, ...]]:
+    """Apply the end rules to what a round committed: the rows' new bytes, and their progress."""
+    scheme, new, after = state.scheme, [], []
+    for row, (before, left) in enumerate(zip(progress, state.remaining, strict=True)):
         if not left:
             new.append(b"")
+            after.append(before)
             continue
-        ids, record.stop_reason = end(record, done.ids[row], state)
-        state.spend(row, left if record.stop_reason else len(ids))
-        added = state.scheme.decode(ids)
-        record.output += added
-        record.ids += ids
-        record.passes = state.passes(row)
-        record.rounds += not done.prefill
-        record.drafted += done.drafted[row]
-        record.accepted += done.accepted[row]
-        if first:
-            record.prefill_seconds, record.first_ids = elapsed, len(ids)
-        else:
-            record.seconds += elapsed
-        new.append(added)
-    return tuple(new)
+        ids, reason = end(before, done.ids[row], scheme)
+        state.spend(row, left if reason else len(ids))
+        new.append(scheme.decode(ids))
+        before.text.ids += ids
+        before.text.shown += new[-1]
+        after.append(
+            attrs.evolve(
+                before,
+                length=before.length + len(ids),
+                shown=before.shown + len(new[-1]),
+                rounds=before.rounds + (not done.prefill),
+                drafted=before.drafted + done.drafted[row],
+                # Accepted ids come first: what is cut off is the model's own before it is theirs.
+                accepted=before.accepted + min(done.accepted[row], len(ids)),
+                passes=state.passes(row),
+                stop_reason=reason,
+                first_ids=len(ids) if first else before.first_ids,
+                prefill_seconds=elapsed if first else before.prefill_seconds,
+                seconds=0.0 if first else before.seconds + elapsed,
+            )
+        )
+    return tuple(new), tuple(after)
 
 
 def end(
-    record: Progress, ids: Sequence[int], state: DecodeState
+    record: Progress, ids: Sequence[int], scheme: IdScheme
 ) -> tuple[list[int], StopReason | None]:
     """Those of ``ids`` that count, and why the output ends with them, if it does.
 
     What follows the first EOS or stop string is dropped; EOS itself is none of the output.
     """
-    scheme = state.scheme
     reason: StopReason | None = None
     ids = list(ids)
     if scheme.eos in ids:
         ids, reason = ids[: ids.index(scheme.eos)], "eos"
-    room = record.request.max_new_bytes - len(record.ids)
+    room = record.request.max_new_bytes - record.length
     if len(ids) >= room:  # also where EOS follows: one byte at a time, none would be read there
         ids, reason = ids[:room], "length"
-    text = bytes(record.output) + scheme.decode(ids)
-    ends = [at + len(s) for s in record.request.stop if (at := text.find(s)) >= 0]
-    if ends:
-        ids, reason = _reaching(scheme, ids, min(ends) - len(record.output)), "stop"
+    if record.request.stop:
+        shown = _stop(record, scheme.decode(ids))
+        if shown is not None:
+            ids, reason = _reaching(scheme, ids, shown), "stop"
     return ids, reason
+
+
+def _stop(record: Progress, new: bytes) -> int | None:
+    """How many of the ``new`` bytes the first stop string that ends among them reaches, if any."""
+    stops = record.request.stop
+    # No stop string ended before, so one that ends now begins in this tail at the earliest.
+    tail = record.tail(max(map(len, stops)) - 1)
+    text = tail + new
+    ends = [at + len(s) for s in stops if (at := text.find(s)) >= 0]
+    return min(ends) - len(tail) if ends else None
 
 
 def _reaching(scheme: IdScheme, ids: Sequence[int], count: int) -> list[int]:

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import base64
 import codecs
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import attrs
 import torch
@@ -19,25 +21,25 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from blt_core._inline import parse_inline
-from blt_core._structure import Invalid, plain, read_table
-from blt_core._tables import Place, Table
 from blt_core.checkpoint import adopt_tensors, current_folder
 from blt_core.component import BuildContext
 from blt_core.config import MODEL_KINDS, Config, RunSettings, load_config
 from blt_core.engine import Progress, Request, Step, StopReason, check_requests, decode
-from blt_core.errors import CheckpointError, ConfigError, Problem, RequestError, near_match
+from blt_core.errors import CheckpointError, ConfigError, Problem
 from blt_core.faults import broken, naming
 from blt_core.log import logger
 from blt_core.model import Model, part_dtype
 from blt_core.plugins import Plugins, load_plugins
 from blt_core.protocols import CheckpointFormat, CostModel, Sampler
-from blt_core.types import Cost, Parameters, Passes, Sampling
+from blt_core.requests import RequestSettings, TextLike, read_requests, shows_settings
+from blt_core.types import Cost, Parameters, Passes
 from blt_core.wiring import Plan, build_node, merge_checkpoint, resolve, resolve_component
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 #: What a config without a table of these kinds uses.
 DEFAULTS = {"sampler": {"use": "ar"}, "cost_model": {"use": "bandwidth"}}
-
-Prompt = str | bytes | bytearray | memoryview
 
 
 @attrs.frozen
@@ -45,8 +47,9 @@ class Generation:
     """What one prompt gave. Times are wall-clock seconds, shared with the rest of its batch.
 
     output: the new bytes; ids: theirs, and special ids that show as no byte. rounds: sampler rounds
-    after the one that read the prompt. passes: what this prompt cost as if it ran alone; ``cost``
-    prices them. prefill_seconds: until the first output; seconds: after it, to the end of this
+    after the one that read the prompt. drafted: ids that were drafted, in full; accepted: those of
+    them that are in the output. passes: what this prompt cost as if it ran alone; ``cost`` prices
+    them. prefill_seconds: until the first output; seconds: after it, to the end of this
     output; bytes_per_second: the output after the first by ``seconds``. stop_reason: "length",
     "eos" or "stop"; None while it goes on.
     """
@@ -69,6 +72,27 @@ class Generation:
         """The new bytes as UTF-8, with U+FFFD for what is none."""
         return self.output.decode("utf-8", errors="replace")
 
+    def to_dict(self) -> dict[str, Any]:
+        """The record that ``blt generate --json`` prints, of values that JSON can spell.
+
+        docs/cli.md says what its fields mean; they are stable.
+        """
+        return {
+            "text": self.text,
+            "bytes_base64": base64.b64encode(self.output).decode("ascii"),
+            "ids": list(self.ids),
+            "n_dec": self.passes.decoder,
+            "n_enc": self.passes.encoder,
+            "rounds": self.rounds,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "gigabytes": self.cost.gigabytes,
+            "prefill_seconds": self.prefill_seconds,
+            "seconds": self.seconds,
+            "bytes_per_second": self.bytes_per_second,
+            "stop_reason": self.stop_reason,
+        }
+
 
 @attrs.frozen
 class Run:
@@ -79,15 +103,31 @@ class Run:
 
 
 class Pipeline:
-    """A model with a sampler and a cost model. Make one by ``from_toml`` or ``from_config``."""
+    """A model with a sampler and a cost model. Make one by ``from_toml`` or ``from_config``.
+
+    A program may assign ``sampler`` and ``cost_model`` objects of its own.
+    """
 
     def __init__(self, plan: Plan, plugins: Plugins, model: Model) -> None:
         context = BuildContext(model.scheme)
         self.plan, self.plugins, self.model = plan, plugins, model
         self.sampler: Sampler = plan.build("sampler", context)
-        warn_of_blocks(plan)
         self.cost_model: CostModel = plan.build("cost_model", context)
-        self.price(Passes())  # what no cost model may say is found before any work
+        self._built: dict[str, object] = {"sampler": self.sampler, "cost_model": self.cost_model}
+        self._look_over()
+
+    def _look_over(self) -> None:
+        """Find before any work what a cost model may not say; warn of blocks that are too long."""
+        warn_of_blocks(self.plan)
+        self.price(Passes())
+
+    def __repr__(self) -> str:
+        counts = attrs.astuple(self.parameters)
+        return (
+            f"Pipeline(model={self.settings.checkpoint or str(self.plan.place)!r}, "
+            f"sampler={self._name('sampler')!r}, cost_model={self._name('cost_model')!r}, "
+            f"parameters={sum(counts):_})"
+        )
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Pipeline:
@@ -112,10 +152,29 @@ class Pipeline:
         return cls(plan, plugins, model)
 
     def with_sampler(self, sampler: str | Mapping[str, Any]) -> Pipeline:
-        """The same model with another sampler: ``"blt-s draft_bytes=8"``, or a config table."""
-        table = parse_inline(sampler, "sampler") if isinstance(sampler, str) else sampler
-        config = Config.from_mapping(self.plan.describe()).with_table("sampler", table)
-        return Pipeline(resolve(config, self.plugins), self.plugins, self.model)
+        """The same with another sampler: ``"blt-s draft_bytes=8"``, or a config table.
+
+        Raises ConfigError with all problems of the table.
+        """
+        return self._with("sampler", sampler)
+
+    def with_cost_model(self, cost_model: str | Mapping[str, Any]) -> Pipeline:
+        """The same with another cost model: ``"bandwidth bytes_per_parameter=1"``, or a table.
+
+        Raises ConfigError with all problems of the table.
+        """
+        return self._with("cost_model", cost_model)
+
+    def _with(self, kind: str, spec: str | Mapping[str, Any]) -> Pipeline:
+        """A copy with one component replaced; all else, what was assigned too, is shared."""
+        table = parse_inline(spec, kind) if isinstance(spec, str) else spec
+        config = Config.from_mapping(self.plan.describe()).with_table(kind, table)
+        plan = resolve(config, self.plugins)
+        built = plan.build(kind, BuildContext(self.model.scheme))
+        other = copy.copy(self)
+        vars(other).update({"plan": plan, kind: built, "_built": {**self._built, kind: built}})
+        other._look_over()  # noqa: SLF001 -- a pipeline too
+        return other
 
     @property
     def settings(self) -> RunSettings:
@@ -123,43 +182,56 @@ class Pipeline:
         return self.plan.run
 
     @overload
-    def generate(self, prompts: Prompt, **request: Any) -> Generation: ...
+    def generate(  # type: ignore[overload-overlap]  # a string is a sequence of strings
+        self, prompts: TextLike, **request: Unpack[RequestSettings]
+    ) -> Generation: ...
     @overload
-    def generate(self, prompts: Sequence[Prompt], **request: Any) -> list[Generation]: ...
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], **request: Any
+        self, prompts: Sequence[TextLike], **request: Unpack[RequestSettings]
+    ) -> list[Generation]: ...
+    @shows_settings
+    def generate(
+        self, prompts: TextLike | Sequence[TextLike], **request: Unpack[RequestSettings]
     ) -> Generation | list[Generation]:
         """Continue one prompt, or several as one batch.
 
         request: max_new_bytes, temperature, top_k, top_p, seed, stop; what is not given comes from
-        ``[run]``. Raises RequestError, before any work, for what cannot be served.
+        ``[run]``. A stop string ends the output, and is kept, where it is in the output: one that
+        begins in the prompt does not count. Raises RequestError, before any work, for what cannot
+        be served.
         """
-        single = isinstance(prompts, (str, bytes, bytearray, memoryview))
-        listed: Sequence[Prompt] = [prompts] if single else prompts  # type: ignore[assignment, list-item]
         progress: Sequence[Progress] = ()
-        for step in self.steps(listed, **request):
+        for step in self.steps(prompts, **request):
             progress = step.progress
         results = [self.generation(record) for record in progress]
-        return results[0] if single else results
+        return results[0] if isinstance(prompts, TextLike) else results
 
-    def stream(self, prompt: Prompt, **request: Any) -> Iterator[bytes]:
+    @shows_settings
+    def stream(self, prompt: TextLike, **request: Unpack[RequestSettings]) -> Iterator[bytes]:
         """The new bytes of one prompt as they are committed; requests as for ``generate``."""
         steps = self.steps([prompt], **request)
         return (step.new[0] for step in steps if step.new[0])
 
-    def stream_text(self, prompt: Prompt, **request: Any) -> Iterator[str]:
+    @shows_settings
+    def stream_text(self, prompt: TextLike, **request: Unpack[RequestSettings]) -> Iterator[str]:
         """As ``stream``, in strings of whole UTF-8 characters (U+FFFD for what is none)."""
         return _characters(self.stream(prompt, **request))
 
-    def steps(self, prompts: Sequence[Prompt], **request: Any) -> Iterator[Step]:
-        """Yield every sampler round of a batch, with each prompt's progress."""
-        requests, sampling = self._requests(prompts, request)
+    @shows_settings
+    def steps(
+        self, prompts: TextLike | Sequence[TextLike], **request: Unpack[RequestSettings]
+    ) -> Iterator[Step]:
+        """Yield every sampler round of a batch, with each prompt's progress after it."""
+        requests, sampling = read_requests(prompts, request, self.settings)
         rounds = decode(self.model, self.sampler, requests, sampling)
         return self._observed(Run(self, requests), rounds)
 
-    def check(self, prompts: Sequence[Prompt], **request: Any) -> None:
+    @shows_settings
+    def check(
+        self, prompts: TextLike | Sequence[TextLike], **request: Unpack[RequestSettings]
+    ) -> None:
         """Raise RequestError if a batch could not be served; computes nothing."""
-        requests, sampling = self._requests(prompts, request)
+        requests, sampling = read_requests(prompts, request, self.settings)
         check_requests(self.model, self.sampler, requests, sampling)
 
     def _observed(self, run: Run, rounds: Iterator[Step]) -> Iterator[Step]:
@@ -174,24 +246,12 @@ class Pipeline:
         finally:
             notify("blt_run_end", run=run, result=results)
 
-    def _requests(
-        self, prompts: Sequence[Prompt], given: Mapping[str, Any]
-    ) -> tuple[tuple[Request, ...], Sampling]:
-        """Requests from keyword arguments, with what ``[run]`` says where they are silent."""
-        given = {key: value for key, value in given.items() if value is not None}
-        stop = given.pop("stop", self.settings.stop)
-        stops = (stop,) if isinstance(stop, (str, bytes)) else tuple(stop)
-        run = read_request(self.settings, given)
-        ends = tuple(to_bytes(each) for each in stops)
-        requests = (Request(to_bytes(p), run.max_new_bytes, ends, run.seed) for p in prompts)
-        return tuple(requests), run.sampling
-
     def generation(self, record: Progress) -> Generation:
         """What a prompt gave, so far: its progress with the cost of its passes."""
         return Generation(
             prompt=record.request.prompt,
-            output=bytes(record.output),
-            ids=tuple(record.ids),
+            output=record.output,
+            ids=record.ids,
             passes=record.passes,
             rounds=record.rounds,
             drafted=record.drafted,
@@ -222,32 +282,20 @@ class Pipeline:
     @property
     def sampler_name(self) -> str:
         """The name of the sampler as the config says it: that of the preset, where it is one."""
-        node = self.plan.node("sampler")
+        return self._name("sampler")
+
+    def _name(self, kind: str) -> str:
+        """What the config calls a component; its class, where a program assigned its own."""
+        own = getattr(self, kind)
+        if own is not self._built[kind]:
+            return type(own).__name__
+        node = self.plan.node(kind)
         return node.presets[0] if node.presets else node.name
 
     @property
     def parameters(self) -> Parameters:
         """Parameter counts of the model's parts."""
         return self.model.parameters()
-
-
-#: Keys of ``[run]`` that a request may set.
-REQUEST_KEYS = ("max_new_bytes", "temperature", "top_k", "top_p", "seed", "stop")
-
-
-def read_request(settings: RunSettings, given: Mapping[str, Any]) -> RunSettings:
-    """``[run]`` with what a request gives, as strictly as a file; RequestError with all faults."""
-    surplus = [key for key in given if key not in REQUEST_KEYS]
-    if surplus:
-        raise RequestError(
-            f"{surplus[0]}: no such request setting.{near_match(surplus[0], REQUEST_KEYS)} "
-            f"There are: {', '.join(REQUEST_KEYS)}"
-        )
-    table = Table({**plain(settings), **given}, Place("request"))
-    try:
-        return read_table(RunSettings, table, "a request")
-    except Invalid as error:
-        raise RequestError("\n".join(map(str, error.problems))) from error
 
 
 def _characters(pieces: Iterator[bytes]) -> Iterator[str]:
@@ -257,22 +305,6 @@ def _characters(pieces: Iterator[bytes]) -> Iterator[str]:
             yield text
     if rest := decoder.decode(b"", final=True):
         yield rest
-
-
-def to_bytes(text: Prompt) -> bytes:
-    """Bytes as they are, a string as UTF-8.
-
-    Surrogates that stand for bytes (as in ``os.fsdecode``) become those bytes; RequestError for
-    others, which no byte stands for.
-    """
-    if not isinstance(text, str):
-        return bytes(text)
-    try:
-        return text.encode("utf-8", errors="surrogateescape")
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            f"{text[error.start]!r} in a text is no character: {error.reason}"
-        ) from error
 
 
 def warn_of_blocks(plan: Plan) -> None:

@@ -85,24 +85,28 @@ class Sampling:
         """The distribution (..., V) that this setting draws from, in float64 on the CPU.
 
         The one place where temperature, top-k and top-p are applied, to a model's p and a
-        drafter's q alike. Greedy gives a point mass on the first maximum.
+        drafter's q alike. Of equal logits the lower id comes first: exactly ``top_k`` ids stay, and
+        of these the smallest head whose mass reaches ``top_p``. Greedy gives a point mass on the
+        first maximum, and so does top_k = 1 at any temperature.
         """
         if self.greedy:
             from torch.nn.functional import one_hot
 
             return one_hot(logits.argmax(-1).cpu(), logits.shape[-1]).double()
         logits = logits.cpu().double()
+        # Ordered before they are scaled: a huge temperature makes equal what was not.
+        order = None
+        if self.top_k is not None or self.top_p is not None:
+            order = logits.sort(dim=-1, descending=True, stable=True).indices
         # Less the maximum first: a tiny temperature must not overflow.
         scaled = (logits - logits.amax(-1, keepdim=True)) / self.temperature
-        if self.top_k is not None and self.top_k < scaled.shape[-1]:
-            kth = scaled.topk(self.top_k, dim=-1).values[..., -1:]
-            scaled = scaled.masked_fill(scaled < kth, float("-inf"))
+        if order is not None and self.top_k is not None:
+            scaled = scaled.scatter(-1, order[..., self.top_k :], float("-inf"))
         probs = scaled.softmax(-1)
-        if self.top_p is not None and self.top_p < 1:
-            ordered, order = probs.sort(dim=-1, descending=True, stable=True)
-            # Keep the smallest head whose mass reaches top_p: drop ids that start beyond it.
-            beyond = ordered.cumsum(-1) - ordered >= self.top_p
-            probs = probs.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
+        if order is not None and self.top_p is not None and self.top_p < 1:
+            reached = probs.gather(-1, order).cumsum(-1)[..., :-1] >= self.top_p
+            beyond = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., 1:], reached)
+            probs = probs.masked_fill(beyond, 0.0)
             probs = probs / probs.sum(-1, keepdim=True)
         return probs
 
@@ -280,8 +284,9 @@ class Draft:
 class Round:
     """What one sampler round committed, per batch row: ids, drafted and accepted counts.
 
-    ``accepted`` excludes the byte that the model adds itself (bonus or correction). ``prefill``:
-    the round read the prompt and no more; it is not counted among the rounds.
+    ``drafted`` counts all ids that were drafted, ``accepted`` those with which ``ids`` begins; the
+    ids after them are the model's own (bonus or correction). ``prefill``: the round read the prompt
+    and no more; it is not counted among the rounds.
     """
 
     ids: list[list[int]]

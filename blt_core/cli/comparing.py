@@ -10,7 +10,6 @@ import attrs
 import typer
 
 from blt_core.cli import inputs, plotting
-from blt_core.cli.generating import as_record
 from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import console, output_json
 from blt_core.errors import RequestError, near_match
@@ -49,7 +48,9 @@ def compare(  # noqa: PLR0913 -- one parameter an option
         str | None, typer.Option(help="Draw agreement against cost: a .png or .svg file.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="0, the default, is greedy.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Of the random draws.")] = None,
+    top_k: inputs.TopKOption = None,
+    top_p: inputs.TopPOption = None,
+    seed: inputs.SeedOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Compare samplers: passes, acceptance, cost, speed, and agreement with the first."""
@@ -61,13 +62,16 @@ def compare(  # noqa: PLR0913 -- one parameter an option
     settings = inputs.find_config(config).with_run(
         max_new_bytes=max_new_bytes,
         temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
         seed=seed,
         checkpoint=checkpoint,
         device=device,
         dtype=dtype,
     )
     pipeline = Pipeline.load(settings)
-    prompts = inputs.read_prompts(prompt, prompt_file)
+    prompts = inputs.read_prompts(prompt, prompt_file, pipeline.model.context_bytes)
+    inputs.note_idle(pipeline, top_k=top_k, top_p=top_p, seed=seed)
     samplers = _labelled(sampler) if sampler else _default_samplers(pipeline)
     inputs.show_notes(*(pipeline.with_sampler(s).plan for s in samplers.values()))
     with progress_bar() as bar:
@@ -155,7 +159,7 @@ def _record(row: Row) -> dict[str, Any]:
         "relative_gigabytes": row.relative_gigabytes,
         "bytes_per_second": row.bytes_per_second,
         "relative_speed": row.relative_speed,
-        "per_prompt": [as_record(result) for result in row.results],
+        "per_prompt": [result.to_dict() for result in row.results],
     }
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,11 +30,12 @@ def generate(  # noqa: PLR0913 -- one parameter an option
         ),
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest bytes.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep this much probability.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the random draws.")] = None,
+    top_k: inputs.TopKOption = None,
+    top_p: inputs.TopPOption = None,
+    seed: inputs.SeedOption = None,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="End after this text (repeatable).")
+        list[str] | None,
+        typer.Option("--stop", help="End after this text in the output (repeatable)."),
     ] = None,
     checkpoint: inputs.CheckpointOption = None,
     device: inputs.DeviceOption = None,
@@ -58,8 +58,9 @@ def generate(  # noqa: PLR0913 -- one parameter an option
         dtype=dtype,
     )
     pipeline = Pipeline.load(inputs.with_sampler(settings, sampler))
-    prompts = inputs.read_prompts(prompt, prompt_file)
+    prompts = inputs.read_prompts(prompt, prompt_file, pipeline.model.context_bytes)
     pipeline.check(prompts)
+    inputs.note_idle(pipeline, top_k=top_k, top_p=top_p, seed=seed)
     inputs.show_notes(pipeline.plan)
     if batch or as_json:
         groups = [prompts] if batch else [[each] for each in prompts]
@@ -72,28 +73,9 @@ def generate(  # noqa: PLR0913 -- one parameter an option
 
 def _print_result(result: Generation, *, as_json: bool) -> None:
     if as_json:
-        output_json(as_record(result))
+        output_json(result.to_dict())
     else:
         output(result.output + b"\n")
-
-
-def as_record(result: Generation) -> dict[str, Any]:
-    """The stable JSON form of one result; documented in docs/cli.md."""
-    return {
-        "text": result.text,
-        "bytes_base64": base64.b64encode(result.output).decode("ascii"),
-        "ids": list(result.ids),
-        "n_dec": result.passes.decoder,
-        "n_enc": result.passes.encoder,
-        "rounds": result.rounds,
-        "drafted": result.drafted,
-        "accepted": result.accepted,
-        "gigabytes": result.cost.gigabytes,
-        "prefill_seconds": result.prefill_seconds,
-        "seconds": result.seconds,
-        "bytes_per_second": result.bytes_per_second,
-        "stop_reason": result.stop_reason,
-    }
 
 
 def _stream(pipeline: Pipeline, prompts: Sequence[bytes]) -> None:
@@ -122,4 +104,4 @@ def _report(result: Generation) -> None:
     ]
     if result.drafted:
         parts.insert(4, f"accepted {result.accepted} of {result.drafted}")
-    print("[" + ", ".join(parts) + "]", file=sys.stderr)  # noqa: T201 -- no result
+    print("[" + ", ".join(parts) + "]", file=sys.stderr)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from blt_core.config import Config, load_config
-from blt_core.errors import DataError, near_match
+from blt_core.errors import DataError, RequestError, near_match
 from blt_core.manifest import load_manifest
 from blt_core.resources import resource
 
 if TYPE_CHECKING:
+    from blt_core.pipeline import Pipeline
     from blt_core.wiring import Plan
 
 DEMO = "demo"
@@ -55,6 +57,9 @@ PromptFileOption = Annotated[
 MaxNewBytesOption = Annotated[
     int | None, typer.Option("--max-new-bytes", help="At most this many new bytes.")
 ]
+TopKOption = Annotated[int | None, typer.Option("--top-k", help="Keep the k likeliest bytes.")]
+TopPOption = Annotated[float | None, typer.Option("--top-p", help="Keep this much probability.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Of the random draws.")]
 CheckpointOption = Annotated[
     str | None, typer.Option("--checkpoint", help="A checkpoint folder, or demo:NAME.")
 ]
@@ -106,39 +111,92 @@ def with_sampler(config: Config, spec: str | None) -> Config:
     return config if spec is None else config.with_table("sampler", parse_inline(spec, "sampler"))
 
 
-def read_prompts(prompts: Sequence[str] | None, files: Sequence[str] | None) -> list[bytes]:
+def read_prompts(
+    prompts: Sequence[str] | None, files: Sequence[str] | None, most: int
+) -> list[bytes]:
     """All prompts as bytes: the texts, then the files; stdin if neither is given and it is piped.
 
-    Raises DataError for a file that cannot be read, naming it.
+    most: bytes that a prompt may have, those of the model's context; no more is read of a file, so
+    one without an end is refused like any that is too long. Raises DataError for a file that cannot
+    be read, RequestError for one that is too long, naming it.
     """
-    from blt_core.pipeline import to_bytes
+    from blt_core.requests import to_bytes
 
     if list(files or ()).count(STDIN) > 1:
         raise DataError(f"--prompt-file {STDIN}: stdin can be read once only")
-    read = [to_bytes(text) for text in prompts or ()]
-    read += [_read_file(name) for name in files or ()]
+    read = [to_bytes(text, f"prompt {at}") for at, text in enumerate(prompts or (), 1)]
+    read += [_read_file(name, most) for name in files or ()]
     if not read and sys.stdin is not None and not sys.stdin.isatty():
-        read = [sys.stdin.buffer.read()]
+        read = [_read_file(STDIN, most)]
     if not read:
         raise DataError("no prompt: give --prompt TEXT or --prompt-file FILE, or pipe one in")
     return read
 
 
-def _read_file(name: str) -> bytes:
-    if name == STDIN:
-        if sys.stdin is None:
-            raise DataError(f"--prompt-file {STDIN}: stdin is closed")
-        return sys.stdin.buffer.read()
+def _read_file(name: str, most: int) -> bytes:
+    label = "stdin" if name == STDIN else name
     try:
-        return Path(name).read_bytes()
+        if name == STDIN:
+            if sys.stdin is None:
+                raise DataError(f"--prompt-file {STDIN}: stdin is closed")
+            text = _read_up_to(sys.stdin.buffer, most + 1)
+        else:
+            _refuse_named_pipe(name)
+            with Path(name).open("rb") as file:
+                text = _read_up_to(file, most + 1)
     except OSError as error:
-        raise DataError(f"{name}: the prompt file cannot be read: {error.strerror}") from error
+        reason = error.strerror or error
+        raise DataError(f"{label}: the prompt file cannot be read: {reason}") from error
+    if len(text) > most:
+        raise RequestError(
+            f"{label}: more than {most} bytes exceed the model's context of {most} bytes. "
+            "Shorten the prompt"
+        )
+    return text
+
+
+def _read_up_to(file: BinaryIO, count: int) -> bytes:
+    """The first ``count`` bytes of a file, or all if it has fewer."""
+    pieces, left = [], count
+    while left and (piece := file.read(min(left, _PIECE))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
+
+
+#: Read at a time: a reader asked for a whole context at once reserves that much for any file.
+_PIECE = 1 << 20
+
+
+def _refuse_named_pipe(name: str) -> None:
+    """Raise DataError for a pipe in the file system: opening it waits until somebody writes to it.
+
+    Those of ``<(command)`` are open already.
+    """
+    is_pipe = stat.S_ISFIFO(Path(name).stat().st_mode)
+    if is_pipe and not name.startswith(("/dev/", "/proc/")):
+        raise DataError(f"{name}: the prompt file is a named pipe. Pass it as stdin: < {name}")
+
+
+def note_idle(pipeline: Pipeline, **options: object) -> None:
+    """Say on stderr which of the given ``options`` do nothing, as the temperature is 0."""
+    settings = pipeline.settings
+    if settings.checkpoint is None:
+        options.pop("seed", None)  # the random weights are drawn from it
+    idle = [f"--{name.replace('_', '-')}" for name in given(**options)]
+    if idle and settings.sampling.greedy:
+        verb = "do" if len(idle) > 1 else "does"
+        _note(f"{', '.join(idle)} {verb} nothing at temperature 0")
 
 
 def show_notes(*plans: Plan) -> None:
     """Tell, on stderr, what the components of plans say of keys that are hardly meant."""
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
-        print(f"note: {note}", file=sys.stderr)  # noqa: T201 -- no result
+        _note(note)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)  # noqa: T201 -- no result
 
 
 def given(**settings: Any) -> dict[str, Any]:

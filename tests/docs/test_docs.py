@@ -86,14 +86,13 @@ def test_every_command_is_documented():
 
 def test_every_field_of_the_json_output_is_documented(tmp_path):
     from blt_core.cli.comparing import as_report
-    from blt_core.cli.generating import as_record
     from blt_core.compare import compare
 
     pipeline = Pipeline.from_config(config())
     rows = compare(pipeline, {"ar": "ar"}, ["x"], max_new_bytes=4)
     report = as_report(rows, 1, pipeline.parameters, pipeline)
     page = read("docs/cli.md")
-    for field in [*as_record(rows[0].results[0]), *report, *report["samplers"][0]]:
+    for field in [*rows[0].results[0].to_dict(), *report, *report["samplers"][0]]:
         assert re.search(rf"[`\"]{field}[`\"]", page), field
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from blt_core.engine import Progress, Request, decode, end
+from blt_core.engine import Progress, Request, Text, decode, end
 from blt_core.errors import EngineError, RequestError
 from blt_core.state import DecodeState
 from blt_core.testing.reference import true_flags
@@ -83,14 +83,20 @@ def test_eos_inside_an_accepted_draft_ends_the_text_and_is_no_part_of_it(index):
         assert (bytes(done.output), done.stop_reason) == (bytes(want.output), "length")
 
 
+def after(model, ids, room, stop):
+    """The progress of a request that has output ``ids``."""
+    shown = bytearray(model.scheme.decode(ids))
+    request = Request(b"", room, stop)
+    return Progress(request, length=len(ids), text=Text(list(ids), shown), shown=len(shown))
+
+
 def test_end_rules_drop_what_follows_the_first_of_eos_stop_and_length():
     model = models.model(0)
-    state, eos = DecodeState(model, [[]], [9]), model.scheme.eos
+    eos = model.scheme.eos
 
     def ending(output, ids, room=9, stop=()):
         before = model.scheme.encode(output)
-        record = Progress(Request(b"", room, stop), bytearray(output), before)
-        kept, reason = end(record, ids, state)
+        kept, reason = end(after(model, before, room, stop), ids, model.scheme)
         return model.scheme.decode(kept), reason
 
     assert ending(b"", [97, eos, 98, eos]) == (b"a", "eos")
@@ -107,11 +113,10 @@ def test_end_rules_drop_what_follows_the_first_of_eos_stop_and_length():
 
 def test_special_ids_of_the_output_have_room_like_bytes_and_end_with_a_stop_string():
     model = models.model(SPECIAL)
-    state, bos = DecodeState(model, [[]], [9]), model.scheme.bos
+    bos = model.scheme.bos
 
     def ending(before, ids, room=9, stop=()):
-        text = bytearray(model.scheme.decode(before))
-        return end(Progress(Request(b"", room, stop), text, before), ids, state)
+        return end(after(model, before, room, stop), ids, model.scheme)
 
     assert ending([bos, 97], [bos, 98, bos], room=4) == ([bos, 98], "length")
     assert ending([97], [bos, 98, bos, 99], stop=(b"ab",)) == ([bos, 98], "stop")

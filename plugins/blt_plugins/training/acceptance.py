@@ -99,8 +99,9 @@ def _first_rounds(pipeline: Pipeline, prompts: Sequence[bytes]) -> list[tuple[in
     room = min(MOST_BYTES, pipeline.model.context_bytes - max(map(len, prompts)))
     before = [0] * len(prompts)
     for step in pipeline.steps(prompts, max_new_bytes=room, **GREEDY):
-        if all(record.rounds or record.stop_reason for record in step.progress):
-            records = zip(step.progress, before, strict=True)
-            return [(r.drafted, r.accepted, len(r.ids) - n) for r, n in records if r.rounds]
-        before = [len(record.ids) for record in step.progress]
+        if not step.round.prefill:
+            rows = zip(step.progress, before, step.round.drafted, step.round.accepted, strict=True)
+            # Accepted in full: an EOS that stands is no part of the output, but of the draft.
+            return [(drafted, stood, r.length - n) for r, n, drafted, stood in rows if r.rounds]
+        before = [record.length for record in step.progress]
     return []
