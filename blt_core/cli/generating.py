@@ -104,4 +104,4 @@ def _report(result: Generation) -> None:
     ]
     if result.drafted:
         parts.insert(4, f"accepted {result.accepted} of {result.drafted}")
-    print("[" + ", ".join(parts) + "]", file=sys.stderr)
+    print("[" + ", ".join(parts) + "]", file=sys.stderr)  # noqa: T201 -- no result
