@@ -16,11 +16,13 @@ from blt_core.config import MODEL_KINDS, Config
 from blt_core.errors import ConfigError
 from blt_core.pipeline import read_checkpoint
 from blt_core.plugins import load_plugins
+from blt_plugins.training.interrupts import stopped_at_once
 from blt_plugins.training.job import scorer_checkpoint, with_corpus
 from blt_plugins.training.prepare import Prepared
 from blt_plugins.training.prepare import prepare as run
 
 
+@stopped_at_once("run the same command again to go on")
 def prepare(  # noqa: PLR0913 -- one parameter an option
     source: Annotated[
         str,

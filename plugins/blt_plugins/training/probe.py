@@ -28,6 +28,7 @@ from blt_plugins.training.acceptance import (
 from blt_plugins.training.accuracy import STARTS, BlockAccuracy, block_accuracy
 from blt_plugins.training.corpora.files import read_document, visible_files
 from blt_plugins.training.evaluate import HeldOut, evaluate_model
+from blt_plugins.training.interrupts import stopped_at_once
 from blt_plugins.training.threshold import BATCH_BYTES, load_trained
 from blt_plugins.training.windows import Batch, Texts, cut_windows, make_batch, pack, sample
 
@@ -48,6 +49,7 @@ class Evaluation:
     acceptance: tuple[Acceptance, ...]
 
 
+@stopped_at_once("run the same command again")
 def evaluate(  # noqa: PLR0913 -- one parameter an option
     source: Annotated[str, typer.Argument(help="A checkpoint, demo:NAME, or a config.")],
     files: Annotated[list[Path], typer.Argument(help="Held-out files, or folders of them.")],

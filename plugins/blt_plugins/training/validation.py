@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import attrs
 
@@ -21,6 +21,16 @@ from blt_plugins.training.windows import Batch
 #: Masking rates whose accuracy is told.
 RATES = (0.25, 0.5, 0.75, 1.0)
 SELF_DRAFTS = "blt-s draft_bytes=16"
+
+T = TypeVar("T")
+
+
+class Between(Protocol):
+    """Looks up between batches; it may raise to end the work there."""
+
+    def __call__(self, items: Iterable[T], /) -> Iterable[T]:
+        """The items themselves."""
+        ...
 
 
 @attrs.frozen
@@ -64,19 +74,23 @@ def validate(
     plugins: Plugins,
     *,
     block_bytes: int,
+    between: Between = iter,
 ) -> Scores:
-    """Score ``model`` on held-out windows, and its drafts after held-out prefixes."""
+    """Score ``model`` on held-out windows, and its drafts after held-out prefixes.
+
+    between: what the batches of each score are read through.
+    """
     denoises = bool(getattr(model.decoder, "denoises", False))
     samplers = (SELF_DRAFTS, f"blt-dv block_bytes={block_bytes} start=aligned")
     pipeline = _pipeline(model, plugins) if prefixes else None
     accepted = {}
     for sampler in samplers if denoises and pipeline else ():
-        found = acceptance(pipeline, sampler, batched(prefixes)).accepted_share
+        found = acceptance(pipeline, sampler, between(batched(prefixes))).accepted_share
         if found is not None:
             accepted[sampler] = found
     return Scores(
-        evaluate_model(model, batches),
-        masked_accuracy(model, batches, block_bytes, RATES) if denoises else {},
+        evaluate_model(model, between(batches)),
+        masked_accuracy(model, between(batches), block_bytes, RATES) if denoises else {},
         accepted,
     )
 
