@@ -210,6 +210,11 @@ class TorchBackend:
 
     def release(self) -> None:
         """Let the module and its optimizers go; the processes stay together."""
+        if isinstance(self._called, DistributedDataParallel):
+            # Cycles, and the traceback of a run that failed, keep the wrapper for longer than the
+            # process group may live: its threads must end before the interpreter does.
+            for name in ("reducer", "logger", "process_group"):
+                setattr(self._called, name, None)
         self._module = self._called = nn.Module()
         self._optimizers = []
         if self._side_by_side is not None:
