@@ -421,7 +421,7 @@ def test_a_signal_within_scores_or_calibration_ends_them_after_the_batch(
         with pytest.raises(RunError, match=r"interrupted .*run the same command again") as error:
             trainer.run()
     assert error.value.exit_code == 1
-    assert len(batches) == 1
+    assert len(batches) == 1, error.value
     again, report = new_job("stopped"), silent()
     Trainer(again, report).run()
     assert_same_run(whole, again)
