@@ -389,6 +389,44 @@ def test_an_interrupt_saves_and_says_how_to_go_on(new_job, silent, where, number
     assert_same_run(whole, again)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("phase", ["calibration", "scorer", "model"])
+def test_a_signal_within_scores_or_calibration_ends_them_after_the_batch(
+    new_job, silent, monkeypatch, phase, number
+):
+    whole = new_job("whole")
+    Trainer(whole, silent()).run()
+
+    job, batches = new_job("stopped"), []
+    patcher = type(job.model.patcher)
+    scorer = type(job.model.patcher.byte_scorer)
+    holder, name = {
+        "calibration": (patcher, "entropies"),
+        "scorer": (scorer, "logits"),
+        "model": (patcher, "flags"),
+    }[phase]
+    trainer, inner = Trainer(job, silent()), getattr(holder, name)
+    held_out = {
+        id(batch.rows.ids_br) for batch in (*trainer._data.valid, *trainer._data.calibration)
+    }
+
+    def signalling(self, rows, *arguments):
+        if id(rows.ids_br) in held_out:
+            batches.append(rows)
+            os.kill(os.getpid(), number if len(batches) == 1 else 0)
+        return inner(self, rows, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(holder, name, signalling)
+        with pytest.raises(RunError, match=r"interrupted .*run the same command again") as error:
+            trainer.run()
+    assert error.value.exit_code == 1
+    assert len(batches) == 1, error.value
+    again, report = new_job("stopped"), silent()
+    Trainer(again, report).run()
+    assert_same_run(whole, again)
+
+
 def test_a_finished_run_has_nothing_left_to_do(new_job, silent):
     first = Trainer(new_job(), silent()).run()
     report, out = silent(), new_job().out

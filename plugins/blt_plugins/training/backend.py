@@ -217,7 +217,11 @@ class TorchBackend:
         self._side_by_side = None
 
     def close(self) -> None:
-        """Let the module and the process group go."""
+        """Let the module and the process group go; without waiting, as others may have died."""
+        if self._sharded:
+            from blt_plugins.training.sharding import leave_group
+
+            leave_group(self._module)
         self.release()
         if self._owns_group and distributed.is_initialized():
             distributed.destroy_process_group()

@@ -14,15 +14,18 @@ from blt_core.cli.inputs import ConfigArgument, DeviceOption, JsonOption, find_c
 from blt_core.cli.streams import console, output, output_json
 from blt_core.config import Config
 from blt_core.plugins import Plugins, load_plugins
+from blt_plugins.training.interrupts import stopped_at_once
 
 if TYPE_CHECKING:
     from blt_plugins.training.calibrate import Calibration
-    from blt_plugins.training.loop import TrainResult
+    from blt_plugins.training.loop import Job, TrainResult
 
 #: Rows of the histogram, and the width of its longest bar.
 _ROWS, _BAR = 16, 40
 
 
+# The steps of a run see to signals themselves; there is nothing to save before and after them.
+@stopped_at_once("run the same command again to go on")
 def train(  # noqa: PLR0913 -- one parameter an option
     config: ConfigArgument,
     *,
@@ -45,8 +48,6 @@ def train(  # noqa: PLR0913 -- one parameter an option
     Run it again to go on after an interruption.
     """
     from blt_plugins.training.job import make_job
-    from blt_plugins.training.loop import Trainer
-    from blt_plugins.training.report import ObservedReport, SilentReport, new_report
 
     plugins = load_plugins()
     settings = find_config(config).with_run(device=device)
@@ -57,9 +58,18 @@ def train(  # noqa: PLR0913 -- one parameter an option
         text = "only --plan takes it; start as many processes with torchrun"
         raise typer.BadParameter(text, param_hint="--world-size")
     job = make_job(settings, plugins, out=out, corpus=corpus)
+    result = _train(job, plugins, fresh=fresh)
+    if job.backend.rank == 0:
+        _show_result(result, as_json=as_json)
+
+
+def _train(job: Job, plugins: Plugins, *, fresh: bool) -> TrainResult:
+    """Run a job, of which plugins are told."""
+    from blt_plugins.training.loop import Trainer
+    from blt_plugins.training.report import ObservedReport, SilentReport, new_report
+
     result = None
-    main = job.backend.rank == 0
-    inner = new_report(sys.stderr) if main else SilentReport()
+    inner = new_report(sys.stderr) if job.backend.rank == 0 else SilentReport()
     report = ObservedReport(inner, plugins.notify, job)
     plugins.notify("blt_run_start", run=job)
     try:
@@ -67,10 +77,10 @@ def train(  # noqa: PLR0913 -- one parameter an option
     finally:
         report.close()
         plugins.notify("blt_run_end", run=job, result=result)
-    if main:
-        _show_result(result, as_json=as_json)
+    return result
 
 
+@stopped_at_once("run the same command again")
 def calibrate(
     source: Annotated[str, typer.Argument(help="A checkpoint, or a config that names one.")],
     files: Annotated[list[Path], typer.Argument(help="Text like that the model will see.")],

@@ -1,18 +1,25 @@
-"""Ctrl-C and SIGTERM as a request to stop after the step, not in the middle of it."""
+"""Ctrl-C and SIGTERM: a request to stop where a run can go on, or an end at once."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
+
+from blt_core.errors import RunError
+
+
+class Stopped(Exception):  # noqa: N818 -- a request, no error
+    """Ends work between two batches, in all processes at the same one."""
 
 
 class Interrupts:
-    """While it is entered, ``asked`` tells whether a signal came; a second Ctrl-C stops at once.
+    """Turns signals into the flag ``asked`` while entered; a second Ctrl-C stops at once.
 
-    SIGTERM never does: launchers send it after a Ctrl-C that has reached the process already, and
-    whoever must have the process gone sends SIGKILL next.
+    Launchers forward a SIGTERM after Ctrl-C, so a second signal of that kind must not abort the
+    save; schedulers that insist send SIGKILL.
     """
 
     def __init__(self, note: Callable[[str], None]) -> None:
@@ -44,3 +51,25 @@ class Interrupts:
         if not self.asked:
             self.asked = True
             self._note(f"{signal.Signals(number).name}: stopping after this step")
+
+
+@contextmanager
+def stopped_at_once(then: str) -> Iterator[None]:
+    """Raise RunError wherever the block is when Ctrl-C or SIGTERM comes.
+
+    For work that has nothing in memory worth saving. then: what the user can do now.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGTERM, _press) if main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise RunError(f"interrupted; {then}") from None
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, former)
+
+
+def _press(_number: int, _frame: FrameType | None) -> None:
+    # Handlers of Exception, of which libraries have many, let it through.
+    raise KeyboardInterrupt

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import attrs
 import torch
@@ -35,7 +36,7 @@ from blt_plugins.training.calibrate import calibrate
 from blt_plugins.training.data import load_data
 from blt_plugins.training.evaluate import HeldOut, evaluate_scorer
 from blt_plugins.training.figures import check_same_figures
-from blt_plugins.training.interrupts import Interrupts
+from blt_plugins.training.interrupts import Interrupts, Stopped
 from blt_plugins.training.memory import keep_freed_memory
 from blt_plugins.training.order import ORDER
 from blt_plugins.training.phases import (
@@ -43,6 +44,7 @@ from blt_plugins.training.phases import (
     PATCHES,
     SCORER,
     Phase,
+    TrainableScorer,
     make_phases,
     trainable_scorer,
 )
@@ -71,6 +73,8 @@ FREE = (
 BLOCK_BYTES = 16
 #: The models of a run: the best one, and the last one where it is another.
 BEST, LAST = "model", "model-last"
+
+T = TypeVar("T")
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -158,6 +162,13 @@ class Trainer:
                         continue  # it was over when the state was saved
                     self._run_phase(phase, states, found)
                     found = None
+                self._backend.mean([])  # no process leaves while another still waits for it
+        except Stopped:
+            saved = f"what was saved ({self._saved})" if self._saved else "nothing, which"
+            raise RunError(
+                f"interrupted in the calibration, before a step of {phase.name}; {saved} is "
+                "complete; run the same command again to go on"
+            ) from None
         finally:
             self._metrics.close()
             job.backend.close()
@@ -210,12 +221,14 @@ class Trainer:
         self._best = state.best if is_score(state.best) else None
         self._saved = found.folder
         steps = {phase.name: phase.steps for phase in phases}
-        finished = state.phase == phases[-1].name and state.step == steps[state.phase]
+        ended = state.phase == phases[-1].name and state.step == steps[state.phase]
+        finished = ended and state.scored
         if self._main:
             self._tidy(states)
             done = {SCORER: steps.get(SCORER, 0), PATCHES: 0} if state.phase == MODEL else {}
             done |= {PATCHES: 0} if self._alone and finished else {}
-            self._metrics.rewind({**done, state.phase: state.step})
+            unscored = None if state.scored else (state.phase, state.step)
+            self._metrics.rewind({**done, state.phase: state.step}, unscored)
         if finished:
             self._report.note(f"already finished ({state.name}); --fresh trains anew")
         else:
@@ -282,6 +295,8 @@ class Trainer:
         else:
             self._save(phase, 0, states)
         self._report.phase(phase.name, first, phase.steps)
+        if found is not None and not found.state.scored:
+            self._look_after(phase, first, states)
         for step in range(first, phase.steps):
             began = time.perf_counter()
             figures, size = self._step(phase, module, step)
@@ -331,21 +346,42 @@ class Trainer:
             self._record(phase=phase.name, step=done, **figures)
 
     def _look_after(self, phase: Phase, done: int, states: States) -> None:
-        """What happens between two steps: a score, a checkpoint, the end on request."""
+        """What happens between two steps: a score, a checkpoint, the end on request.
+
+        Launchers wait for seconds, so a score is left to the resumed run when the end is asked for.
+        """
         # A signal may come after the processes have agreed; then it counts from the next step on.
         stopping = self._stopping or (self._interrupts.asked and self._backend.world_size == 1)
-        ends = done == phase.steps and (phase.name == MODEL or self._alone)
-        if self._is_due(self._settings.validate_every, phase, done):
-            self._validate(phase, done)
-        if ends and self._alone:
-            self._write_scorer()
+        due = self._is_due(self._settings.validate_every, phase, done)
+        scored = not due or (not stopping and self._score(phase, done))
+        stopping = stopping or not scored
         if self._is_due(self._settings.checkpoint_every, phase, done) or stopping:
-            self._save(phase, done, states)
-        if stopping and not ends:
+            self._save(phase, done, states, scored=scored)
+        if stopping:
             raise RunError(
                 f"interrupted at {phase.name} step {done}, which is saved in {self._job.out}; "
                 "run the same command again to go on"
             )
+
+    def _score(self, phase: Phase, done: int) -> bool:
+        """Score what is trained; False if that was cut short, in all processes, by a signal."""
+        try:
+            self._validate(phase, done)
+            if self._alone and done == phase.steps:
+                self._write_scorer()
+        except Stopped:
+            return False
+        return True
+
+    def _until_asked(self, items: Iterable[T], backend: TrainingBackend) -> Iterator[T]:
+        """The items; raises Stopped before the next one once any process was asked to stop.
+
+        Every process must have as many items, since they agree before each.
+        """
+        for item in items:
+            if backend.mean([float(self._interrupts.asked)])[0] > 0:
+                raise Stopped
+            yield item
 
     @staticmethod
     def _is_due(every: int, phase: Phase, done: int) -> bool:
@@ -381,27 +417,29 @@ class Trainer:
         First its scorer is rounded to what is stored, so that training sees the patches of later
         use.
         """
-        patcher = self._job.model.patcher
-        if scorer := trainable_scorer(self._job.model):
-            round_parameters(scorer.module, self._dtype)
-        if self._job.calibrates and isinstance(patcher, ThresholdPatcher):
+        patcher, backend = self._job.model.patcher, self._scorer_backend  # the model's is not on
+        with _kept_if_stopped(trainable_scorer(self._job.model)) as scorer:
+            if scorer:
+                round_parameters(scorer, self._dtype)
+            if not self._job.calibrates or not isinstance(patcher, ThresholdPatcher):
+                return
             target = self._settings.scorer.target_patch_bytes
-            found = calibrate(patcher, self._data.calibration, target)
-            # The model's own backend has not begun yet.
-            patcher.threshold = of_first(self._scorer_backend, found.threshold)
-            self._record(
-                phase=PATCHES,
-                step=0,
-                threshold=found.threshold,
-                mean_patch_bytes=found.mean_patch_bytes,
-            )
-            self._report.note(
-                f"threshold {found.threshold:.4f} nats: patches of "
-                f"{found.mean_patch_bytes:.2f} bytes on average"
-            )
+            batches = self._until_asked(self._data.calibration, backend)
+            found = calibrate(patcher, batches, target)
+        patcher.threshold = of_first(backend, found.threshold)
+        self._record(
+            phase=PATCHES,
+            step=0,
+            threshold=found.threshold,
+            mean_patch_bytes=found.mean_patch_bytes,
+        )
+        self._report.note(
+            f"threshold {found.threshold:.4f} nats: patches of "
+            f"{found.mean_patch_bytes:.2f} bytes on average"
+        )
 
     def _write_scorer(self) -> None:
-        """The end of a scorer that is trained alone, of which its last state is to tell."""
+        """Finish a scorer-only run: calibrate and write the model that the final state is of."""
         self._fix_patches()
         self._write_model(BEST)
 
@@ -416,7 +454,8 @@ class Trainer:
         scorer = trainable_scorer(self._job.model)
         if scorer is None or not self._data.valid:
             return
-        held_out = evaluate_scorer(scorer.part, self._data.valid, self._job.model.scheme)
+        batches = self._until_asked(self._data.valid, self._backend)
+        held_out = evaluate_scorer(scorer.part, batches, self._job.model.scheme)
         self._check_finite("held-out score", held_out.bits_per_byte, phase, step - 1)
         if self._alone:
             self._held_out, self._best = held_out, held_out.bits_per_byte
@@ -438,6 +477,7 @@ class Trainer:
             self._data.prefixes,
             job.plugins,
             block_bytes=getattr(job.objective, "block_bytes", BLOCK_BYTES),
+            between=partial(self._until_asked, backend=self._backend),
         )
         self._held_out = result = scores.held_out
         score = result.bits_per_byte
@@ -484,8 +524,9 @@ class Trainer:
         state = self._job.model.modules().state_dict()
         return {k: t.detach().cpu().contiguous() for k, t in state.items() if k not in trained}
 
-    def _save(self, phase: Phase, step: int, states: States) -> None:
+    def _save(self, phase: Phase, step: int, states: States, *, scored: bool = True) -> None:
         state = TrainingState(
+            scored=scored,
             phase=phase.name,
             step=step,
             threshold=getattr(self._job.model.patcher, "threshold", None),
@@ -519,6 +560,20 @@ def of_first(backend: TrainingBackend, value: float) -> float:
     whole = [round(mean * backend.world_size) for mean in means]
     found: float = struct.unpack("<d", struct.pack("<2I", *whole))[0]
     return found
+
+
+@contextmanager
+def _kept_if_stopped(scorer: TrainableScorer | None) -> Iterator[nn.Module | None]:
+    """The scorer's module, whose parameters are put back if the block is Stopped."""
+    if scorer is None:
+        yield None
+        return
+    before = {name: tensor.clone() for name, tensor in scorer.module.state_dict().items()}
+    try:
+        yield scorer.module
+    except Stopped:
+        scorer.module.load_state_dict(before)
+        raise
 
 
 class Clock:

@@ -10,10 +10,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc to keep what is freed, for the next step needs as much; whether it will.
+    """Tell glibc not to return freed memory to the OS; returns whether it worked.
 
-    Otherwise every large tensor is mapped anew, and touching its pages for the first time takes
-    longer than most of the arithmetic on it. Other allocators are left alone.
+    Every step allocates the same amount again. Otherwise each large tensor is mapped again, and
+    touching its pages for the first time takes longer than most of the arithmetic on it. Other
+    allocators are left alone.
     """
     if not sys.platform.startswith("linux"):
         return False

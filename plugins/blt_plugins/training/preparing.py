@@ -15,11 +15,13 @@ from blt_core.cli.streams import output, output_json
 from blt_core.config import MODEL_KINDS, Config
 from blt_core.errors import ConfigError
 from blt_core.plugins import load_plugins
+from blt_plugins.training.interrupts import stopped_at_once
 
 if TYPE_CHECKING:
     from blt_plugins.training.prepare import Prepared
 
 
+@stopped_at_once("run the same command again to go on")
 def prepare(  # noqa: PLR0913 -- one parameter an option
     source: Annotated[
         str,

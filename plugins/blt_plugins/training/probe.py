@@ -15,6 +15,7 @@ from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import console, output_json
 from blt_core.errors import DataError, RunError
 from blt_plugins.training.corpora.files import read_document, visible_files
+from blt_plugins.training.interrupts import stopped_at_once
 
 if TYPE_CHECKING:
     from blt_plugins.training.acceptance import Acceptance
@@ -39,6 +40,7 @@ class Evaluation:
     acceptance: tuple[Acceptance, ...]
 
 
+@stopped_at_once("run the same command again")
 def evaluate(  # noqa: PLR0913 -- one parameter an option
     source: Annotated[str, typer.Argument(help="A checkpoint, demo:NAME, or a config.")],
     files: Annotated[list[Path], typer.Argument(help="Held-out files, or folders of them.")],

@@ -40,11 +40,12 @@ class Metrics:
                 file.write(line + "\n")
             self._write_events(phase, step, record)
 
-    def rewind(self, keep: Mapping[str, int]) -> None:
+    def rewind(self, keep: Mapping[str, int], unscored: tuple[str, int] | None = None) -> None:
         """Keep the records of each phase up to its step in ``keep``, those of others not at all.
 
-        What a run logged after its last saved state will be logged again. Raises DataError, and
-        changes nothing, if the file holds anything else than such records.
+        What a run logged after its last saved state will be logged again; so will the scores of
+        ``unscored``, the phase and step of a state that was saved without them. Raises DataError,
+        and changes nothing, if the file holds anything else than such records.
         """
         self.close()
         with file_errors(self.path, DataError):
@@ -53,7 +54,7 @@ class Metrics:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
             if lines and _is_cut(lines[-1]):
                 lines.pop()
-            kept = [line for line in lines if self._is_kept(line, keep)]
+            kept = [line for line in lines if self._is_kept(line, keep, unscored)]
             fresh = self.path.with_name(f".{self.path.name}.new")
             fresh.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             fresh.replace(self.path)
@@ -92,10 +93,14 @@ class Metrics:
             record = json.loads(line)
             self._write_events(record.pop("phase"), record.pop("step"), record)
 
-    def _is_kept(self, line: str, keep: Mapping[str, int]) -> bool:
+    def _is_kept(
+        self, line: str, keep: Mapping[str, int], unscored: tuple[str, int] | None
+    ) -> bool:
         try:
             record = json.loads(line)
-            return bool(record["step"] <= keep.get(record["phase"], -1))
+            phase, step = record["phase"], record["step"]
+            lapsed = (phase, step) == unscored and "loss" not in record
+            return bool(step <= keep.get(phase, -1)) and not lapsed
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{self.path}: holds a line that is no record of a training run: {line[:60]}\n"

@@ -58,9 +58,27 @@ def gathered(module: nn.Module) -> Iterator[None]:
     units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
     for unit in units:
         unit.unshard()
-    yield
-    for unit in units:
-        unit.reshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
+
+
+def leave_group(module: nn.Module) -> None:
+    """Drop the process group from a sharded module, which can only be read afterwards.
+
+    The module may outlive the group, and DTensor's caches keep its mesh for good; either would keep
+    the group's threads running into the end of the interpreter, which aborts the process.
+    """
+    for unit in module.modules():
+        if not isinstance(unit, FSDPModule):
+            continue
+        state: Any = unit._get_fsdp_state()  # noqa: SLF001 -- nothing public leads to the group
+        one = getattr(state, "_fsdp_param_group", None)
+        for each in getattr(state, "_fsdp_param_groups", [one] if one else []):
+            each.mesh_info.shard_process_group = None
+            getattr(each.mesh_info.mesh, "_pg_registry", {}).clear()
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ class TrainingState:
     phase, step: the next step to take. threshold: of the patcher, once calibrated. best: the best
     held-out bits per byte so far. settings: the tables that the run was started with. rest: tensors
     of the parts that the phase does not train, by name. generator: torch's global random state.
+    scored: False if the run was stopped before the scores of this step, which are yet to be taken.
     """
 
     phase: str
@@ -57,6 +58,7 @@ class TrainingState:
     settings: Mapping[str, Any]
     rest: Mapping[str, Tensor]
     generator: Tensor = attrs.field(factory=torch.get_rng_state)
+    scored: bool = True
 
     @property
     def name(self) -> str:
@@ -201,6 +203,7 @@ def _describe(folder: Path, state: TrainingState) -> None:
             "threshold": state.threshold,
             "best": state.best,
             "settings": state.settings,
+            "scored": state.scored,
             "files": files,
         }
         text = json.dumps({**description, "checksum": _own_checksum(description)}, indent=1)
@@ -222,6 +225,7 @@ def _read(folder: Path) -> TrainingState:
             raise ValueError(f"{name} is not what was written")
     tensors = load_file(folder / TENSORS)
     fields = {k: description[k] for k in _KINDS if k != "files"}
+    fields["scored"] = description.get("scored", True)  # older states were all scored
     state = TrainingState(**fields, generator=tensors.pop("generator"), rest=tensors)
     if state.folder_name != folder.name:
         raise ValueError(f"{DESCRIPTION} is that of {state.name}")

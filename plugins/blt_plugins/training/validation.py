@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import attrs
 
@@ -22,6 +22,16 @@ from blt_plugins.training.windows import Batch
 #: Masking rates whose accuracy is told.
 RATES = (0.25, 0.5, 0.75, 1.0)
 SELF_DRAFTS = "blt-s draft_bytes=16"
+
+T = TypeVar("T")
+
+
+class Between(Protocol):
+    """Looks up between batches; it may raise to end the work there."""
+
+    def __call__(self, items: Iterable[T], /) -> Iterable[T]:
+        """The items themselves."""
+        ...
 
 
 @attrs.frozen
@@ -65,9 +75,13 @@ def validate(
     plugins: Plugins,
     *,
     block_bytes: int,
+    between: Between = iter,
 ) -> Scores:
-    """Score ``model`` on held-out windows, and its drafts after held-out prefixes."""
-    held_out = evaluate_model(model, batches)
+    """Score ``model`` on held-out windows, and its drafts after held-out prefixes.
+
+    between: what the batches of each score are read through.
+    """
+    held_out = evaluate_model(model, between(batches))
     denoises = bool(getattr(model.decoder, "denoises", False))
     if not math.isfinite(held_out.bits_per_byte):
         denoises = False  # nothing can be drafted from logits that are no numbers
@@ -75,12 +89,12 @@ def validate(
     pipeline = _pipeline(model, plugins) if prefixes else None
     accepted = {}
     for sampler in samplers if denoises and pipeline else ():
-        found = acceptance(pipeline, sampler, batched(prefixes)).accepted_share
+        found = acceptance(pipeline, sampler, between(batched(prefixes))).accepted_share
         if found is not None:
             accepted[sampler] = found
     return Scores(
         held_out,
-        masked_accuracy(model, batches, block_bytes, RATES) if denoises else {},
+        masked_accuracy(model, between(batches), block_bytes, RATES) if denoises else {},
         accepted,
     )
 
