@@ -48,6 +48,9 @@ def import_deepspeed(device: torch.device) -> ModuleType:
 
 def join_group(deepspeed: ModuleType, device: torch.device) -> None:
     """Enter the process group of the launcher; without one, a group of this process alone."""
+    # Imported later, its functions would keep the group: they have it as a default argument.
+    import torch.distributed.nn
+
     where: dict[str, Any] = {}
     if "WORLD_SIZE" not in os.environ and not torch.distributed.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")

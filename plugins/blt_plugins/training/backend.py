@@ -242,6 +242,10 @@ class TorchBackend:
     def _join(self) -> None:
         """Meet the other processes, once."""
         if self.world_size > 1 and not distributed.is_initialized():
+            # Default arguments of its functions are the group that is there when it is imported,
+            # and would keep that group, and its threads, into the end of the interpreter.
+            import torch.distributed.nn
+
             distributed.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             )

@@ -1,0 +1,93 @@
+"""How processes end: when the command returns, nothing of theirs is left on threads.
+
+A thread that wants the interpreter once it has ended aborts its process (SIGABRT), and with it the
+launch of a run that was done.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+pytestmark = pytest.mark.slow
+
+#: ``blt train`` that tells what lives when it has returned; step FAIL of the model has no loss.
+PROGRAM = """
+import json, os, sys, threading
+from pathlib import Path
+
+import torch
+from blt_core.cli.app import run
+from blt_plugins.training.loop import Trainer
+
+check = Trainer._check_finite
+
+def failing(self, what, value, phase, step):
+    here = phase.name == "model" and str(step) == os.environ.get("FAIL")
+    check(self, what, float("nan") if here else value, phase, step)
+
+Trainer._check_finite = failing
+code = run(["train", *sys.argv[2:]])
+names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+found = {
+    "code": code,
+    "group": torch.distributed.is_initialized(),
+    "threads": [each.name for each in threading.enumerate() if not each.daemon],
+    "native": sorted(name for name in names if "gloo" in name or "tcpstore" in name),
+}
+Path(sys.argv[1], os.environ["RANK"]).write_text(json.dumps(found))
+sys.exit(code)
+"""
+DEEPSPEED = {"use": "deepspeed", "stage": 3}
+BACKENDS = {
+    "ddp": {"use": "torch", "strategy": "ddp"},
+    "fsdp": {"use": "torch", "strategy": "fsdp"},
+    "deepspeed": DEEPSPEED,
+}
+
+
+def launched(folder: Path, tables: dict[str, Any], fail: str) -> list[dict[str, Any]]:
+    """What is left in each of two processes."""
+    (folder / "program.py").write_text(PROGRAM)
+    (folder / "config.toml").write_text(tomli_w.dumps(tables))
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    command = [str(folder / "program.py"), str(folder), str(folder / "config.toml")]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", *command, "--out", str(folder / "out")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "FAIL": fail, "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert all((folder / rank).exists() for rank in "01"), done.stderr
+    return [json.loads((folder / rank).read_text()) for rank in "01"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are told by Linux")
+@pytest.mark.parametrize("fail", ["", "1"], ids=["done", "failed"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_lives_on_threads_when_the_command_returns(tables, tmp_path, backend, fail):
+    if backend == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed")
+    tables["train"] |= {"steps": 2, "accumulate": 2, "validate_every": 2}
+    tables["train"]["scorer"]["steps"] = 2
+    found = launched(tmp_path, {**tables, "training_backend": BACKENDS[backend]}, fail)
+    code = 1 if fail else 0
+    left = {"code": code, "group": False, "threads": ["MainThread"], "native": []}
+    assert found == [left, left]
