@@ -58,14 +58,7 @@ def launched(folder: Path, tables: dict[str, Any], fail: str) -> list[dict[str, 
     """What is left in each of two processes."""
     (folder / "program.py").write_text(PROGRAM)
     (folder / "config.toml").write_text(tomli_w.dumps(tables))
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [str(folder / "program.py"), str(folder), str(folder / "config.toml")]
     done = subprocess.run(
         [*torchrun, "--nproc-per-node", "2", *command, "--out", str(folder / "out")],
