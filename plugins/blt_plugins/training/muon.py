@@ -21,11 +21,12 @@ _SMALLEST_NORM = 1e-7
 class Muon(torch.optim.Optimizer):
     """Moves each matrix by its momentum, made orthogonal; ``stacked`` ones part by part.
 
-    stacked: how many rows each of the maps has whose matrices lie on top of one another in a
-    parameter. Each is orthogonalised by itself, and its step scaled by its own shape.
+    stacked: of parameters that hold several maps on top of one another, the rows of each. Each map
+    is orthogonalised by itself, and its step scaled by its own shape.
 
-    The steps of whole matrices, and the state, are those of ``torch.optim.Muon`` with
-    ``adjust_lr_fn="match_rms_adamw"``, but for the dtype on a CPU; see :func:`orthogonal`.
+    Whole matrices take the steps of ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"``,
+    but for the dtype on a CPU (see :func:`orthogonal`). The state is the same for all: the
+    ``momentum_buffer`` of the whole parameter.
     """
 
     def __init__(
@@ -60,8 +61,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrix: Tensor) -> Tensor:
     """(A, B): ``matrix`` with its singular values brought near 1 by Newton-Schulz iteration.
 
-    In bfloat16, which is exact enough, but on a CPU in the dtype of ``matrix``: many have no
-    bfloat16 arithmetic, and take twenty times as long to go without.
+    Computed in bfloat16, which is exact enough; on a CPU in the dtype of ``matrix``, since one
+    without bfloat16 arithmetic takes about twenty times as long for bfloat16.
     """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
