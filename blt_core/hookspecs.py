@@ -1,6 +1,7 @@
 """The hooks that a plugin module may implement, each marked with ``@hookimpl``.
 
-Hooks are called at assembly and at the boundaries of a run, never for each byte.
+Hooks are called at assembly, at the boundaries of a run, and after each of its steps; never within
+one.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> Tensor:
 def _rates(head_dim: int, theta: float) -> list[float]:
     """How far each of d/2 pairs turns from one position to the next.
 
-    Numbers, not a tensor: one that is kept would belong to whichever pass came first.
+    Cached as plain floats: a cached tensor would carry the device and inference mode of its first
+    use.
     """
     steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu")
     rates: list[float] = (theta ** (-steps / head_dim)).tolist()
@@ -150,7 +151,7 @@ def attend_blocks(
     seen_bnBt (B may be 1): which clean keys. own_bnBB: which rows of the block (None: all).
 
     Scores are (n·B) × (t + B), so no square mask over clean rows and blocks is ever built (Fast
-    BLT, gives the mask this equals).
+    BLT shows the mask that this equals).
     """
     if not q.shape[1]:
         return q  # no block: nothing to attend

@@ -85,7 +85,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = Linear(dim, 2 * hidden)
+        self.gate_up = Linear(dim, hidden, hidden)
         self.down = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +116,8 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, kv_heads: int) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
-        self.qkv = Linear(dim, (heads + 2 * kv_heads) * self.head_dim)
+        own, shared = heads * self.head_dim, kv_heads * self.head_dim
+        self.qkv = Linear(dim, own, shared, shared)
         self.out = Linear(dim, dim)
 
     def project(

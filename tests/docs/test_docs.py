@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import types
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.tiny import config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/*.md")])
+SOURCES = ("blt_core", "plugins", "benchmarks")
 
 
 def read(name: str) -> str:
@@ -101,6 +103,26 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_of_the_repository_that_a_page_names_exist(page):
+    folders = "blt_core|plugins|configs|benchmarks|scripts|docs|tests"
+    named = re.findall(rf"(?<![\w/.-])(?:{folders})/[\w./-]*\w", page.read_text(encoding="utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_classes_and_functions_that_a_page_names_exist(page):
+    named = re.findall(r"`(?:\w+\.)*([A-Z]\w*[a-z]\w*|\w+(?=\())", page.read_text(encoding="utf-8"))
+    assert [name for name in named if name not in source_words()] == []
+
+
+@cache
+def source_words() -> frozenset[str]:
+    """All names in the code, and in the settings it ships."""
+    files = [path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")]
+    return frozenset(re.findall(r"\w+", "".join(path.read_text("utf-8") for path in files)))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -67,11 +67,12 @@ class Runs:
         *,
         blocks: bool = False,
         parts: dict[str, str] | None = None,
+        optimizer: str = "adamw",
         env: dict[str, str] | None = None,
         code: int = 0,
         **settings: Any,
     ) -> Any:
-        backend = {"use": "torch", "strategy": strategy}
+        backend = {"use": "torch", "strategy": strategy, "optimizer": optimizer}
         changed = {**self._tables, "training_backend": backend}
         changed["train"] = {**self._tables["train"], "accumulate": 2, **settings}
         if blocks:
@@ -143,6 +144,12 @@ def test_two_processes_take_the_steps_of_one(runs, strategy, blocks, settings):
     assert tensors.keys() == theirs.keys()
     for name in tensors:
         assert tensors[name].allclose(theirs[name], rtol=1e-4, atol=1e-5), name
+
+
+def test_two_processes_take_the_steps_of_one_with_muon(runs):
+    alone, _ = runs.train("muon-one", 1, optimizer="muon")
+    two, _ = runs.train("muon-two", 2, optimizer="muon")
+    assert_same(alone, two)
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,9 @@ def _whole(deepspeed: ModuleType, held: Tensor) -> Tensor:
 def whole_module(deepspeed: ModuleType, engine: Any) -> Iterator[None]:
     """Gather the weights of a stage 3 module in every process for the time of the block.
 
-    The hooks that gather and drop weights as modules are called are off: they need every process
-    to make the same calls, and would leave the order that they learned from training behind. It is
-    learned anew afterwards.
+    The hooks that gather and drop weights around each module call are off meanwhile: they require
+    identical calls on every rank and would record evaluation's call order. They are re-registered
+    afterwards, and record the order of training again.
     """
     offload = engine.optimizer.parameter_offload
     engine.empty_partition_cache()

@@ -125,7 +125,7 @@ class PatchAttention(nn.Module):
         self.query_norm = RMSNorm(dim)
         self.state_norm = RMSNorm(dim)
         self.q = Linear(dim, dim)
-        self.kv = Linear(dim, 2 * dim)
+        self.kv = Linear(dim, dim, dim)
         self.out = Linear(dim, dim)
 
     def forward(self, states_brD: Tensor, patches: Patches) -> Tensor:

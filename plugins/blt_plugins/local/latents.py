@@ -23,7 +23,7 @@ class LatentAttention(nn.Module):
         self.row_norm = RMSNorm(dim)
         self.slot_norm = RMSNorm(dim)
         self.q = Linear(dim, dim)
-        self.kv = Linear(dim, 2 * dim)
+        self.kv = Linear(dim, dim, dim)
         self.out = Linear(dim, dim)
 
     def keys_values(self, slots_bmkD: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from blt_plugins.training.optimizers import (
     make_optimizers,
     optimizer_bytes,
     optimizer_of,
+    stacked_rows,
 )
 from blt_plugins.training.side_by_side import SideBySide
 
@@ -51,10 +52,6 @@ class TorchBackendParams:
     def __attrs_post_init__(self) -> None:
         if self.optimizer == "muon" and self.strategy == "fsdp":
             raise ValueError("optimizer: muon needs whole matrices, and fsdp spreads them: use ddp")
-        if self.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-            raise ValueError(
-                f"optimizer: muon needs torch 2.9 or later, this is {torch.__version__}"
-            )
 
 
 class TorchBackend:
@@ -95,7 +92,11 @@ class TorchBackend:
         elif self.world_size > 1:
             self._called = DistributedDataParallel(module)
         self._optimizers = make_optimizers(
-            groups, self._name, outputs=self._outputs, fused=not self._sharded
+            groups,
+            self._name,
+            outputs=self._outputs,
+            fused=not self._sharded,
+            stacked=stacked_rows(module),
         )
         self._clip, self._accumulate = clip, accumulate
         if (count := self._passes_at_once(self.world_size, accumulate)) > 1:

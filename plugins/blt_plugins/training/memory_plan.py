@@ -30,10 +30,10 @@ def sharded(module: nn.Module, *, processes: int, accumulate: int) -> StateMemor
     """FSDP2: everything spread evenly over the processes, and units gathered for their passes.
 
     The root is whole from its forward pass on, and so is its gradient until the pass ends. Of the
-    layers two are whole at a time, the one in use and the next, and one gradient. Passes before
-    the last of a step do not meet other processes, so their gradients are kept whole. AdamW, which
-    is not fused here, computes with two tensors as large as the parameter that it is at. For scores
-    all units are gathered, the root first, each through a copy of its own.
+    layers two are whole at a time, the one in use and the next, and one gradient. Gradients are
+    reduced only in the last micro-batch of a step, so earlier ones are held unsharded. Unfused
+    AdamW needs two temporaries of the size of the current parameter's shard. Evaluation gathers all
+    units, the root first, each through a copy of its own.
     """
     if processes == 1:
         return replicated(module, processes=1)

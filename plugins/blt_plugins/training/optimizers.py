@@ -1,42 +1,59 @@
-"""The optimizers of the torch backend: AdamW alone, or with Muon for the matrices inside."""
+"""The optimizers of the torch backend: AdamW alone, or with Muon for the matrices inside.
+
+Muon takes maps that are stacked in one matrix (q, k and v; gate and up) one by one: in pairs of
+runs of 200 steps that ended 0.004, 0.02 and 0.06 bits per byte lower than with whole matrices, at
+rates 1.5e-3, 3e-3 and 6e-3 (benchmarks/README.md, optimizers.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from blt_core.nn import Linear
 from blt_plugins.training.memory_plan import MOMENTS, parameter_bytes
+from blt_plugins.training.muon import Muon
 from blt_plugins.training.schedule import parameter_groups
 
 OptimizerName = Literal["adamw", "muon"]
 Groups = Sequence[dict[str, Any]]
 
 BETAS = (0.9, 0.95)
-MOMENTUM = 0.95
 
 
 def make_optimizers(
-    groups: Groups, name: OptimizerName, *, outputs: int, fused: bool
+    groups: Groups,
+    name: OptimizerName,
+    *,
+    outputs: int,
+    fused: bool,
+    stacked: Mapping[nn.Parameter, Sequence[int]],
 ) -> list[torch.optim.Optimizer]:
     """Optimizers of the groups of ``parameter_groups``; the rate, 0, is set at each step.
 
-    muon: the momentum of matrices is made orthogonal (Jordan et al., 2024), and scaled so that
-    AdamW's rate and decay fit (arXiv 2502.16982). AdamW keeps all the rest, and matrices with
-    ``outputs`` rows: a head, each row of which is a class of its own. fused: AdamW's kernel that
-    touches every parameter once, on the CPU too.
+    muon: :class:`blt_plugins.training.muon.Muon` for matrices; AdamW keeps all the rest, and
+    matrices with ``outputs`` rows: a head, each row of which is a class of its own. stacked: see
+    :func:`stacked_rows`. fused: AdamW's kernel that touches every parameter once, on the CPU too.
     """
     inner, rest = split(groups, name, outputs=outputs)
     found: list[torch.optim.Optimizer] = []
     if inner:
-        found.append(
-            torch.optim.Muon(inner, lr=0.0, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
-        )
+        found.append(Muon(inner, stacked))
     if rest:
         found.append(torch.optim.AdamW(rest, lr=0.0, betas=BETAS, fused=fused))
     return found
+
+
+def stacked_rows(module: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
+    """The rows of each map in weights that hold several, as their layers say."""
+    return {
+        layer.weight: layer.stacked
+        for layer in module.modules()
+        if isinstance(layer, Linear) and len(layer.stacked) > 1
+    }
 
 
 def split(groups: Groups, name: OptimizerName, *, outputs: int) -> tuple[Groups, Groups]:

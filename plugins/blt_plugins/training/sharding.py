@@ -1,4 +1,4 @@
-"""A module spread over the processes by FSDP2; imported where that is asked for, as it is slow."""
+"""FSDP2 sharding. Imported lazily because importing it is slow."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class SideBySide:
     def __init__(self, count: int) -> None:
         self._count = count
         share = max(torch.get_num_threads() // count, 1)
-        # Each thread has a number of its own, which leaves that of others alone.
+        # torch's thread count is per thread, so this does not affect other threads.
         self._pool = ThreadPoolExecutor(count, "pass", torch.set_num_threads, (share,))
 
     def add(
