@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import warnings
@@ -10,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 
 from blt_core.errors import PluginError
 
@@ -68,3 +70,17 @@ def leave_group(deepspeed: ModuleType) -> None:
     if torch.distributed.is_initialized():
         deepspeed.comm.destroy_process_group()
     deepspeed.comm.comm.cdb = None  # it would be taken for the next run's
+    _forget_groups()
+
+
+def _forget_groups() -> None:
+    """Cut the process groups from what DeepSpeed leaves behind.
+
+    A destroyed engine lives on in cycles through autograd's hooks, which the garbage collector does
+    not see. Its groups would keep their threads running into the end of the interpreter.
+    """
+    for each in gc.get_objects():
+        if str(type(each).__module__).startswith("deepspeed.") or isinstance(each, nn.Parameter):
+            for name, value in list(getattr(each, "__dict__", {}).items()):
+                if isinstance(value, torch.distributed.ProcessGroup):
+                    setattr(each, name, None)
