@@ -13,7 +13,7 @@ from typing import Any, Literal
 import attrs
 
 from blt_core._inline import parse_inline
-from blt_core._tables import Place, Table, read_toml
+from blt_core._tables import Place, Table, read_tables, read_toml
 from blt_core.component import at_least, between, more_than, not_empty
 from blt_core.errors import Problem
 from blt_core.types import IdScheme, Sampling
@@ -28,6 +28,7 @@ __all__ = [
     "RunSettings",
     "load_config",
     "parse_inline",
+    "read_tables",
 ]
 
 #: The version of the config format that this code reads.

@@ -15,6 +15,7 @@ from blt_core.cli import inputs
 from blt_core.component import BuildContext
 from blt_core.config import parse_inline
 from blt_core.errors import ConfigError, DataError
+from blt_core.files import names_in
 from blt_core.model import part_dtype
 from blt_core.pipeline import plan_run, stored_model
 from blt_core.plugins import Plugins, load_plugins
@@ -46,7 +47,7 @@ def add_command(app: typer.Typer) -> None:
         """Store a checkpoint in another format; what a config sets (a threshold, say) with it."""
         plugins = load_plugins()
         writer = _writer(to, plugins)
-        if not force and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        if not force and target.exists() and not (target.is_dir() and not names_in(target)):
             name = to.split()[0]
             raise DataError(f"{target}: exists already; --force replaces a {name!r} checkpoint")
         config = inputs.find_source(source).with_run(dtype=dtype)

@@ -11,6 +11,7 @@ import typer
 
 from blt_core.config import Config, load_config
 from blt_core.errors import DataError, near_match
+from blt_core.files import is_stray
 from blt_core.resources import resource
 
 DEMO = "demo"
@@ -51,7 +52,8 @@ def find_config(name: str) -> Config:
     path = Path(name)
     if not path.suffix and len(path.parts) == 1:
         # A bare word names a shipped config first: a folder called demo must not hide the demo.
-        shipped = {file.stem: file for file in resource("configs").glob("*.toml")}
+        found = resource("configs").glob("*.toml")
+        shipped = {file.stem: file for file in found if not is_stray(file.name)}
         if name not in shipped and path.is_file():
             return load_config(path)
         if name not in shipped:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Modules of blt_core from the bottom up; each imports from its own layer and those below.
 LAYERS = [
-    {"errors", "types"},
+    {"errors", "types", "files"},
     {"protocols"},
     {"component", "hookspecs", "resources", "nn", "published", "log", "stored"},
     {"_tables", "_structure", "_signatures", "_inline"},

@@ -232,7 +232,10 @@ def test_bytes_of_a_column_need_not_be_utf8(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "a"', "bad.jsonl:2: no JSON: "),
+        (b'{"text": "a"', "bad.jsonl:2: not valid JSON: Expecting ',' delimiter at column 13"),
+        (b"[" * 100_000, "bad.jsonl:2: not read: nested too deeply"),
+        (b'{"id": ' + b"1" * 5000 + b"}", "bad.jsonl:2: not read: an integer has too many digits"),
+        (b'{"text": NaN}', "bad.jsonl:2: 'text' is no string, but float"),
         (
             b'{"body": 1, "id": 2}',
             "bad.jsonl:2: no key 'text' (corpus.text_key); it has 'body', 'id'",

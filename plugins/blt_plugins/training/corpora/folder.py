@@ -16,7 +16,8 @@ from blt_plugins.training.corpora.stored import StoredCorpus
 class FolderCorpusParams:
     """path: the folder (relative: to the working directory). pattern: a glob, ** for any depth.
 
-    Hidden files and folders (and ``__pycache__``) are taken only where the pattern names them.
+    Hidden files and folders (and ``__pycache__``, ``Thumbs.db``) are taken only where the pattern
+    names them.
     valid_path: a folder of held-out files. Without it, ``train`` and ``valid`` below ``path`` are
     used if both exist; else about ``valid_percent`` of the files are held out, by their content.
     """
