@@ -85,7 +85,7 @@ def with_sampler(config: Config, spec: str | None) -> Config:
     """The config with the sampler of ``--sampler``, if one is given."""
     from blt_core.config import parse_inline
 
-    return config if spec is None else config.with_table("sampler", parse_inline(spec, "sampler"))
+    return config if spec is None else config.with_option("sampler", parse_inline(spec, "sampler"))
 
 
 def read_prompts(prompts: Sequence[str] | None, files: Sequence[str] | None) -> list[bytes]:

@@ -10,7 +10,7 @@ import attrs
 from blt_core.checkpoint import file_errors
 from blt_core.component import BuildContext, Component, between, not_empty
 from blt_core.errors import DataError
-from blt_core.files import parse_json
+from blt_core.files import expand_home, parse_json
 from blt_plugins.training.corpora.files import match_files
 from blt_plugins.training.corpora.stored import StoredCorpus
 
@@ -23,9 +23,11 @@ class JsonlCorpusParams:
     held out, by their content. Empty lines, and texts that are null or empty, are passed over.
     """
 
-    path: str
+    path: str = attrs.field(converter=expand_home)
     text_key: str = attrs.field(default="text", validator=not_empty())
-    valid_path: str | None = None
+    valid_path: str | None = attrs.field(
+        default=None, converter=attrs.converters.optional(expand_home)
+    )
     valid_percent: float = attrs.field(default=5.0, validator=between(0, 50))
 
 

@@ -12,7 +12,7 @@ import attrs
 
 from blt_core.component import BuildContext, Component, between, not_empty
 from blt_core.errors import DataError, near_match
-from blt_core.files import stand_in
+from blt_core.files import expand_home, stand_in
 from blt_plugins.training.corpora.arrow import arrow, arrow_errors
 from blt_plugins.training.corpora.files import match_files
 from blt_plugins.training.corpora.stored import StoredCorpus
@@ -32,9 +32,11 @@ class ParquetCorpusParams:
     held out, by their content. Texts that are null or empty are passed over.
     """
 
-    path: str
+    path: str = attrs.field(converter=expand_home)
     text_key: str = attrs.field(default="text", validator=not_empty())
-    valid_path: str | None = None
+    valid_path: str | None = attrs.field(
+        default=None, converter=attrs.converters.optional(expand_home)
+    )
     valid_percent: float = attrs.field(default=5.0, validator=between(0, 50))
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from blt_core.component import BuildContext, Component
 from blt_core.errors import DataError
-from blt_core.files import stand_in_at
+from blt_core.files import expand_home, stand_in_at
 from blt_plugins.training.corpora.arrow import arrow, arrow_errors
 from blt_plugins.training.corpora.stored import Split
 from blt_plugins.training.shards import (
@@ -28,7 +28,7 @@ from blt_plugins.training.shards import (
 class PreparedCorpusParams:
     """path: the folder that ``blt prepare`` wrote; it says which documents are held out."""
 
-    path: str
+    path: str = attrs.field(converter=expand_home)
 
 
 class PreparedDocuments:
