@@ -169,7 +169,7 @@ def resolve(config: Config, plugins: Plugins, *, needs: Iterable[str] = ()) -> P
     for key, source in [*written, *((key, tables) for key in {"schema": None, **tables})]:
         try:
             value = _read_top_level(key, source, plugins)
-        except Invalid as error:
+        except Invalid as error:  # noqa: PERF203 -- to gather the problems of all
             problems += error.problems
         else:
             found |= {key: value} if source is tables else {}

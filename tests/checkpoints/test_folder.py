@@ -65,6 +65,28 @@ def test_writing_again_replaces_both_files_and_leaves_nothing_behind(folder, wri
     assert sorted(path.name for path in written.iterdir()) == ["config.toml", "model.safetensors"]
 
 
+def test_a_config_with_a_byte_order_mark_is_read(folder, written):
+    text = (written / "config.toml").read_text()
+    (written / "config.toml").write_text(text, encoding="utf-8-sig")
+    assert folder.read(str(written))[0]["schema"] == 1
+
+
+@pytest.mark.parametrize("name", ["config.toml", "model.safetensors"])
+def test_a_pointer_in_place_of_a_file_is_named(folder, written, name):
+    (written / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    with pytest.raises(CheckpointError, match=rf"{name}: a Git-LFS pointer, .*git lfs pull"):
+        folder.read(str(written))
+
+
+def test_a_folder_of_nothing_but_strays_is_empty_and_they_stay(folder, tmp_path):
+    (tmp_path / "model").mkdir()
+    for name in (".DS_Store", "notes.txt~", ".nfs0001"):
+        (tmp_path / "model" / name).write_text("mine")
+    folder.write(tmp_path / "model", CONFIG, TENSORS)
+    left = {path.name for path in (tmp_path / "model").iterdir()}
+    assert left == {*MODEL_FILES, ".DS_Store", "notes.txt~"}
+
+
 def test_what_else_lies_in_the_folder_stays(folder, written):
     (written / "README.md").write_text("a model card")
     (written / "plots" / "deep").mkdir(parents=True)

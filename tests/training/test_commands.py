@@ -10,7 +10,7 @@ import tomli
 import tomli_w
 from safetensors.torch import load_file
 
-from blt_core.config import load_config
+from blt_core.config import Config, load_config
 from blt_core.errors import ConfigError
 from blt_core.plugins import load_plugins
 from blt_core.resources import resource
@@ -46,6 +46,16 @@ def test_train_writes_a_model_and_says_where(blt, config, tmp_path):
     assert again.code == 0
     assert "already finished (model step 12); --fresh trains anew" in again.err
     assert again.out == outcome.out
+
+
+def test_an_option_hides_no_fault_of_the_corpus_table(tables, texts):
+    tables["corpus"] |= {"path": 5, "valid_path": 6}
+    with pytest.raises(ConfigError) as caught:
+        make_job(Config.from_mapping(tables, "a.toml"), load_plugins(), corpus=texts)
+    assert [str(each) for each in caught.value.problems] == [
+        "a.toml: corpus.path: expected str, got int 5",
+        "a.toml: corpus.valid_path: expected str, got int 6",
+    ]
 
 
 def test_another_corpus_can_be_given(blt, config, tables, tmp_path, texts):
