@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 #: Deeper values would exhaust Python's stack somewhere between here and a built component.
-_DEEPEST = 50
-TOO_DEEP = f"nested more than {_DEEPEST} levels deep"
+DEEPEST = 50
+TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 #: Bytes that tell what a file is.
 _BEGINNING = 200
 
@@ -107,7 +107,7 @@ def read_json(path: Path) -> Any:
 def check_depth(value: object) -> None:
     """Raise ValueError for tables and lists that are nested too deeply to be worked with."""
     level: list[Any] = [value]
-    for _ in range(_DEEPEST):
+    for _ in range(DEEPEST):
         level = [item for each in level for item in _below(each)]
     if level:
         raise ValueError(TOO_DEEP)

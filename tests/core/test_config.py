@@ -275,6 +275,12 @@ def test_problems_of_inline_components_name_the_option(plugins, problems) -> Non
     assert found[1].startswith("--sampler: verification.use: no verification named 'greedie'.")
 
 
+def test_an_inline_key_is_no_deeper_than_a_file(problems) -> None:
+    (found,) = problems(parse_inline, "x " + ".".join("a" * 3000) + "=1", "sampler")
+    assert found.startswith("--sampler: a.a.a.")
+    assert found.endswith(": nested more than 50 levels deep")
+
+
 keys = st.text(string.ascii_lowercase + "_", min_size=1, max_size=6).filter(lambda k: k != "use")
 leaves = (
     st.booleans()

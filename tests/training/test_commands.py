@@ -83,7 +83,7 @@ def test_files_of_others_are_never_removed(blt, config, tmp_path, file, fresh):
     path.write_text("mine\n2")
     outcome = blt("train", config, "--out", tmp_path / "project", *fresh)
     assert outcome.code == 2
-    assert f"{tmp_path / 'project' / Path(file).parts[0]}: " in outcome.err
+    assert f"{tmp_path / 'project' / Path(file).parts[0]}:" in outcome.err
     assert "scorer 1/8" not in outcome.err
     assert path.read_text() == "mine\n2"
 
