@@ -8,6 +8,7 @@ from typing import Any
 
 from blt_core._tables import Place, Table, parse_toml
 from blt_core.errors import ConfigError, Problem
+from blt_core.files import DEEPEST, TOO_DEEP
 
 # A word ends at a space outside of quotes, brackets and braces. One that is left open runs to the
 # end of the text, so that TOML can say what is wrong with it.
@@ -22,6 +23,8 @@ _LISTED = re.compile(
     re.VERBOSE,
 )
 _KNOWN_WORDS = ("true", "false", "inf", "nan")
+#: Characters of a key that a message shows.
+_SHOWN = 200
 _BARE = re.compile(r"[^\s\"'\[\]{},=]+")
 
 
@@ -47,7 +50,7 @@ def parse_inline(text: str, kind: str) -> Table:
         try:
             _insert(tables, key.split("."), _value(value))
         except ValueError as error:
-            problems.append(place.child(key).problem(str(error)))
+            problems.append(place.child(key[:_SHOWN]).problem(str(error)))
     if problems:
         raise ConfigError(problems)
     return Table(tables, place)
@@ -74,6 +77,8 @@ def _quoted(found: re.Match[str]) -> str:
 
 def _insert(tables: dict[str, Any], path: list[str], value: Any) -> None:
     key, *below = path
+    if len(below) >= DEEPEST:
+        raise ValueError(TOO_DEEP)
     if below and isinstance(tables.setdefault(key, {}), dict):
         _insert(tables[key], below, value)
     elif below:

@@ -52,7 +52,8 @@ def merge_checkpoint(
         else:
             run[key] = own
     merged = Table({**run, **model}, config.tables.place)
-    return Config(merged, (*config.problems, *merger.problems))
+    problems = (*config.problems, *merger.problems)
+    return attrs.evolve(config, tables=merged, problems=problems)
 
 
 @attrs.frozen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import attrs
 import tomli
 
 from blt_core.errors import ConfigError, Problem
+from blt_core.files import TOO_DEEP, check_depth, decode, explain
 
 
 @attrs.frozen
@@ -94,17 +95,12 @@ class Table(dict[str, Any]):
         return value
 
 
-#: Deeper tables would exhaust Python's stack somewhere between here and a built component.
-_DEEPEST = 50
-
-
 def parse_toml(text: str) -> dict[str, Any]:
     """The tables of a TOML text.
 
     Raises ValueError for all that cannot be read: TOMLDecodeError for faults of syntax, a plain one
     for numbers and nesting that are beyond Python's limits.
     """
-    too_deep = ValueError(f"nested more than {_DEEPEST} levels deep")
     try:
         tables = tomli.loads(text)
     except tomli.TOMLDecodeError:
@@ -112,35 +108,30 @@ def parse_toml(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError("an integer has too many digits") from error
     except RecursionError as error:
-        raise too_deep from error
-    level: list[Any] = [tables]
-    for _ in range(_DEEPEST):
-        level = [item for table in level for item in _below(table)]
-    if level:
-        raise too_deep
+        raise ValueError(TOO_DEEP) from error
+    check_depth(tables)
     return tables
 
 
-def _below(value: object) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
-
-
 def read_toml(path: Path) -> Table:
+    """The tables of a TOML file, which know their place; raises as :func:`read_tables` does."""
+    return Table(read_tables(path), Place(str(path)))
+
+
+def read_tables(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; ConfigError if it is missing, unreadable or malformed."""
-    place = Place(str(path))
+    place, data = Place(str(path)), b""
     try:
-        return Table(parse_toml(path.read_text(encoding="utf-8")), place)
+        data = path.read_bytes()
+        return parse_toml(decode(data))
     except FileNotFoundError:
         problem = place.problem("no such file")
-    except UnicodeDecodeError as error:
-        problem = place.problem(f"not UTF-8 text: {error.reason} at byte {error.start}")
     except OSError as error:
         problem = place.problem(f"cannot be read: {error.strerror}")
     except tomli.TOMLDecodeError as error:
         where = Place(f"{path}:{error.lineno}:{error.colno}")
-        problem = where.problem(error.msg)
+        found = explain(data)
+        problem = place.problem(found) if found else where.problem(error.msg)
     except ValueError as error:
         problem = place.problem(str(error))
     raise ConfigError([problem])

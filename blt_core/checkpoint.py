@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from blt_core.config import MODEL_KINDS, SCHEMA
 from blt_core.errors import BltError, CheckpointError, DataError, RunError
+from blt_core.files import names_in
 from blt_core.model import Model
 from blt_core.stored import LazyTensors
 
@@ -179,12 +180,12 @@ def replace_folder(
 def check_replaceable(target: Path, files: Collection[str]) -> None:
     """Raise DataError if something has the name ``target`` that :func:`replace_folder` must leave.
 
-    It replaces a folder that holds all of ``files``, or nothing at all.
+    It replaces a folder that holds all of ``files``, or nothing but what systems and editors leave.
     """
     real = _real(target)
     for found in (real, _spare(real)):
         with file_errors(found, DataError):
-            names = {path.name for path in found.iterdir()} if found.exists() else set()
+            names = names_in(found)
         if names and not names.issuperset(files):
             raise DataError(
                 f"{found}: not replaced, since it is no folder with {' and '.join(files)}\n"
@@ -214,7 +215,8 @@ def file_errors(path: Path, kind: type[BltError]) -> Iterator[None]:
 def _carry(old: Path, fresh: Path, files: Collection[str]) -> None:
     """Copy what a folder holds beside ``files``."""
     for path in old.iterdir() if old.is_dir() else ():
-        if path.name in files:
+        # NFS names so a removed file that is still open: a copy would stay for ever.
+        if path.name in files or path.name.startswith(".nfs"):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.copytree(path, fresh / path.name, symlinks=True)

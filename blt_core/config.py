@@ -6,16 +6,17 @@ Reading a file finds syntax errors only. What the tables say is checked by
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 
 from blt_core._inline import parse_inline
-from blt_core._tables import Place, Table, read_toml
+from blt_core._tables import Place, Table, read_tables, read_toml
 from blt_core.component import at_least, between, more_than, not_empty
 from blt_core.errors import Problem
+from blt_core.files import expand_home
 from blt_core.types import IdScheme, Sampling
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "RunSettings",
     "load_config",
     "parse_inline",
+    "read_tables",
 ]
 
 #: The version of the config format that this code reads.
@@ -45,11 +47,13 @@ def _no_empty_stop(_: object, __: attrs.Attribute[Any], value: tuple[str, ...]) 
 class RunSettings:
     """``[run]``: what to run, on what, and the defaults of a generation request.
 
-    ``checkpoint``: a path or ``demo:…``; it gives the model parts. ``stop``: texts that end the
-    output.
+    ``checkpoint``: a path (``~`` is the home folder) or ``demo:…``; it gives the model parts.
+    ``stop``: texts that end the output.
     """
 
-    checkpoint: str | None = attrs.field(default=None, validator=not_empty())
+    checkpoint: str | None = attrs.field(
+        default=None, validator=not_empty(), converter=attrs.converters.optional(expand_home)
+    )
     device: str = "cpu"
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     seed: int = attrs.field(default=0, validator=between(0, 2**63 - 1))
@@ -116,10 +120,13 @@ class Config:
     """The tables of one configuration; each knows the file and path that it comes from.
 
     ``problems``: found while the config was put together; ``resolve`` raises them with its own.
+    ``replaced``: top-level tables as they were before options changed them; ``resolve`` checks them
+    too, so that no option hides what is wrong in a file.
     """
 
     tables: Table
     problems: tuple[Problem, ...] = ()
+    replaced: tuple[Table, ...] = ()
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], place: str = "config") -> Config:
@@ -131,24 +138,46 @@ class Config:
         """The checkpoint that the run names, if it names one."""
         run = self.tables.get("run")
         location = run.get("checkpoint") if isinstance(run, Mapping) else None
-        return location if isinstance(location, str) and location else None
+        return expand_home(location) if isinstance(location, str) and location else None
 
     def with_table(self, name: str, table: Mapping[str, Any]) -> Config:
         """A copy in which ``table`` stands for ``[name]``; a Table keeps its own place."""
         return attrs.evolve(self, tables=self.tables.updated({name: table}, {}))
 
-    def with_run(self, **settings: object) -> Config:
-        """A copy with settings of ``[run]`` replaced, as by options: None leaves one alone.
+    def with_option(self, name: str, table: Mapping[str, Any]) -> Config:
+        """A copy in which the table that an option gives stands for ``[name]``."""
+        return self._replacing(name, table, self.tables.get(name))
 
-        Messages call them by their option: ``--max-new-bytes``.
+    def with_options(
+        self,
+        name: str,
+        values: Mapping[str, object],
+        options: Mapping[str, str] | None = None,
+        *,
+        without: Collection[str] = (),
+    ) -> Config:
+        """A copy with keys of ``[name]`` set by options, and those in ``without`` left out.
+
+        options: how messages call a key, if not by its name (``--max-new-bytes``).
         """
-        given = {key: value for key, value in settings.items() if value is not None}
-        options = {key: Place("--" + key.replace("_", "-")) for key in given}
-        run = self.tables.get("run", Table({}, self.tables.place_of("run")))
-        # What is no table is left for ``resolve`` to complain about.
-        return (
-            self.with_table("run", run.updated(given, options)) if isinstance(run, Table) else self
-        )
+        own = self.tables.get(name, Table({}, self.tables.place_of(name)))
+        if not isinstance(own, Table):
+            return self  # ``resolve`` will complain
+        called = {key: "--" + key.replace("_", "-") for key in values} | dict(options or {})
+        places = {key: Place(option) for key, option in called.items()}
+        kept = Table({k: v for k, v in own.items() if k not in without}, own.place, own.moved)
+        absent = values.keys() - own.keys()  # no fault of the file, for the options give them
+        written = own.updated({k: values[k] for k in absent}, {k: places[k] for k in absent})
+        return self._replacing(name, kept.updated(values, places), written)
+
+    def with_run(self, **settings: object) -> Config:
+        """A copy with settings of ``[run]`` set by options: None leaves one alone."""
+        return self.with_options("run", {k: v for k, v in settings.items() if v is not None})
+
+    def _replacing(self, name: str, table: Mapping[str, Any], written: object) -> Config:
+        own = Table({name: written}, self.tables.place, self.tables.moved)
+        replaced = (*self.replaced, own) if name in self.tables else self.replaced
+        return attrs.evolve(self.with_table(name, table), replaced=replaced)
 
 
 def load_config(path: str | Path) -> Config:

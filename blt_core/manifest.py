@@ -21,9 +21,10 @@ import attrs
 
 from blt_core._entry_points import canonical
 from blt_core._structure import Invalid, read_table
-from blt_core._tables import Place, Table, read_toml
+from blt_core._tables import Place, Table, parse_toml, read_toml
 from blt_core.component import Kind, not_empty, one_of
 from blt_core.errors import ConfigError, Problem, near_match
+from blt_core.files import decode, is_lfs_pointer
 from blt_core.resources import resource
 
 _FILE = "registry.toml"
@@ -258,11 +259,18 @@ def _is_file(path: Path) -> bool:
 
 def _is_ours(path: Path) -> bool:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        data = path.read_bytes()
     except OSError:
         return True  # reading it whole will say why it cannot be read
-    above_tables = re.split(r"^\s*\[", text, maxsplit=1, flags=re.MULTILINE)[0]
-    return re.search(r"^\s*schema\s*=", above_tables, re.MULTILINE) is not None
+    try:
+        return "schema" in parse_toml(decode(data))
+    except ValueError:
+        # Nobody can tell whose file a pointer stands for; and without the zeros of UTF-16, and what
+        # a byte order mark becomes, text in another encoding reads as it was meant.
+        text = data.replace(b"\0", b"").decode(errors="replace").lstrip("\ufeff\ufffd")
+        above_tables = re.split(r"^\s*\[", text, maxsplit=1, flags=re.MULTILINE)[0]
+        schema = re.search(r"^\s*[\"']?schema[\"']?\s*=", above_tables, re.MULTILINE)
+        return schema is not None or is_lfs_pointer(data)
 
 
 def _by_kind_and_name(tables: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Any]:

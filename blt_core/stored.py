@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import ctypes
 import mmap
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import attrs
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from blt_core.errors import CheckpointError
+from blt_core.files import stand_in_at
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -31,112 +31,70 @@ class LazyTensors(Mapping[str, Tensor]):
 class StoredTensors(LazyTensors):
     """The tensors of safetensors files, as views of private memory maps.
 
-    So memory holds no more than what is used of a tensor that stays as it is stored, and writing to
-    it leaves the file alone. The files are those that had their names when this was made, whatever
-    replaces them. A tensor that is read twice is the same memory. Raises CheckpointError for a file
-    that cannot be read, and for a tensor that several files hold.
+    Pages are loaded on demand and copied on write, so the file never changes. Replacing a file on
+    disk does not affect tensors already opened. A tensor that is read twice is the same memory.
+    Raises CheckpointError for a file that cannot be read, and for a tensor that several files hold.
     """
 
     def __init__(self, *paths: Path) -> None:
-        self._stored: dict[str, _Stored] = {}
+        self._files: dict[str, tuple[Path, Any]] = {}
         for path in paths:
-            for stored in _stored_in(path):
-                if stored.name in self._stored:
-                    other = self._stored[stored.name].path
-                    raise CheckpointError(f"{path}: {stored.name} is in {other} too")
-                self._stored[stored.name] = stored
+            file = _open(path)
+            for name in file.keys():  # noqa: SIM118 -- it is no mapping
+                if name in self._files:
+                    raise CheckpointError(f"{path}: {name} is in {self._files[name][0]} too")
+                self._files[name] = path, file
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
-        return self._stored[name].shape
+        return tuple(self._files[name][1].get_slice(name).get_shape())
 
     def release(self, name: str) -> None:
-        """Let memory go of the pages that a tensor alone fills; they are read again if need be."""
-        self._stored[name].release()
+        """Let memory go of the pages that a tensor alone fills; they are read again if need be.
+
+        safetensors unmaps a file only as a whole. Without this, a model that is cast while it is
+        loaded would take the memory of its weights twice.
+        """
+        tensor = self[name]
+        begin, page = tensor.data_ptr(), mmap.PAGESIZE
+        first, last = -(-begin // page) * page, (begin + tensor.nbytes) // page * page
+        if last > first and hasattr(mmap, "MADV_DONTNEED"):
+            madvise = ctypes.CDLL(None).madvise
+            madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._stored[name].read()
+        path, file = self._files[name]
+        try:
+            tensor: Tensor = file.get_tensor(name)
+        except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: {name} cannot be read: {error}") from error
+        if tuple(tensor.shape) != self.shape(name):  # several numbers in one element
+            raise CheckpointError(f"{path}: {name}: dtype {tensor.dtype} is not supported")
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
+        return iter(self._files)
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return len(self._files)
 
 
-@attrs.frozen
-class _Stored:
-    """Where a tensor lies: bytes [begin, end) of a mapped file."""
-
-    name: str
-    path: Path
-    mapped: mmap.mmap
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    def read(self) -> Tensor:
-        """The tensor, of the map. Raises CheckpointError for a shape that no tensor has."""
-        count = (self.end - self.begin) // self.dtype.itemsize
-        try:
-            if count == 0:
-                return torch.empty(self.shape, dtype=self.dtype)
-            flat = torch.frombuffer(self.mapped, dtype=self.dtype, offset=self.begin, count=count)
-            return flat.view(self.shape)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.path}: {self.name} cannot be read: {error}") from error
-
-    def release(self) -> None:
-        """Drop the whole pages of the tensor from memory; they come back when they are used."""
-        page = mmap.PAGESIZE
-        first, last = -(-self.begin // page) * page, self.end // page * page
-        if last > first and hasattr(mmap, "MADV_DONTNEED"):
-            self.mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
-
-
-def _stored_in(path: Path) -> Iterator[_Stored]:
-    """The tensors of one file."""
+def _open(path: Path) -> Any:
+    """An open safetensors file, whose header is checked."""
     try:
-        with path.open("rb") as file:
-            with safe_open(str(path), framework="pt"):
-                pass  # the whole header is checked
-            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                raise CheckpointError(f"{path}: replaced while it was read; try again")
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        before = path.stat()
+        file = safe_open(str(path), framework="pt")
+        # It is opened twice by its name: for the header, and for the map.
+        if not os.path.samestat(before, path.stat()):
+            raise CheckpointError(f"{path}: replaced while it was read; try again")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: truncated or no safetensors file ({error}); "
-            "copy or download it again, or train it anew"
-        ) from error
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in _DTYPES:
-            raise CheckpointError(f"{path}: {name}: dtype {entry['dtype']} is not supported")
-        begin, end = (8 + size + offset for offset in entry["data_offsets"])
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-        yield _Stored(name, path, mapped, dtype, shape, begin, end)
+        raise CheckpointError(f"{path}: {_reason(path, error)}") from error
+    return file
 
 
-#: What safetensors calls dtypes.
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, SafetensorError) and (found := stand_in_at(path)):
+        return found
+    return (
+        f"truncated or no safetensors file ({error}); copy or download it again, or train it anew"
+    )

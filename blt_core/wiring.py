@@ -186,18 +186,21 @@ def resolve(config: Config, plugins: Plugins, *, needs: Iterable[str] = ()) -> P
     tables, place = config.tables, config.tables.place
     found: dict[str, Any] = {"run": RunSettings()}
     problems = [*config.problems]
-    for key in {"schema": None, **tables}:
+    written = [(key, replaced) for replaced in config.replaced for key in replaced]
+    for key, source in [*written, *((key, tables) for key in {"schema": None, **tables})]:
         try:
-            found[key] = _read_top_level(key, tables, plugins)
+            value = _read_top_level(key, source, plugins)
         except Invalid as error:  # noqa: PERF203 -- to gather the problems of all
             problems += error.problems
+        else:
+            found |= {key: value} if source is tables else {}
     nodes = {key: value for key, value in found.items() if isinstance(value, Node)}
     needed = [*needs, *(["model"] if nodes.keys() & set(MODEL_KINDS) else [])]
     problems += [_missing(place, key) for key in dict.fromkeys(needed) if key not in tables]
     problems += _disagreements(place, nodes)
     problems += _unmet_requirements(config, nodes)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(dict.fromkeys(problems)))
     settings = {k: v for k, v in found.items() if k not in nodes and k != "schema"}
     return Plan(settings, nodes, place, plugins.registry)
 

@@ -12,6 +12,7 @@ from blt_core.cli.streams import output, output_json
 from blt_core.component import BuildContext
 from blt_core.config import parse_inline
 from blt_core.errors import ConfigError, DataError
+from blt_core.files import names_in
 from blt_core.plugins import Plugins, load_plugins
 from blt_core.wiring import build_node, resolve_component
 
@@ -47,7 +48,7 @@ def convert(
 
     plugins = load_plugins()
     writer = _writer(to, plugins)
-    if not force and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    if not force and target.exists() and not (target.is_dir() and not names_in(target)):
         name = to.split()[0]
         raise DataError(f"{target}: exists already; --force replaces a {name!r} checkpoint")
     config = inputs.find_source(source).with_run(dtype=dtype)

@@ -12,6 +12,7 @@ import typer
 
 from blt_core.config import Config, load_config
 from blt_core.errors import DataError, RequestError, near_match
+from blt_core.files import is_stray
 from blt_core.manifest import load_manifest
 from blt_core.resources import resource
 
@@ -25,7 +26,8 @@ STDIN = "-"
 
 
 def _shipped_configs() -> dict[str, Path]:
-    return {file.stem: file for file in resource("configs").glob("*.toml")}
+    found = resource("configs").glob("*.toml")
+    return {file.stem: file for file in found if not is_stray(file.name)}
 
 
 def _complete_config(incomplete: str) -> list[str]:
@@ -108,7 +110,7 @@ def with_sampler(config: Config, spec: str | None) -> Config:
     """The config with the sampler of ``--sampler``, if one is given."""
     from blt_core.config import parse_inline
 
-    return config if spec is None else config.with_table("sampler", parse_inline(spec, "sampler"))
+    return config if spec is None else config.with_option("sampler", parse_inline(spec, "sampler"))
 
 
 def read_prompts(

@@ -65,6 +65,28 @@ def test_writing_again_replaces_both_files_and_leaves_nothing_behind(folder, wri
     assert sorted(path.name for path in written.iterdir()) == ["config.toml", "model.safetensors"]
 
 
+def test_a_config_with_a_byte_order_mark_is_read(folder, written):
+    text = (written / "config.toml").read_text()
+    (written / "config.toml").write_text(text, encoding="utf-8-sig")
+    assert folder.read(str(written))[0]["schema"] == 1
+
+
+@pytest.mark.parametrize("name", ["config.toml", "model.safetensors"])
+def test_a_pointer_in_place_of_a_file_is_named(folder, written, name):
+    (written / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    with pytest.raises(CheckpointError, match=rf"{name}: a Git-LFS pointer, .*git lfs pull"):
+        folder.read(str(written))
+
+
+def test_a_folder_of_nothing_but_strays_is_empty_and_they_stay(folder, tmp_path):
+    (tmp_path / "model").mkdir()
+    for name in (".DS_Store", "notes.txt~", ".nfs0001"):
+        (tmp_path / "model" / name).write_text("mine")
+    folder.write(tmp_path / "model", CONFIG, TENSORS)
+    left = {path.name for path in (tmp_path / "model").iterdir()}
+    assert left == {*MODEL_FILES, ".DS_Store", "notes.txt~"}
+
+
 def test_what_else_lies_in_the_folder_stays(folder, written):
     (written / "README.md").write_text("a model card")
     (written / "plots" / "deep").mkdir(parents=True)
@@ -211,10 +233,10 @@ def cut_header(path):
     [
         (lambda p: (p / "config.toml").unlink(), "config.toml: missing; a checkpoint is a folder"),
         (lambda p: (p / "model.safetensors").unlink(), "model.safetensors: missing"),
-        (break_config, "config.toml: not valid TOML"),
-        (break_encoding, "config.toml: not valid TOML"),
-        (endless_number, "config.toml: not valid TOML"),
-        (endless_nesting, "config.toml: not valid TOML"),
+        (break_config, "config.toml:1:10: Invalid value"),
+        (break_encoding, "config.toml: not UTF-8 text: invalid start byte at byte 0"),
+        (endless_number, "config.toml: an integer has too many digits"),
+        (endless_nesting, "config.toml: nested"),
         (cut_tensors, "model.safetensors: truncated or no safetensors file"),
         (cut_header, "copy or download it again, or train it anew"),
     ],

@@ -31,6 +31,52 @@ def test_syntax_errors_have_line_and_column(tmp_path, problems) -> None:
     assert problems(load_config, path) == [f"{path}:3:8: Invalid value"]
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path) -> None:
+    path = tmp_path / "marked.toml"
+    path.write_text("schema = 1\n", encoding="utf-8-sig")
+    assert load_config(path).tables == {"schema": 1}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("schema = 1\n".encode("utf-16"), "UTF-16 text, not UTF-8; save it as UTF-8"),
+        ("schema = 1\n".encode("utf-16-le"), "UTF-16 or UTF-32 text, not UTF-8; save it as UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git-LFS pointer, not"),
+        (b"<html><body>Not found", "an HTML page, not the file itself"),
+    ],
+)
+def test_files_that_are_no_toml_at_all_are_named(tmp_path, problems, data, message) -> None:
+    path = tmp_path / "odd.toml"
+    path.write_bytes(data)
+    (found,) = problems(load_config, path)
+    assert found.startswith(f"{path}: {message}")
+
+
+def test_a_checkpoint_may_lie_in_the_home_folder(plugins, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = Config.from_mapping({"schema": 1, "run": {"checkpoint": "~/model"}})
+    assert config.checkpoint == "/home/me/model"
+    assert resolve(config, plugins).run.checkpoint == "/home/me/model"
+
+
+def test_options_hide_no_fault_of_the_file(plugins, problems) -> None:
+    tables = {"schema": 1, "run": {"max_new_bytes": 16.5, "seed": "x"}, "sampler": {"use": "aar"}}
+    config = Config.from_mapping(tables, "a.toml")
+    config = config.with_run(max_new_bytes=0).with_option(
+        "sampler", parse_inline("blt-z", "sampler")
+    )
+    found = [each.splitlines()[0] for each in problems(resolve, config, plugins)]
+    assert found == [
+        "a.toml: run.max_new_bytes: expected int, got float 16.5",
+        "a.toml: run.seed: expected int, got str 'x'",
+        "a.toml: sampler.use: no sampler named 'aar'. Did you mean 'ar'?",
+        "--max-new-bytes: expected at least 1, got 0",
+        found[-1],
+    ]
+    assert found[-1].startswith("--sampler: use: no sampler named 'blt-z'.")
+
+
 def test_unreadable_files(tmp_path, problems) -> None:
     missing = tmp_path / "missing.toml"
     assert problems(load_config, missing) == [f"{missing}: no such file"]
@@ -264,6 +310,12 @@ def test_a_name_in_place_of_a_table_in_a_file(problems, tmp_path) -> None:
     path.write_text('schema = 1\nsampler = "ar"\n')
     (found,) = problems(resolve, load_config(path), load_plugins())
     assert found.endswith("got str 'ar'\n  write sampler.use = \"ar\"")
+
+
+def test_an_inline_key_is_no_deeper_than_a_file(problems) -> None:
+    (found,) = problems(parse_inline, "x " + ".".join("a" * 3000) + "=1", "sampler")
+    assert found.startswith("--sampler: a.a.a.")
+    assert found.endswith(": nested more than 50 levels deep")
 
 
 keys = st.text(string.ascii_lowercase + "_", min_size=1, max_size=6).filter(lambda k: k != "use")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Modules of blt_core from the bottom up; each imports from its own layer and those below.
 LAYERS = [
-    {"errors", "types"},
+    {"errors", "types", "files"},
     {"protocols"},
     {"component", "hookspecs", "resources", "nn", "published", "log", "stored", "faults"},
     {"_tables", "_structure", "_signatures", "_inline", "_entry_points"},
@@ -19,7 +19,7 @@ LAYERS = [
     {"config", "_merge", "wiring"},
     {"model", "checkpoint", "unlisted"},
     {"rows", "passes", "state", "engine", "denoising", "drafting"},
-    {"pipeline", "compare"},
+    {"requests", "pipeline", "compare"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

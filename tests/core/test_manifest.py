@@ -127,6 +127,29 @@ def test_a_file_of_another_program_is_no_projects_file(tmp_path, monkeypatch, te
     assert len(manifest_files()) == 1 + ours
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ('schema = 1\nblocked = ["acme"]\n'.encode("utf-8-sig"), None),
+        (b'"schema" = 1\nblocked = ["acme"]\n', None),
+        ("schema = 1\n".encode("utf-16"), "UTF-16 text, not UTF-8; save it as UTF-8"),
+        ("schema = 1\n".encode("utf-16-be"), "UTF-16 or UTF-32 text, not UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git-LFS pointer, not the file"),
+    ],
+)
+def test_a_projects_file_in_any_encoding_is_obeyed_or_refused(
+    tmp_path, monkeypatch, problems, data, message
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "registry.toml").write_bytes(data)
+    if message is None:
+        assert load_manifest().blocks_distribution("acme") == "registry.toml"
+    else:
+        (found,) = problems(load_manifest)
+        assert found.startswith(f"registry.toml: {message}")
+
+
 def test_a_folder_of_that_name_is_no_file(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
     monkeypatch.chdir(tmp_path)

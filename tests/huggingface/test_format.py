@@ -20,6 +20,7 @@ from tests.huggingface import published
 from tests.huggingface.test_equal_logits import TOLERANCE, own_logits
 
 PARTS = ("patcher_config", "encoder_config", "decoder_config", "global_config")
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n"
 TEXT = b"The format: \xe2\x9c\x93 read."
 
 
@@ -216,6 +217,16 @@ def cut(folder):
     file.write_bytes(file.read_bytes()[:1000])
 
 
+def test_a_byte_order_mark_and_strays_are_passed_over(folder):
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text, encoding="utf-8-sig")
+    format_with().read(str(folder))
+    lose_weights(folder)
+    (folder / "._pytorch_model.bin").touch()
+    with pytest.raises(CheckpointError, match="no weights; expected"):
+        format_with().read(str(folder))
+
+
 def lose_weights(folder):
     (folder / "model.safetensors").unlink()
 
@@ -244,6 +255,9 @@ def break_index(folder):
         (lose_a_shard, "model-00001-of-00002.safetensors: missing, though"),
         (break_index, "weight_map: expected a table of file names"),
         (lambda f: (f / "config.json").write_text("{"), "config.json: not valid JSON"),
+        (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json: not read: nested"),
+        (lambda f: (f / "config.json").write_text("9" * 5000), "config.json: not read: an integer"),
+        (lambda f: (f / "model.safetensors").write_text(POINTER), "safetensors: a Git-LFS pointer"),
         (lambda f: (f / "config.json").write_text("[]"), "expected a JSON object, got list"),
     ],
 )

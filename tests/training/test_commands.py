@@ -10,7 +10,7 @@ import tomli
 import tomli_w
 from safetensors.torch import load_file
 
-from blt_core.config import load_config
+from blt_core.config import Config, load_config
 from blt_core.errors import ConfigError
 from blt_core.plugins import load_plugins
 from blt_core.resources import resource
@@ -48,6 +48,16 @@ def test_train_writes_a_model_and_says_where(blt, config, tmp_path):
     assert again.out == outcome.out
 
 
+def test_an_option_hides_no_fault_of_the_corpus_table(tables, texts):
+    tables["corpus"] |= {"path": 5, "valid_path": 6}
+    with pytest.raises(ConfigError) as caught:
+        make_job(Config.from_mapping(tables, "a.toml"), load_plugins(), corpus=texts)
+    assert [str(each) for each in caught.value.problems] == [
+        "a.toml: corpus.path: expected str, got int 5",
+        "a.toml: corpus.valid_path: expected str, got int 6",
+    ]
+
+
 def test_another_corpus_can_be_given(blt, config, tables, tmp_path, texts):
     tables["corpus"]["path"] = "nowhere"
     config.write_text(tomli_w.dumps(tables))
@@ -73,7 +83,7 @@ def test_files_of_others_are_never_removed(blt, config, tmp_path, file, fresh):
     path.write_text("mine\n2")
     outcome = blt("train", config, "--out", tmp_path / "project", *fresh)
     assert outcome.code == 2
-    assert f"{tmp_path / 'project' / Path(file).parts[0]}: " in outcome.err
+    assert f"{tmp_path / 'project' / Path(file).parts[0]}:" in outcome.err
     assert "scorer 1/8" not in outcome.err
     assert path.read_text() == "mine\n2"
 

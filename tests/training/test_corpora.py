@@ -232,7 +232,10 @@ def test_bytes_of_a_column_need_not_be_utf8(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "a"', "bad.jsonl:2: no JSON: "),
+        (b'{"text": "a"', "bad.jsonl:2: not valid JSON: Expecting ',' delimiter at column 13"),
+        (b"[" * 100_000, "bad.jsonl:2: not read: nested too deeply"),
+        (b'{"id": ' + b"1" * 5000 + b"}", "bad.jsonl:2: not read: an integer has too many digits"),
+        (b'{"text": NaN}', "bad.jsonl:2: 'text' is no string, but float"),
         (
             b'{"body": 1, "id": 2}',
             "bad.jsonl:2: no key 'text' (corpus.text_key); it has 'body', 'id'",
@@ -376,3 +379,40 @@ def test_mixtures_may_hold_mixtures(tmp_path, mixed):
 def test_faulty_mixtures_name_the_place(table, message):
     with pytest.raises(ConfigError, match=message):
         open_corpus("mixture", **table)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n"
+
+
+@pytest.mark.parametrize(("use", "name"), [("folder", "a"), ("jsonl", "a"), ("parquet", "a")])
+def test_a_pointer_in_place_of_a_corpus_is_named(tmp_path, use, name):
+    (tmp_path / name).write_text(POINTER)
+    path = tmp_path if use == "folder" else tmp_path / name
+    with pytest.raises(DataError, match=r"a(:1)?: a Git-LFS pointer, .*git lfs pull"):
+        open_corpus(use, path=str(path)).documents("train")
+
+
+def test_a_long_text_about_pointers_is_a_text(tmp_path):
+    text = POINTER + "is how they begin. " * 60
+    (tmp_path / "a").write_text(text)
+    found = open_corpus("folder", path=str(tmp_path), valid_percent=0).documents("train")
+    assert list(found) == [text.encode()]
+
+
+def test_what_systems_leave_is_no_document(tmp_path):
+    for name in ("a", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).write_text('{"text": "x"}')
+    found = open_corpus("folder", path=str(tmp_path), valid_percent=0).documents("train")
+    assert len(found) == 1
+    lines = open_corpus("jsonl", path=str(tmp_path / "*"), valid_percent=0).documents("train")
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize("use", ["folder", "jsonl"])
+def test_a_corpus_may_lie_in_the_home_folder(tmp_path, monkeypatch, use):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a").write_text('{"text": "x"}')
+    path = "~/texts" if use == "folder" else "~/texts/*"
+    for keys in ({"path": path}, {"path": path, "valid_path": path}):
+        assert len(open_corpus(use, **keys).documents("train")) == 1

@@ -413,6 +413,12 @@ def test_a_folder_that_is_not_whole_is_no_corpus(more, shards, tmp_path):
     file.unlink()
     with pytest.raises(DataError, match=r"000000\.arrow: is missing; run blt prepare again"):
         opened()
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\n")
+    with pytest.raises(DataError, match=r"000000\.arrow: a Git-LFS pointer, .*git lfs pull"):
+        opened()
+    (shards / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"manifest\.json: .*nested too deeply"):
+        opened()
     (shards / "manifest.json").write_text("{}")
     with pytest.raises(DataError, match=r"manifest\.json: no manifest of prepared documents"):
         opened()

@@ -91,13 +91,23 @@ def test_metrics_forget_what_will_be_logged_again(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
-@pytest.mark.parametrize("line", ['{"loss": 1.0}', '{"step": "a", "phase": "model"}', "5", "{cut"])
+@pytest.mark.parametrize(
+    "line", ['{"loss": 1.0}', '{"step": "a", "phase": "model"}', "5", "{cut", "[" * 100_000]
+)
 def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, line):
-    text = f'{line}\n{{"phase": "model", "step": 1}}\n'
+    text = f'{{"phase": "model", "step": 1}}\n{line}\n{{"phase": "model", "step": 1}}\n'
     (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(DataError, match=r"metrics\.jsonl: holds a line that is no record of"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: no record of a training run: "):
         Metrics(tmp_path / "metrics.jsonl").rewind({"model": 3})
     assert (tmp_path / "metrics.jsonl").read_text() == text
+
+
+def test_metrics_that_an_editor_gave_a_byte_order_mark_are_read(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").write_bytes(b'\xef\xbb\xbf{"phase": "model", "step": 1}\r\n')
+    assert metrics.read() == [{"phase": "model", "step": 1}]
+    metrics.rewind({"model": 3})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"phase": "model", "step": 1}\n'
 
 
 def test_a_file_of_one_line_of_something_else_is_refused_too(tmp_path):

@@ -127,6 +127,39 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path, name):
     assert (tmp_path / "state" / name).read_text() == "mine"
 
 
+def test_strays_are_passed_over_and_left_alone(tmp_path):
+    save(states(tmp_path), state())
+    strays = [".DS_Store", "._model-00000003", "Thumbs.db", ".nfs0001", "notes.txt~"]
+    for name in strays:
+        (tmp_path / "state" / name).write_text("mine")
+    own = states(tmp_path)
+    own.tidy()
+    assert own.latest(pytest.fail).state.step == 3
+    assert names(tmp_path) == sorted([*strays, "model-00000003"])
+
+
+def test_strays_that_come_while_a_state_is_written_may_go(tmp_path):
+    own = states(tmp_path)
+
+    def write(folder: Path) -> None:
+        (folder / "._backend.txt").write_text("dross")
+
+    own.save(state(), write, main=True, barrier=lambda: None)
+    (tmp_path / "state" / "model-00000003" / "._backend.txt").unlink()
+    assert own.latest(pytest.fail).state.step == 3
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"version": ' + "9" * 5000 + "}"])
+def test_a_description_beyond_the_limits_of_python_is_damage(tmp_path, text):
+    own = states(tmp_path)
+    save(own, state(step=1))
+    save(own, state(step=2))
+    (tmp_path / "state" / "model-00000002" / "state.json").write_text(text)
+    said: list[str] = []
+    assert own.latest(said.append).state.step == 1
+    assert "this state is damaged (not read: " in said[0]
+
+
 def test_a_state_of_another_version_is_refused(tmp_path):
     save(states(tmp_path), state())
     file = tmp_path / "state" / "model-00000003" / "state.json"

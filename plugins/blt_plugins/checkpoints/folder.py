@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import tomli
 import tomli_w
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,8 +21,8 @@ from blt_core.checkpoint import (
     unshared,
 )
 from blt_core.component import BuildContext, Component
-from blt_core.config import without_none
-from blt_core.errors import CheckpointError
+from blt_core.config import read_tables, without_none
+from blt_core.errors import CheckpointError, ConfigError
 from blt_core.stored import StoredTensors
 
 
@@ -77,12 +76,9 @@ _BOTH = " and ".join(MODEL_FILES)
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return tomli.loads(path.read_text(encoding="utf-8"))
-    # Endless numbers and nesting are no TOMLDecodeError.
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid TOML: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        return read_tables(path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 FOLDER = Component(

@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from blt_core.errors import CheckpointError
+from blt_core.files import read_json
 
 #: DeepSpeed writes into a folder of this name within the one it is given: this is that one.
 TAG = "."
@@ -44,7 +45,7 @@ def read_topology(folder: Path) -> Topology:
     """What the state in ``folder`` was written by. Raises CheckpointError if there is none."""
     path = folder / TOPOLOGY
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         return Topology(**{field.name: found[field.name] for field in attrs.fields(Topology)})
     except OSError as error:
         raise CheckpointError(

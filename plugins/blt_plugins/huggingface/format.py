@@ -15,6 +15,7 @@ from blt_core.checkpoint import CONFIG as OTHER_CONFIG
 from blt_core.checkpoint import current_folder, replace_folder, unshared
 from blt_core.component import BuildContext, Component, more_than
 from blt_core.errors import CheckpointError
+from blt_core.files import is_stray, read_json
 from blt_core.stored import StoredTensors
 from blt_plugins.huggingface.reading import tables_of
 from blt_plugins.huggingface.tensors import JoinedTensors, layout_of, split_tensors
@@ -99,7 +100,8 @@ def _weight_files(folder: Path) -> list[Path]:
             if not file.is_file():
                 raise CheckpointError(f"{file}: missing, though {INDEX} names it; download it too")
         return files
-    pickled = next(iter(sorted(folder.glob("*.bin"))), None)
+    found = sorted(path for path in folder.glob("*.bin") if not is_stray(path.name))
+    pickled = next(iter(found), None)
     if pickled is not None:
         raise CheckpointError(
             f"{pickled}: pickled weights can run any program and are not read\n"
@@ -129,9 +131,9 @@ def _index(names: list[str], shards: list[dict[str, Tensor]]) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+        found = read_json(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if not isinstance(found, dict):

@@ -14,6 +14,7 @@ from blt_core.checkpoint import load_tensors
 from blt_core.component import BuildContext, trained_keys
 from blt_core.config import MODEL_KINDS, Config, RunSettings
 from blt_core.errors import ConfigError, PluginError, Problem
+from blt_core.files import expand_home
 from blt_core.model import Model
 from blt_core.pipeline import new_model, read_checkpoint
 from blt_core.plugins import Plugins
@@ -224,7 +225,7 @@ def scorer_checkpoint(config: Config) -> str | None:
     train = config.tables.get("train")
     own = train.get("scorer") if isinstance(train, Mapping) else None
     location = own.get("checkpoint") if isinstance(own, Mapping) else None
-    return location if isinstance(location, str) and location else None
+    return expand_home(location) if isinstance(location, str) and location else None
 
 
 def _trains_scorer_alone(config: Config) -> bool:
@@ -258,10 +259,10 @@ def _same(one: Path, other: Path) -> bool:
 
 def with_corpus(config: Config, folder: Path) -> Config:
     """The config with another corpus folder, held-out files included."""
-    table = config.tables.get("corpus")
-    kept: Mapping[str, Any] = table if isinstance(table, Mapping) else {"use": "folder"}
-    tables = {k: v for k, v in kept.items() if k != "valid_path"}
-    return config.with_table("corpus", {**tables, "path": str(folder)})
+    if "corpus" not in config.tables:
+        config = config.with_table("corpus", {"use": "folder"})
+    given, called = {"path": str(folder)}, {"path": "--corpus"}
+    return config.with_options("corpus", given, called, without=("valid_path",))
 
 
 def _lacks_threshold(config: Config, plugins: Plugins) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from blt_core.checkpoint import MODEL_FILES, check_replaceable, file_errors, model_config
 from blt_core.errors import CheckpointError, DataError, RunError
+from blt_core.files import is_dross
 from blt_core.model import Model
 from blt_core.plugins import Plugins
 from blt_core.protocols import (
@@ -242,8 +243,9 @@ class Trainer:
         """
         last = self._job.out / LAST
         with file_errors(last, DataError):
-            others = {path.name for path in last.iterdir()} if last.exists() else set()
-        if others := others.difference(MODEL_FILES):
+            # What editors keep counts here: it may be somebody's work, and would go with the model.
+            found = {path.name for path in last.iterdir()} if last.exists() else set()
+        if others := {name for name in found.difference(MODEL_FILES) if not is_dross(name)}:
             raise DataError(
                 f"{last}: not removed, since it holds {', '.join(sorted(others))} beside the last "
                 "model of an older run\n  fix: move it away, or choose another --out"

@@ -28,6 +28,7 @@ import torch
 from blt_core.checkpoint import file_errors
 from blt_core.config import Config
 from blt_core.errors import ConfigError, DataError, RunError
+from blt_core.files import names_in
 from blt_core.model import Model
 from blt_core.plugins import load_plugins
 from blt_core.protocols import Documents
@@ -197,7 +198,7 @@ def _resume(out: Path, fresh: Manifest) -> Manifest:
     found = load_manifest(out)
     if found is None:
         with file_errors(out, DataError):
-            if out.exists() and any(out.iterdir()):
+            if names_in(out):
                 raise DataError(
                     f"{out}: not empty, and no prepared corpus; choose another place (--out)"
                 )

@@ -81,10 +81,10 @@ def training_config(config: Config, corpus: Path | None, context_bytes: int | No
         text = "missing; only a trained scorer has patches to prepare"
         hint = "or give train.scorer.checkpoint, a scorer that was trained alone"
         raise ConfigError([config.tables.place.child("run", "checkpoint").problem(text, hint)])
-    train = config.tables.get("train", {"steps": 1})
-    if context_bytes is not None and isinstance(train, dict):
-        train = {**train, "context_bytes": context_bytes}
-    config = config.with_table("train", train)
+    if "train" not in config.tables:
+        config = config.with_table("train", {"steps": 1})
+    if context_bytes is not None:
+        config = config.with_options("train", {"context_bytes": context_bytes})
     return config if corpus is None else with_corpus(config, corpus)
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from blt_core.checkpoint import file_errors
 from blt_core.errors import DataError, RunError
+from blt_core.files import parse_json
 
 #: How every line of the metrics begins.
-_BEGINNING = '{"phase": '
+_BEGINNING = b'{"phase": '
+#: Bytes of a line that a message shows.
+_SHOWN = 60
 
 
 class Metrics:
@@ -51,20 +55,22 @@ class Metrics:
         with file_errors(self.path, DataError):
             if not self.path.exists():
                 return
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = self._lines()
             if lines and _is_cut(lines[-1]):
                 lines.pop()
-            kept = [line for line in lines if self._is_kept(line, keep, unscored)]
+            kept = [
+                line for n, line in enumerate(lines, 1) if self._is_kept(n, line, keep, unscored)
+            ]
             fresh = self.path.with_name(f".{self.path.name}.new")
-            fresh.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            fresh.write_bytes(b"".join(line + b"\n" for line in kept))
             fresh.replace(self.path)
             self._rewrite_events(kept)
 
     def read(self) -> list[dict[str, Any]]:
-        """All records."""
+        """All records. Raises DataError for a line that is none."""
         with file_errors(self.path, RunError):
-            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        return [json.loads(line) for line in text.splitlines()]
+            lines = self._lines() if self.path.exists() else []
+        return [self._record(number, line) for number, line in enumerate(lines, start=1)]
 
     def close(self) -> None:
         """Write the events out."""
@@ -83,7 +89,7 @@ class Metrics:
             if isinstance(value, (int, float)):
                 self._writer.add_scalar(f"{phase}/{name}", value, step)
 
-    def _rewrite_events(self, lines: list[str]) -> None:
+    def _rewrite_events(self, lines: list[bytes]) -> None:
         """Events cannot be cut back: those of the kept records are written anew."""
         if self._events is None:
             return
@@ -93,19 +99,34 @@ class Metrics:
             record = json.loads(line)
             self._write_events(record.pop("phase"), record.pop("step"), record)
 
+    def _lines(self) -> list[bytes]:
+        return self.path.read_bytes().removeprefix(BOM_UTF8).splitlines()
+
     def _is_kept(
-        self, line: str, keep: Mapping[str, int], unscored: tuple[str, int] | None
+        self,
+        number: int,
+        line: bytes,
+        keep: Mapping[str, int],
+        unscored: tuple[str, int] | None,
     ) -> bool:
+        record = self._record(number, line)
+        phase, step = record["phase"], record["step"]
+        lapsed = (phase, step) == unscored and "loss" not in record
+        return bool(step <= keep.get(phase, -1)) and not lapsed
+
+    def _record(self, number: int, line: bytes) -> dict[str, Any]:
+        """The record of a line, which is counted from 1."""
         try:
-            record = json.loads(line)
-            phase, step = record["phase"], record["step"]
-            lapsed = (phase, step) == unscored and "loss" not in record
-            return bool(step <= keep.get(phase, -1)) and not lapsed
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{self.path}: holds a line that is no record of a training run: {line[:60]}\n"
-                "  fix: move the file away, or choose another --out"
-            ) from error
+            record = parse_json(line)
+            if isinstance(record["step"], int) and isinstance(record["phase"], str):
+                return dict(record)
+        except (ValueError, KeyError, TypeError):
+            pass
+        shown = line[:_SHOWN].decode(errors="replace")
+        raise DataError(
+            f"{self.path}:{number}: no record of a training run: {shown}\n"
+            "  fix: move the file away, or choose another --out"
+        )
 
 
 def _finite(value: Any) -> Any:
@@ -113,10 +134,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _is_cut(line: str) -> bool:
+def _is_cut(line: bytes) -> bool:
     """Whether a record was cut off in the middle of a write."""
     try:
-        json.loads(line)
+        parse_json(line)
     except ValueError:
         return _BEGINNING.startswith(line[: len(_BEGINNING)])
     return False

@@ -7,6 +7,7 @@ from typing import Literal
 import attrs
 
 from blt_core.component import at_least, between, more_than, not_empty
+from blt_core.files import expand_home
 from blt_plugins.training.schedule import Shape
 
 #: What matrix products run in; parameters and optimizer are float32 either way.
@@ -22,7 +23,9 @@ class ScorerSettings:
     threshold is calibrated to, on ``calibration_bytes`` of the training text.
     """
 
-    checkpoint: str | None = attrs.field(default=None, validator=not_empty())
+    checkpoint: str | None = attrs.field(
+        default=None, validator=not_empty(), converter=attrs.converters.optional(expand_home)
+    )
     steps: int = attrs.field(default=500, validator=at_least(0))
     batch_bytes: int = attrs.field(default=8192, validator=at_least(1))
     learning_rate: float = attrs.field(default=2e-3, validator=more_than(0))
@@ -73,5 +76,5 @@ class TrainSettings:
     valid_drafts: int = attrs.field(default=32, validator=at_least(0))
     tensorboard: bool = True
     save_dtype: Literal["float32", "bfloat16"] = "float32"
-    out: str | None = None
+    out: str | None = attrs.field(default=None, converter=attrs.converters.optional(expand_home))
     scorer: ScorerSettings = attrs.field(factory=ScorerSettings)

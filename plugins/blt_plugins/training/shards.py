@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from blt_core.checkpoint import file_errors
 from blt_core.errors import DataError, RunError
+from blt_core.files import parse_json, read_json
 from blt_plugins.training.corpora.arrow import arrow, arrow_errors
 from blt_plugins.training.patches import show
 
@@ -81,12 +82,11 @@ def shard_path(split: str, number: int) -> str:
 def load_manifest(folder: Path) -> Manifest | None:
     """The manifest of a folder, None if it has none. Raises DataError for one that is damaged."""
     path = folder / MANIFEST
-    with file_errors(path, DataError):
-        if not path.exists():
-            return None
-        text = path.read_text(encoding="utf-8")
     try:
-        record = json.loads(text)
+        with file_errors(path, DataError):
+            if not path.exists():
+                return None
+            record = read_json(path)
         version = record.pop("version")
         if version == VERSION:
             shards = {name: Shard(**shard) for name, shard in record.pop("shards").items()}
@@ -157,7 +157,7 @@ def check_shard(path: Path, file: Any, expected: Mapping[str, Any]) -> None:
     """
     text = (file.schema.metadata or {}).get(METADATA)
     try:
-        found = _flat(json.loads(text or "null"))
+        found = _flat(parse_json(text or b"null"))
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: no shard of prepared documents: its metadata is none") from error
     wanted = _flat(expected)

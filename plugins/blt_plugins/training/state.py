@@ -25,6 +25,7 @@ from torch import Tensor
 
 from blt_core.checkpoint import current_folder, file_errors, flush_all, unshared
 from blt_core.errors import CheckpointError, DataError, RunError
+from blt_core.files import is_stray, read_json
 
 VERSION = 2
 DESCRIPTION, TENSORS = "state.json", "rest.safetensors"
@@ -173,6 +174,8 @@ class States:
                     "  fix: move it away, or choose another --out"
                 )
             for path in paths:
+                if is_stray(path.name):
+                    continue
                 known = _is_state(path) or _TEMPORARY.fullmatch(path.name)
                 if path.is_file() or not known:  # another process may remove it meanwhile
                     raise DataError(
@@ -194,7 +197,7 @@ def _describe(folder: Path, state: TrainingState) -> None:
         files = {
             str(path.relative_to(folder)): [path.stat().st_size, _checksum(path)]
             for path in sorted(folder.rglob("*"))
-            if path.is_file()
+            if path.is_file() and not is_stray(path.name)  # it may be gone before it is checked
         }
         description = {
             "version": VERSION,
@@ -212,7 +215,7 @@ def _describe(folder: Path, state: TrainingState) -> None:
 
 
 def _read(folder: Path) -> TrainingState:
-    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    description = read_json(folder / DESCRIPTION)
     if description["version"] != VERSION:
         raise CheckpointError(
             f"{folder}: written by another version of blt (state version "

@@ -8,6 +8,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from blt_core.errors import DataError
+from blt_core.files import is_dross, is_lfs_pointer, stand_in
+
+#: Git-LFS takes no longer file for a pointer; a text about them may begin as one.
+_LONGEST_POINTER = 1024
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
@@ -43,7 +47,7 @@ def _hides(path: Path, shown: Sequence[str]) -> bool:
 
 
 def _is_hidden(part: str) -> bool:
-    return part.startswith(".") or part == "__pycache__"
+    return part.startswith(".") or part == "__pycache__" or is_dross(part)
 
 
 def match_files(path: str, example: str) -> list[Path]:
@@ -59,15 +63,18 @@ def match_files(path: str, example: str) -> list[Path]:
             f"{path}: is a folder; name its files by a glob, as in corpus.path = '{fix}'"
         )
     found = sorted(Path(each) for each in glob.glob(path, recursive=True))  # noqa: PTH207 -- may be absolute
-    files = [each for each in found if each.is_file()]
+    files = [each for each in found if each.is_file() and not is_dross(each.name)]
     if not files:
         raise DataError(f"{path}: no such file, and no file matches it as a glob")
     return files
 
 
 def read_document(path: Path) -> bytes:
-    """A file's bytes; DataError if it cannot be read."""
+    """A file's bytes; DataError if it cannot be read, or is a Git-LFS pointer to the text."""
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if is_lfs_pointer(data) and len(data) < _LONGEST_POINTER:
+        raise DataError(f"{path}: {stand_in(data)}")
+    return data

@@ -8,6 +8,7 @@ from pathlib import Path
 import attrs
 
 from blt_core.component import BuildContext, Component, between
+from blt_core.files import expand_home
 from blt_plugins.training.corpora.files import find_files, read_document
 from blt_plugins.training.corpora.stored import StoredCorpus
 
@@ -16,14 +17,17 @@ from blt_plugins.training.corpora.stored import StoredCorpus
 class FolderCorpusParams:
     """path: the folder (relative: to the working directory). pattern: a glob, ** for any depth.
 
-    Hidden files and folders (and ``__pycache__``) are taken only where the pattern names them.
+    Hidden files and folders (and ``__pycache__``, ``Thumbs.db``) are taken only where the pattern
+    names them.
     valid_path: a folder of held-out files. Without it, ``train`` and ``valid`` below ``path`` are
     used if both exist; else about ``valid_percent`` of the files are held out, by their content.
     """
 
-    path: str
+    path: str = attrs.field(converter=expand_home)
     pattern: str = "**/*"
-    valid_path: str | None = None
+    valid_path: str | None = attrs.field(
+        default=None, converter=attrs.converters.optional(expand_home)
+    )
     valid_percent: float = attrs.field(default=5.0, validator=between(0, 50))
 
 

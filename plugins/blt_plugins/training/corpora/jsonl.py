@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -11,6 +10,7 @@ import attrs
 from blt_core.checkpoint import file_errors
 from blt_core.component import BuildContext, Component, between, not_empty
 from blt_core.errors import DataError
+from blt_core.files import expand_home, parse_json
 from blt_plugins.training.corpora.files import match_files
 from blt_plugins.training.corpora.stored import StoredCorpus
 
@@ -23,9 +23,11 @@ class JsonlCorpusParams:
     held out, by their content. Empty lines, and texts that are null or empty, are passed over.
     """
 
-    path: str
+    path: str = attrs.field(converter=expand_home)
     text_key: str = attrs.field(default="text", validator=not_empty())
-    valid_path: str | None = None
+    valid_path: str | None = attrs.field(
+        default=None, converter=attrs.converters.optional(expand_home)
+    )
     valid_percent: float = attrs.field(default=5.0, validator=between(0, 50))
 
 
@@ -64,11 +66,9 @@ class LineReader:
 
     def _text(self, line: bytes, where: str) -> bytes:
         try:
-            record = json.loads(line)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: not UTF-8 text: {error.reason}") from error
+            record = parse_json(line)
         except ValueError as error:
-            raise DataError(f"{where}: no JSON: {error}") from error
+            raise DataError(f"{where}: {error}") from error
         if not isinstance(record, dict) or self._key not in record:
             has = (
                 f"it has {', '.join(map(repr, record))}"

@@ -12,6 +12,7 @@ import attrs
 
 from blt_core.component import BuildContext, Component, between, not_empty
 from blt_core.errors import DataError, near_match
+from blt_core.files import expand_home, stand_in
 from blt_plugins.training.corpora.arrow import arrow, arrow_errors
 from blt_plugins.training.corpora.files import match_files
 from blt_plugins.training.corpora.stored import StoredCorpus
@@ -31,9 +32,11 @@ class ParquetCorpusParams:
     held out, by their content. Texts that are null or empty are passed over.
     """
 
-    path: str
+    path: str = attrs.field(converter=expand_home)
     text_key: str = attrs.field(default="text", validator=not_empty())
-    valid_path: str | None = None
+    valid_path: str | None = attrs.field(
+        default=None, converter=attrs.converters.optional(expand_home)
+    )
     valid_percent: float = attrs.field(default=5.0, validator=between(0, 50))
 
 
@@ -126,14 +129,17 @@ class _Table:
 def _open(path: Path) -> Any:
     pa = arrow()
     with path.open("rb") as file:
-        magic = file.read(6)
-    if magic[:4] == b"PAR1":
+        beginning = file.read(200)
+    if beginning.startswith(b"PAR1"):
         from pyarrow import parquet
 
         return parquet.ParquetFile(path, memory_map=True)
-    if magic == b"ARROW1":
+    if beginning.startswith(b"ARROW1"):
         return pa.ipc.open_file(pa.memory_map(str(path)))
-    raise DataError(f"{path}: neither a Parquet file nor an Arrow IPC file (Feather, version 2)")
+    what = (
+        stand_in(beginning) or "neither a Parquet file nor an Arrow IPC file (Feather, version 2)"
+    )
+    raise DataError(f"{path}: {what}")
 
 
 def _is_parquet(file: Any) -> bool:

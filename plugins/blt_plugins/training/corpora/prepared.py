@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from blt_core.component import BuildContext, Component
 from blt_core.errors import DataError
+from blt_core.files import expand_home, stand_in_at
 from blt_plugins.training.corpora.arrow import arrow, arrow_errors
 from blt_plugins.training.corpora.stored import Split
 from blt_plugins.training.shards import (
@@ -27,7 +28,7 @@ from blt_plugins.training.shards import (
 class PreparedCorpusParams:
     """path: the folder that ``blt prepare`` wrote; it says which documents are held out."""
 
-    path: str
+    path: str = attrs.field(converter=expand_home)
 
 
 class PreparedDocuments:
@@ -135,6 +136,8 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != shard.file_bytes:
+            if size is not None and (found := stand_in_at(path)):
+                raise DataError(f"{path}: {found}")
             what = "is missing" if size is None else f"has {size} bytes of {shard.file_bytes}"
             raise DataError(f"{path}: {what}; run blt prepare again, which makes it anew")
 
