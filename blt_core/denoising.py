@@ -12,17 +12,24 @@ from blt_core.errors import PluginError
 from blt_core.protocols import DecodeOps, Unmasking
 from blt_core.types import Draws, OpenBlock, Sampling
 
-#: The stream of random draws that fills blocks; it differs from that of a model's own bytes.
+#: The stream of draws for blocks that are output; a model's own bytes are drawn on stream 0.
 STREAM = 1
 
 
 def fill(
-    ops: DecodeOps, block: OpenBlock, unmasking: Unmasking, sampling: Sampling, draws: Draws
+    ops: DecodeOps,
+    block: OpenBlock,
+    unmasking: Unmasking,
+    sampling: Sampling,
+    draws: Draws,
+    *,
+    stream: int = STREAM,
 ) -> int:
     """Fill all masks of ``block``, in place; returns the number of decoder passes.
 
     Each pass predicts all masked bytes; ``unmasking`` says which of them to fill, ``sampling``
     chooses the ids (Fast BLT, arXiv 2605.08044, BLT-D). A batch row takes part until it is full.
+    ``stream``: 0 for a draft, which then is drawn as the model's own bytes are.
     Raises PluginError if the unmasking fills nothing.
     """
     passes = 0
@@ -35,7 +42,7 @@ def fill(
         for place in chosen.any(0).nonzero().flatten().tolist():
             here = chosen[:, place].tolist()
             at = [start + place for start in block.start]
-            picked = sampling.pick(logits_bBV[:, place], at, here, draws, stream=STREAM)
+            picked = sampling.pick(logits_bBV[:, place], at, here, draws, stream)
             for ids, token, on in zip(block.ids, picked, here, strict=True):
                 if on:
                     ids[place] = token
