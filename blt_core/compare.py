@@ -14,9 +14,10 @@ import torch
 
 from blt_core.errors import RequestError
 from blt_core.model import Model
-from blt_core.pipeline import Generation, Pipeline, to_bytes
-from blt_core.types import Parameters, Passes, Rows
+from blt_core.pipeline import Generation, Pipeline, read_request, to_bytes
+from blt_core.types import Draws, Parameters, Passes, Rows, Sampling
 
+GREEDY = Sampling()
 #: Margins below which runs of different shapes may part, by the dtype of a model's weights.
 NEAR_TIE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.25}
 
@@ -25,8 +26,9 @@ NEAR_TIE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.25}
 class Difference:
     """Where an output leaves the reference's, and how close the call was there.
 
-    first_difference: index of the first differing new id. logit_margin: gap between the two
-    highest logits at that id. flag_margin: smallest distance of a new byte's entropy from the
+    first_difference: index of the first differing new id. logit_margin: how close the choice of
+    that id was, see :meth:`blt_core.types.Sampling.margin`: greedy, the gap between the two
+    highest logits. flag_margin: smallest distance of a new byte's entropy from the
     patcher's threshold up to there, in nats (None for patchers without one). near_tie: whether
     either margin is below NEAR_TIE (a patcher computes in float32 at least).
     """
@@ -105,9 +107,12 @@ def compare(
         for name, each in pipelines.items():
             progress(name, index)
             results[name].append(each.generate(prompt, **request))
+    given = {k: v for k, v in request.items() if v is not None and k != "stop"}
+    run = read_request(pipeline.settings, given)
     rows: list[Row] = []
     for name, each in pipelines.items():
-        rows.append(_row(name, each, results[name], parameters, rows[0] if rows else None))
+        reference = rows[0] if rows else None
+        rows.append(_row(name, each, results[name], parameters, reference, run))
     return rows
 
 
@@ -132,6 +137,7 @@ def _row(
     results: Sequence[Generation],
     parameters: Parameters | None,
     reference: Row | None,
+    run: RunSettings,
 ) -> Row:
     passes = sum((result.passes for result in results), Passes())
     cost = pipeline.cost_model.cost(passes, parameters or pipeline.parameters)
@@ -150,7 +156,9 @@ def _row(
         relative_speed=_ratio(speed, reference.bytes_per_second) if reference else 1.0,
         agreement=_agreement(results, reference.results if reference else results),
         repeats=repeats([result.output for result in results]),
-        differences=_differences(pipeline.model, results, reference.results) if reference else (),
+        differences=_differences(pipeline.model, results, reference.results, run)
+        if reference
+        else (),
         results=tuple(results),
     )
 
@@ -172,19 +180,31 @@ def _agreement(results: Sequence[Generation], expected: Sequence[Generation]) ->
 
 
 def _differences(
-    model: Model, results: Sequence[Generation], expected: Sequence[Generation]
+    model: Model,
+    results: Sequence[Generation],
+    expected: Sequence[Generation],
+    run: RunSettings,
 ) -> tuple[Difference, ...]:
-    pairs = zip(results, expected, strict=True)
     return tuple(
-        explain(model, want.prompt, want.ids, got.ids) for got, want in pairs if got.ids != want.ids
+        explain(model, want.prompt, want.ids, got.ids, run.sampling, run.seed)
+        for got, want in zip(results, expected, strict=True)
+        if got.ids != want.ids
     )
 
 
 @torch.inference_mode()
 def explain(
-    model: Model, prompt: str | bytes, expected: Sequence[int], found: Sequence[int]
+    model: Model,
+    prompt: str | bytes,
+    expected: Sequence[int],
+    found: Sequence[int],
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
 ) -> Difference:
-    """Where ids ``found`` leave those ``expected``, both continuing ``prompt``; margins there."""
+    """Where ids ``found`` leave those ``expected``, both continuing ``prompt``; margins there.
+
+    ``sampling`` and ``seed`` are those that both were drawn with.
+    """
     pairs = zip(expected, found, strict=False)
     shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
     ids = [model.scheme.bos, *model.scheme.encode(to_bytes(prompt)), *expected[:shared]]
@@ -194,12 +214,12 @@ def explain(
         raise RequestError("the decoder returned no output for its clean rows")
     logits = output.logits[0, -1].cpu().double()
     logits[list(model.scheme.never_output)] = float("-inf")
-    first, second = logits.topk(2).values.tolist()
+    margin = sampling.margin(logits, Draws((seed,)), len(ids))
     dtype = output.logits.dtype
     flag = _flag_margin(model, rows, len(ids) - shared)
     flag_bound = NEAR_TIE[torch.float64 if dtype == torch.float64 else torch.float32]
-    tie = first - second < NEAR_TIE[dtype] or (flag is not None and flag < flag_bound)
-    return Difference(shared, first - second, flag, tie)
+    tie = margin < NEAR_TIE[dtype] or (flag is not None and flag < flag_bound)
+    return Difference(shared, margin, flag, tie)
 
 
 def _flag_margin(model: Model, rows: Rows, begin: int) -> float | None:

@@ -9,7 +9,7 @@ import attrs
 
 from blt_core.engine import Progress, Request, decode
 from blt_core.model import Model
-from blt_core.protocols import DecodeOps, Drafter, Sampler
+from blt_core.protocols import DecodeOps, Drafter, Sampler, Verification
 from blt_core.testing.reference import patches_of, true_flags
 from blt_core.types import Draws, Passes, Round, Sampling
 from blt_plugins.drafting.cascade import CascadeDrafter, CascadeParams
@@ -29,9 +29,9 @@ def ar() -> Autoregressive:
     return Autoregressive(AutoregressiveParams(), models.CONTEXT)
 
 
-def speculative(drafter: Drafter) -> Speculative:
-    """A verified sampler around ``drafter``."""
-    verification = ReplayVerification(ReplayParams(), models.CONTEXT)
+def speculative(drafter: Drafter, verification: Verification | None = None) -> Speculative:
+    """A verified sampler around ``drafter``; by default it replays ``ar``."""
+    verification = verification or ReplayVerification(ReplayParams(), models.CONTEXT)
     return Speculative(
         SpeculativeParams(drafter=drafter, verification=verification), models.CONTEXT
     )

@@ -16,6 +16,7 @@ from blt_core.errors import EngineError, RequestError
 from blt_core.state import DecodeState
 from blt_core.testing.reference import true_flags
 from blt_core.types import Draws, Passes, Round, Sampling
+from blt_plugins.verification.greedy import GreedyParams, GreedyVerification
 from tests.engine import models
 from tests.engine.drafters import BlockSteps, Oracle
 from tests.engine.programs import watched
@@ -159,7 +160,8 @@ def test_requests_that_cannot_be_served_are_refused_before_any_work(requests, ma
 
 
 def test_greedy_verification_refuses_temperature_before_any_work():
-    sampler = speculative(self_drafter(4))
+    greedy = GreedyVerification(GreedyParams(), models.CONTEXT)
+    sampler = speculative(self_drafter(4), greedy)
     refused(models.model(0), sampler, [Request(b"a", 5)], Sampling(1.0), "temperature 0")
 
 
