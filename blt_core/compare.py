@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import torch
 
+from blt_core.config import RunSettings
 from blt_core.errors import RequestError
 from blt_core.model import Model
 from blt_core.pipeline import Generation, Pipeline, read_request, to_bytes

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from blt_core.compare import compare, explain
-from blt_core.types import Rows
+from blt_core.types import Rows, Sampling
 
 
 def test_explain_finds_the_first_difference_and_the_margin_of_the_models_own_choice(pipeline):
