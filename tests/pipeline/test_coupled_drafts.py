@@ -1,4 +1,4 @@
-"""Above temperature 0 drafts that share verification's draws are right more often than greedy ones."""
+"""Above temperature 0, drafts that share the draws of verification are right more often."""
 
 from __future__ import annotations
 
