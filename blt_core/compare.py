@@ -12,15 +12,24 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
+from blt_core.engine import Request
 from blt_core.errors import RequestError
 from blt_core.model import Model
 from blt_core.pipeline import Generation, Pipeline
-from blt_core.requests import RequestSettings, TextLike, shows_settings, to_bytes, to_texts
-from blt_core.types import Parameters, Passes, Rows
+from blt_core.requests import (
+    RequestSettings,
+    TextLike,
+    read_requests,
+    shows_settings,
+    to_bytes,
+    to_texts,
+)
+from blt_core.types import Draws, Parameters, Passes, Rows, Sampling
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+GREEDY = Sampling()
 #: Margins below which runs of different shapes may part, by the dtype of a model's weights.
 NEAR_TIE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.25}
 
@@ -29,8 +38,9 @@ NEAR_TIE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.25}
 class Difference:
     """Where an output leaves the reference's, and how close the call was there.
 
-    first_difference: index of the first differing new id. logit_margin: gap between the two
-    highest logits at that id. flag_margin: smallest distance of a new byte's entropy from the
+    first_difference: index of the first differing new id. logit_margin: how close the choice of
+    that id was, see :meth:`blt_core.types.Sampling.margin`: greedy, the gap between the two
+    highest logits. flag_margin: smallest distance of a new byte's entropy from the
     patcher's threshold up to there, in nats (None for patchers without one). near_tie: whether
     either margin is below NEAR_TIE (a patcher computes in float32 at least).
     """
@@ -114,10 +124,15 @@ def compare(
         for name, each in pipelines.items():
             progress(name, index)
             results[name].append(each.generate(prompt, **request))
+    requests, sampling = read_requests(prompts, request, pipeline.settings)
     rows: list[Row] = []
     for name, each in pipelines.items():
         named = _names(name, samplers[name])
-        rows.append(_row(named, each, results[name], parameters, rows[0] if rows else None))
+        row = _row(named, each, results[name], parameters, rows[0] if rows else None)
+        if rows:
+            differences = _differences(pipeline.model, requests, sampling, row, rows[0])
+            row = attrs.evolve(row, differences=differences)
+        rows.append(row)
     return rows
 
 
@@ -169,7 +184,7 @@ def _row(
         relative_speed=_ratio(speed, reference.bytes_per_second) if reference else 1.0,
         agreement=_agreement(results, reference.results if reference else results),
         repeats=repeats([result.output for result in results]),
-        differences=_differences(pipeline.model, results, reference.results) if reference else (),
+        differences=(),
         results=tuple(results),
     )
 
@@ -191,19 +206,29 @@ def _agreement(results: Sequence[Generation], expected: Sequence[Generation]) ->
 
 
 def _differences(
-    model: Model, results: Sequence[Generation], expected: Sequence[Generation]
+    model: Model, requests: Sequence[Request], sampling: Sampling, row: Row, reference: Row
 ) -> tuple[Difference, ...]:
-    pairs = zip(results, expected, strict=True)
+    triples = zip(requests, row.results, reference.results, strict=True)
     return tuple(
-        explain(model, want.prompt, want.ids, got.ids) for got, want in pairs if got.ids != want.ids
+        explain(model, want.prompt, want.ids, got.ids, sampling, request.seed)
+        for request, got, want in triples
+        if got.ids != want.ids
     )
 
 
 @torch.inference_mode()
 def explain(
-    model: Model, prompt: TextLike, expected: Sequence[int], found: Sequence[int]
+    model: Model,
+    prompt: TextLike,
+    expected: Sequence[int],
+    found: Sequence[int],
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
 ) -> Difference:
-    """Where ids ``found`` leave those ``expected``, both continuing ``prompt``; margins there."""
+    """Where ids ``found`` leave those ``expected``, both continuing ``prompt``; margins there.
+
+    ``sampling`` and ``seed`` are those that both were drawn with.
+    """
     pairs = zip(expected, found, strict=False)
     shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
     ids = [model.scheme.bos, *model.scheme.encode(to_bytes(prompt, "prompt")), *expected[:shared]]
@@ -213,12 +238,12 @@ def explain(
         raise RequestError("the decoder returned no output for its clean rows")
     logits = output.logits[0, -1].cpu().double()
     logits[list(model.scheme.never_output)] = float("-inf")
-    first, second = logits.topk(2).values.tolist()
+    margin = sampling.margin(logits, Draws((seed,)), len(ids))
     dtype = output.logits.dtype
     flag = _flag_margin(model, rows, len(ids) - shared)
     flag_bound = NEAR_TIE[torch.float64 if dtype == torch.float64 else torch.float32]
-    tie = first - second < NEAR_TIE[dtype] or (flag is not None and flag < flag_bound)
-    return Difference(shared, first - second, flag, tie)
+    tie = margin < NEAR_TIE[dtype] or (flag is not None and flag < flag_bound)
+    return Difference(shared, margin, flag, tie)
 
 
 def _flag_margin(model: Model, rows: Rows, begin: int) -> float | None:

@@ -12,18 +12,25 @@ from blt_core.faults import broken
 from blt_core.protocols import DecodeOps, Unmasking
 from blt_core.types import Draws, OpenBlock, Sampling
 
-#: The stream of random draws that fills blocks; it differs from that of a model's own bytes.
+#: The stream of draws for blocks that are output; a model's own bytes are drawn on stream 0.
 STREAM = 1
 
 
 def fill(
-    ops: DecodeOps, block: OpenBlock, unmasking: Unmasking, sampling: Sampling, draws: Draws
+    ops: DecodeOps,
+    block: OpenBlock,
+    unmasking: Unmasking,
+    sampling: Sampling,
+    draws: Draws,
+    *,
+    stream: int = STREAM,
 ) -> int:
     """Fill all masks of ``block``, in place; returns the number of decoder passes.
 
     Each pass predicts all masked bytes; ``unmasking`` says which of them to fill, ``sampling``
     chooses the ids (Fast BLT, arXiv 2605.08044, BLT-D). A batch row takes part until it is full.
-    Raises ComponentError if the unmasking fills nothing, or gives no choice of places.
+    ``stream``: 0 for a draft, which then is drawn as the model's own bytes are. Raises
+    ComponentError if the unmasking fills nothing, or gives no choice of places.
     """
     passes = 0
     while any(masked := [ops.scheme.mask in ids for ids in block.ids]):
@@ -33,7 +40,7 @@ def fill(
         for place in chosen.any(0).nonzero().flatten().tolist():
             here = chosen[:, place].tolist()
             at = [start + place for start in block.start]
-            picked = sampling.pick(logits_bBV[:, place], at, here, draws, stream=STREAM)
+            picked = sampling.pick(logits_bBV[:, place], at, here, draws, stream)
             for ids, token, on in zip(block.ids, picked, here, strict=True):
                 if on:
                     ids[place] = token

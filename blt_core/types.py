@@ -19,6 +19,8 @@ from blt_core.errors import RequestError
 
 if TYPE_CHECKING:
     # Configs and the command line use these values too, before anything needs torch.
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from torch import Tensor
 
@@ -105,7 +107,7 @@ class Sampling:
         probs = scaled.softmax(-1)
         if order is not None and self.top_p is not None and self.top_p < 1:
             reached = probs.gather(-1, order).cumsum(-1)[..., :-1] >= self.top_p
-            beyond = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., 1:], reached)
+            beyond = order.lt(0).scatter(-1, order[..., 1:], reached)  # none of them, to begin with
             probs = probs.masked_fill(beyond, 0.0)
             probs = probs / probs.sum(-1, keepdim=True)
         return probs
@@ -125,44 +127,99 @@ class Sampling:
         draws: Draws,
         stream: int = 0,
     ) -> list[int]:
-        """An id for each batch row, for the byte at ``positions[b]``; -1 where not ``active``.
+        """An id for each batch row, for the byte at ``positions[b]``; -1 where not ``active``."""
+        rows = [int(bool(on)) for on in active]
+        picked = self.picks(logits_bV[:, None], positions, rows, draws, stream)
+        return [ids[0] if ids else -1 for ids in picked]
 
-        ``stream`` separates draws for one position that must be independent.
+    def picks(
+        self,
+        logits_brV: Tensor,
+        positions: Sequence[int],
+        rows: Sequence[int],
+        draws: Draws,
+        stream: int = 0,
+    ) -> list[list[int]]:
+        """The ids for the bytes at ``positions[b]`` and after it, of the first ``rows[b]`` rows.
+
+        A function of each row's logits, its seed and the byte's position alone: whoever draws for
+        a byte from the same logits draws the same id, and from similar ones mostly the same. The
+        draw is the maximum of log-probability plus Gumbel noise; ``stream`` separates draws for one
+        position that must be independent.
         """
         if self.greedy:
-            best = logits_bV.argmax(-1).tolist()
-            return [token if on else -1 for token, on in zip(best, active, strict=True)]
-        probs = self.probabilities(logits_bV)
+            best = logits_brV.argmax(-1).tolist()
+            return [ids[:count] for ids, count in zip(best, rows, strict=True)]
+        scores = self.probabilities(logits_brV).log()
+        size = scores.shape[-1]
         return [
-            draws.choose(probs[row], row, positions[row], stream) if on else -1
-            for row, on in enumerate(active)
+            (scores[row, :count] + draws.noise(row, begin, count, size, stream)).argmax(-1).tolist()
+            for row, (begin, count) in enumerate(zip(positions, rows, strict=True))
         ]
+
+    def margin(self, logits_V: Tensor, draws: Draws, position: int) -> float:
+        """How close the pick for batch row 0 came to being another id.
+
+        Greedy: the gap of the two highest logits. Else the smallest of the gap of the two highest
+        noisy log-probabilities, in nats, and of how close top-k or top-p came to another cut (of
+        two logits, and of a probability).
+        """
+        logits_V = logits_V.cpu().double()
+        if self.greedy:
+            first, second = logits_V.topk(2).values.tolist()
+            return float(first - second)
+        scores = self.probabilities(logits_V).log() + draws.noise(0, position, 1, len(logits_V))[0]
+        first, second = scores.topk(2).values.tolist()
+        return min(float(first - second), self._cut_margin(logits_V))
+
+    def _cut_margin(self, logits_V: Tensor) -> float:
+        """How close top-k or top-p came to keeping other ids; infinite where neither cuts."""
+        margin = float("inf")
+        scaled = (logits_V - logits_V.max()) / self.temperature
+        if self.top_k is not None and self.top_k < len(scaled):
+            kept, dropped = scaled.topk(self.top_k + 1).values[-2:].tolist()
+            margin = kept - dropped
+        if self.top_p is not None and self.top_p < 1:
+            before = attrs.evolve(self, top_p=None).probabilities(logits_V)
+            mass = before.sort(descending=True).values.cumsum(-1)
+            margin = min(margin, float((mass - self.top_p).abs().min()))
+        return margin
 
 
 @attrs.frozen
 class Draws:
-    """Uniform random numbers that depend on a request's seed and the byte position alone.
+    """Random numbers that depend on a request's seed and the byte position alone.
 
     ``seeds[b]`` is the seed of batch row b. The place in a batch, the sampler's rounds and what
-    was drawn before have no influence, so a batch repeats what each request gives alone.
+    was drawn before have no influence, so a batch repeats what each request gives alone, and a
+    drafter can draw what its verification will.
     """
 
     seeds: tuple[int, ...]
 
     def uniform(self, row: int, position: int, stream: int = 0) -> float:
         """A number in [0, 1) for the byte at ``position``; ``stream`` separates uses."""
+        return (self._key(row, position, stream) >> 11) / float(1 << 53)
+
+    def noise(self, row: int, position: int, count: int, size: int, stream: int = 0) -> Tensor:
+        """Standard Gumbel noise (count, size) in float64, a number for each id of each byte.
+
+        Of the bytes at ``position`` and after it. Added to log-probabilities, its maximum is a draw
+        from them; two distributions that share it draw the same id as far as they agree.
+        """
+        import numpy as np
+        from torch import from_numpy
+
+        keys = [self._key(row, place, stream) for place in range(position, position + count)]
+        states = np.array(keys, np.uint64).reshape(count, 1) ^ np.arange(size, dtype=np.uint64)
+        uniform = ((_mix_all(states) >> np.uint64(12)) + 0.5) * 2.0**-52  # in (0, 1)
+        return from_numpy(-np.log(-np.log(uniform)))
+
+    def _key(self, row: int, position: int, stream: int) -> int:
+        """A hash of a row's seed, a position and a stream."""
         state = _mix(self.seeds[row] & _MASK64)
         state = _mix(state ^ (position & _MASK64))
-        return (_mix(state ^ (stream & _MASK64)) >> 11) / float(1 << 53)
-
-    def choose(self, probs_V: Tensor, row: int, position: int, stream: int = 0) -> int:
-        """The id that inverse-CDF sampling picks from ``probs_V`` (V,), zero entries never."""
-        from torch import searchsorted
-
-        cdf = probs_V.double().cumsum(-1)
-        point = self.uniform(row, position, stream) * float(cdf[-1])
-        index = int(searchsorted(cdf, point, right=True))
-        return min(index, int(probs_V.nonzero()[-1]))
+        return _mix(state ^ (stream & _MASK64))
 
 
 _MASK64 = (1 << 64) - 1
@@ -174,6 +231,16 @@ def _mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
     return value ^ (value >> 31)
+
+
+def _mix_all(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """:func:`_mix` of each value; uint64 wraps by itself."""
+    import numpy as np
+
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 @attrs.frozen(eq=False)
@@ -264,11 +331,18 @@ class OpenBlock:
     edits: int = 0
 
 
+def matches(drafted: Sequence[int], chosen: Sequence[int]) -> int:
+    """How many drafted ids, from the first on, are those that were chosen."""
+    pairs = enumerate(zip(drafted, chosen, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(drafted), len(chosen)))
+
+
 @attrs.frozen(eq=False)
 class Draft:
     """Proposed bytes: ``ids[b]`` of any length, and the q they were drawn from (b, k, V).
 
-    ``probs_bkV`` is None for a deterministic draft: q is a point mass on each id.
+    ``probs_bkV`` is None for a draft that is made of the same draws as the model's own bytes, or of
+    none: q is a point mass on each id.
     """
 
     ids: list[list[int]]

@@ -61,8 +61,9 @@ def test_out_of_range_options(blt, run_config):
 
 
 def test_greedy_verification_refuses_a_temperature(blt, run_config):
-    refused(blt("generate", run_config(), *RUN, "--sampler", "blt-s", "--temperature", 0.8),
-            "temperature 0 only")  # fmt: skip
+    sampler = "blt-s verification.use=greedy"
+    refused(blt("generate", run_config(), *RUN, "--sampler", sampler, "--temperature", 0.8),
+            "temperature 0 only", "'replay'")  # fmt: skip
 
 
 def test_broken_toml_names_the_line(blt, tmp_path):

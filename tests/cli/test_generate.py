@@ -85,6 +85,18 @@ def test_sampling_options_and_seed_are_used(blt, run_config):
     assert first == again != other
 
 
+def test_verified_samplers_sample_what_ar_samples(blt, run_config):
+    drawn = ("generate", run_config(), "--prompt", "a", "--max-new-bytes", 60, "--temperature", 0.9,
+             "--top-p", 0.95, "--seed", 3, "--sampler")  # fmt: skip
+    own = blt(*drawn, "ar").out
+    assert own != blt(*drawn[:6], "--sampler", "ar").out
+    for sampler in (
+        "blt-s draft_bytes=5",
+        "speculative drafter.use=cascade drafter.drafter.use=self",
+    ):
+        assert blt(*drawn, sampler).out == own
+
+
 def test_stop_ends_with_the_stop_string(blt, run_config):
     path = run_config()
     whole = blt("generate", path, "--prompt", "q", "--max-new-bytes", 40).out

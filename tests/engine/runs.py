@@ -9,13 +9,14 @@ import attrs
 
 from blt_core.engine import Progress, Request, decode
 from blt_core.model import Model
-from blt_core.protocols import DecodeOps, Drafter, Sampler
+from blt_core.protocols import DecodeOps, Drafter, Sampler, Verification
 from blt_core.testing.reference import patches_of, true_flags
 from blt_core.types import Draws, Passes, Round, Sampling
+from blt_plugins.drafting.cascade import CascadeDrafter, CascadeParams
 from blt_plugins.drafting.self import SelfDrafter, SelfParams
 from blt_plugins.sampling.autoregressive import Autoregressive, AutoregressiveParams
 from blt_plugins.sampling.speculative import Speculative, SpeculativeParams
-from blt_plugins.verification.greedy import GreedyParams, GreedyVerification
+from blt_plugins.verification.replay import ReplayParams, ReplayVerification
 from tests.engine import models
 from tests.engine.drafters import Recorded
 from tests.engine.seen import saw
@@ -28,9 +29,9 @@ def ar() -> Autoregressive:
     return Autoregressive(AutoregressiveParams(), models.CONTEXT)
 
 
-def speculative(drafter: Drafter) -> Speculative:
-    """A verified sampler around ``drafter``."""
-    verification = GreedyVerification(GreedyParams(), models.CONTEXT)
+def speculative(drafter: Drafter, verification: Verification | None = None) -> Speculative:
+    """A verified sampler around ``drafter``; by default it replays ``ar``."""
+    verification = verification or ReplayVerification(ReplayParams(), models.CONTEXT)
     return Speculative(
         SpeculativeParams(drafter=drafter, verification=verification), models.CONTEXT
     )
@@ -39,6 +40,11 @@ def speculative(drafter: Drafter) -> Speculative:
 def self_drafter(count: int) -> SelfDrafter:
     """The drafter of BLT-S with k = ``count``."""
     return SelfDrafter(SelfParams(draft_bytes=count), models.CONTEXT)
+
+
+def cascade_drafter(count: int, inner: Drafter) -> CascadeDrafter:
+    """A cascade of k = ``count`` over ``inner``."""
+    return CascadeDrafter(CascadeParams(draft_bytes=count, drafter=inner), models.CONTEXT)
 
 
 @attrs.frozen
@@ -71,15 +77,15 @@ def run(
 
 
 @lru_cache(maxsize=4096)
-def ar_alone(index: int, request: Request) -> Progress:
+def ar_alone(index: int, request: Request, sampling: Sampling = GREEDY) -> Progress:
     """What AR gives one request alone, on model ``index`` of the pool."""
-    return run(models.model(index), ar(), [request])[0]
+    return run(models.model(index), ar(), [request], sampling)[0]
 
 
-def ar_ids(index: int, request: Request) -> list[int]:
+def ar_ids(index: int, request: Request, sampling: Sampling = GREEDY) -> list[int]:
     """All ids of AR's finished text: BOS, prompt, output, EOS if that ended it."""
     scheme = models.model(index).scheme
-    done = ar_alone(index, request)
+    done = ar_alone(index, request, sampling)
     ended = [scheme.eos] if done.stop_reason == "eos" else []
     return [scheme.bos, *scheme.encode(request.prompt), *done.ids, *ended]
 

@@ -8,11 +8,28 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from blt_core.engine import Request
-from blt_core.protocols import Drafter
+from blt_core.protocols import Drafter, Unmasking
+from blt_core.types import Sampling
+from blt_plugins.drafting.diffusion import DiffusionDrafter, DiffusionParams
+from blt_plugins.unmasking.rules import (
+    AllParams,
+    Confidence,
+    ConfidenceParams,
+    EntropyBound,
+    EntropyBoundParams,
+    FillAll,
+)
 from tests.engine import models
 from tests.engine.drafters import BlockSteps, Cascade, Oracle, RandomBytes
-from tests.engine.runs import ar_alone, ar_ids, self_drafter
+from tests.engine.runs import (
+    GREEDY,
+    ar_alone,
+    ar_ids,
+    cascade_drafter,
+    self_drafter,
+)
 
+C = models.CONTEXT
 #: max_examples of the profile "ci" (tests/conftest.py).
 CI_EXAMPLES = 50
 
@@ -43,13 +60,29 @@ model_indices = st.integers(0, models.COUNT - 1)
 denoising_indices = st.sampled_from(models.DENOISING)
 
 
+#: Temperatures above 0, with and without top-k and top-p.
+samplings = st.builds(
+    Sampling,
+    st.sampled_from([0.1, 0.5, 0.8, 1.0, 1.5]),
+    st.one_of(st.none(), st.integers(1, 40)),
+    st.one_of(st.none(), st.floats(0.1, 1.0)),
+)
+
+
 @st.composite
-def requests(draw: st.DrawFn, index: int, *, stops: bool = True, longest: int = 24) -> Request:
+def requests(
+    draw: st.DrawFn,
+    index: int,
+    *,
+    stops: bool = True,
+    longest: int = 24,
+    sampling: Sampling = GREEDY,
+) -> Request:
     """A request; stop strings are cut from what AR generates without them."""
     request = Request(draw(prompts()), draw(st.integers(1, longest)), seed=draw(st.integers(0, 9)))
     if not stops or draw(st.integers(0, 3)):
         return request
-    text = bytes(ar_alone(index, request).output)
+    text = bytes(ar_alone(index, request, sampling).output)
     if not text:
         return request
     at = draw(st.integers(0, len(text) - 1))
@@ -58,9 +91,17 @@ def requests(draw: st.DrawFn, index: int, *, stops: bool = True, longest: int = 
 
 
 @st.composite
-def batches(draw: st.DrawFn, index: int, *, rows: int = 3, stops: bool = True) -> list[Request]:
+def batches(
+    draw: st.DrawFn,
+    index: int,
+    *,
+    rows: int = 3,
+    stops: bool = True,
+    sampling: Sampling = GREEDY,
+) -> list[Request]:
     """One to ``rows`` requests."""
-    return draw(st.lists(requests(index, stops=stops), min_size=1, max_size=rows))
+    one = requests(index, stops=stops, sampling=sampling)
+    return draw(st.lists(one, min_size=1, max_size=rows))
 
 
 @st.composite
@@ -73,7 +114,9 @@ def block_drafters(draw: st.DrawFn) -> BlockSteps:
 
 
 @st.composite
-def drafters(draw: st.DrawFn, index: int, batch: list[Request]) -> Drafter:
+def drafters(
+    draw: st.DrawFn, index: int, batch: list[Request], sampling: Sampling = GREEDY
+) -> Drafter:
     """Any drafter that model ``index`` can serve."""
     kinds = ["self", "random", "oracle", "oracle"]
     if index in models.DENOISING:
@@ -86,13 +129,52 @@ def drafters(draw: st.DrawFn, index: int, batch: list[Request]) -> Drafter:
     if kind == "oracle":
         scheme = models.model(index).scheme
         texts = {
-            (scheme.bos, *scheme.encode(r.prompt), i): ar_ids(index, r) for i, r in enumerate(batch)
+            (scheme.bos, *scheme.encode(r.prompt), i): ar_ids(index, r, sampling)
+            for i, r in enumerate(batch)
         }
         return Oracle(
             texts, count, draw(st.sampled_from([0.0, 0.1, 0.3])), draw(st.integers(0, 99))
         )
     blocks = draw(block_drafters())
     return blocks if kind == "block" else Cascade(blocks, draw(st.integers(1, 3)))
+
+
+STARTS = [("aligned", "none"), ("aligned", "forced"), ("frontier", "forced"), ("frontier", "none")]
+
+
+def rules() -> st.SearchStrategy[Unmasking]:
+    """The package's unmasking rules, from one byte a pass to all."""
+    return st.one_of(
+        st.just(FillAll(AllParams(), C)),
+        st.sampled_from([0.0, 0.05, 0.3, 0.7, 1.0]).map(
+            lambda alpha: Confidence(ConfidenceParams(alpha=alpha), C)
+        ),
+        st.sampled_from([0.0, 0.5, 1.5, 6.0, 99.0]).map(
+            lambda gamma: EntropyBound(EntropyBoundParams(gamma=gamma), C)
+        ),
+    )
+
+
+@st.composite
+def diffusion_drafters(draw: st.DrawFn) -> DiffusionDrafter:
+    """The drafter of BLT-DV."""
+    start, closure = draw(st.sampled_from(STARTS))
+    params = DiffusionParams(
+        block_bytes=draw(st.integers(1, 16)), unmasking=draw(rules()), start=start, closure=closure
+    )
+    return DiffusionDrafter(params, C)
+
+
+@st.composite
+def own_drafters(draw: st.DrawFn, index: int) -> Drafter:
+    """The package's drafters, cascades nested in one another."""
+    kinds = ["self", "cascade"] + ["diffusion", "diffusion"] * (index in models.DENOISING)
+    kind, count = draw(st.sampled_from(kinds)), draw(st.integers(1, 12))
+    if kind == "self":
+        return self_drafter(count)
+    if kind == "diffusion":
+        return draw(diffusion_drafters())
+    return cascade_drafter(count, draw(own_drafters(index)))
 
 
 OPS = ("append", "append", "rewind", "next", "next", "draft", "draft", "block", "settle", "attach")

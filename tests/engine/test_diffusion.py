@@ -13,11 +13,8 @@ from hypothesis import strategies as st
 from blt_core.protocols import Unmasking
 from blt_core.testing.reference import block_logits, true_flags
 from blt_core.types import Sampling
-from blt_plugins.drafting.cascade import CascadeDrafter, CascadeParams
-from blt_plugins.drafting.diffusion import DiffusionDrafter, DiffusionParams
 from blt_plugins.sampling.diffusion import BlockDiffusion, BlockDiffusionParams
 from blt_plugins.unmasking.rules import (
-    AllParams,
     Confidence,
     ConfidenceParams,
     EntropyBound,
@@ -26,36 +23,24 @@ from blt_plugins.unmasking.rules import (
 )
 from tests.engine import models
 from tests.engine.drafters import Recorded
-from tests.engine.runs import Traced, ar_alone, rows_of, run, self_drafter, speculative
-from tests.engine.strategies import batches, denoising_indices, examples
+from tests.engine.runs import (
+    Traced,
+    ar_alone,
+    cascade_drafter,
+    rows_of,
+    run,
+    self_drafter,
+    speculative,
+)
+from tests.engine.strategies import (
+    batches,
+    denoising_indices,
+    diffusion_drafters,
+    examples,
+    rules,
+)
 
 C = models.CONTEXT
-STARTS = [("aligned", "none"), ("aligned", "forced"), ("frontier", "forced"), ("frontier", "none")]
-
-
-def rules() -> st.SearchStrategy[Unmasking]:
-    return st.one_of(
-        st.just(FillAll(AllParams(), C)),
-        st.sampled_from([0.0, 0.05, 0.3, 0.7, 1.0]).map(
-            lambda alpha: Confidence(ConfidenceParams(alpha=alpha), C)
-        ),
-        st.sampled_from([0.0, 0.5, 1.5, 6.0, 99.0]).map(
-            lambda gamma: EntropyBound(EntropyBoundParams(gamma=gamma), C)
-        ),
-    )
-
-
-@st.composite
-def diffusion_drafters(draw) -> DiffusionDrafter:
-    start, closure = draw(st.sampled_from(STARTS))
-    params = DiffusionParams(
-        block_bytes=draw(st.integers(1, 16)), unmasking=draw(rules()), start=start, closure=closure
-    )
-    return DiffusionDrafter(params, C)
-
-
-def cascade(count: int, inner: DiffusionDrafter) -> CascadeDrafter:
-    return CascadeDrafter(CascadeParams(draft_bytes=count, drafter=inner), C)
 
 
 @attrs.define
@@ -87,7 +72,7 @@ def test_blt_dv_equals_ar(data, index, drafter):
 def test_cascade_drafts_byte_for_byte_what_self_drafts(data, index, inner, count):
     batch = data.draw(batches(index))
     records = []
-    for drafter in (cascade(count, inner), self_drafter(count)):
+    for drafter in (cascade_drafter(count, inner), self_drafter(count)):
         recorded = Recorded(drafter)
         trace = Traced(speculative(recorded))
         done = run(models.model(index), trace, batch)
@@ -120,7 +105,7 @@ def test_cascade_runs_no_scorer_and_closes_patches_only_where_its_inner_drafter_
     data, index, inner, count
 ):
     [request] = data.draw(batches(index, rows=1))
-    counted = Counted(cascade(count, inner))
+    counted = Counted(cascade_drafter(count, inner))
     [done] = run(models.model(index), speculative(counted), [request])
     forced = inner.start == "frontier" and inner.closure == "forced"
     if not forced:
@@ -195,7 +180,7 @@ def test_blt_dv_and_cascade_in_a_batch_give_what_each_request_gives_alone(
     data, index, inner, count
 ):
     batch = data.draw(batches(index))
-    drafter = cascade(count, inner) if count else inner
+    drafter = cascade_drafter(count, inner) if count else inner
     for request, got in zip(
         batch, run(models.model(index), speculative(drafter), batch), strict=True
     ):

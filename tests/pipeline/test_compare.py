@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from blt_core.compare import compare, explain
-from blt_core.types import Rows
+from blt_core.types import Rows, Sampling
 
 
 def test_explain_finds_the_first_difference_and_the_margin_of_the_models_own_choice(pipeline):
@@ -31,3 +31,14 @@ def test_a_lossy_sampler_is_reported_as_different_and_not_as_a_near_tie(pipeline
     first = pipeline.generate("ab", max_new_bytes=15).ids
     other = noisy.generate("ab", max_new_bytes=15, temperature=5.0, seed=1).ids
     assert not explain(pipeline.model, "ab", first, other).near_tie
+
+
+def test_sampled_outputs_are_compared_by_how_close_the_draw_was(pipeline):
+    request = {"max_new_bytes": 20, "temperature": 0.8, "top_k": 50, "seed": 4}
+    samplers = {"ar": "ar", "fast": "blt-s draft_bytes=3"}
+    rows = compare(pipeline, samplers, ["ab", "cd"], **request)
+    assert rows[1].identical or rows[1].near_ties == len(rows[1].differences)
+    drawn = pipeline.generate("ab", **request).ids
+    other = pipeline.generate("ab", **{**request, "seed": 5}).ids
+    settings = (Sampling(0.8, 50), 4)
+    assert 0 < explain(pipeline.model, "ab", drawn, other, *settings).logit_margin < 100

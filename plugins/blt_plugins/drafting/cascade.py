@@ -10,7 +10,7 @@ import attrs
 from blt_core.component import BuildContext, Component, at_least, nested
 from blt_core.drafting import propose
 from blt_core.protocols import DecodeOps, Drafter
-from blt_core.types import Draft, Draws, Sampling
+from blt_core.types import Draft, Draws, Sampling, matches
 
 
 @attrs.frozen(kw_only=True)
@@ -27,8 +27,8 @@ class CascadeParams:
 class CascadeDrafter:
     """An inner drafter proposes; the decoder alone, latents frozen, verifies many bytes in a pass.
 
-    The rejected part is drafted anew until k bytes are there, so the draft is byte for byte that of
-    the drafter ``self``, whatever the inner one proposes. A row stops drafting at EOS.
+    The rejected part is drafted again until k bytes are there, so the draft is byte for byte that
+    of the drafter ``self``, whatever the inner one proposes. A row stops drafting at EOS.
     """
 
     def __init__(self, params: CascadeParams, context: BuildContext) -> None:
@@ -38,7 +38,7 @@ class CascadeDrafter:
     def draft(
         self, ops: DecodeOps, limit: Sequence[int], sampling: Sampling, draws: Draws
     ) -> Draft:
-        """A deterministic draft of at most ``draft_bytes`` ids."""
+        """At most ``draft_bytes`` ids of each row."""
         ids: list[list[int]] = [[] for _ in limit]
         most = [min(self.draft_bytes, each) for each in limit]
         while any(left := self._left(ids, most, ops.scheme.eos)):
@@ -51,8 +51,11 @@ class CascadeDrafter:
                 ops.rewind(begin)
             ops.append(proposed.ids)
             rows = [len(p) + 1 if n else 0 for p, n in zip(proposed.ids, left, strict=True)]
-            chosen = ops.draft_logits(rows).argmax(-1).tolist()
-            kept = [_stands(p, c, n) for p, c, n in zip(proposed.ids, chosen, left, strict=True)]
+            chosen = sampling.picks(ops.draft_logits(rows), begin, rows, draws)
+            kept = [
+                _to_eos(own[: matches(p, own) + 1], ops.scheme.eos)
+                for p, own in zip(proposed.ids, chosen, strict=True)
+            ]
             ops.rewind(begin)
             ops.append(kept)
             for done, new in zip(ids, kept, strict=True):
@@ -67,13 +70,9 @@ class CascadeDrafter:
         ]
 
 
-def _stands(proposed: Sequence[int], chosen: Sequence[int], left: int) -> list[int]:
-    """The proposed ids that equal the decoder's choices, and its own choice after them."""
-    if not left:
-        return []
-    pairs = enumerate(zip(proposed, chosen, strict=False))
-    same = next((i for i, (a, b) in pairs if a != b), len(proposed))
-    return [*proposed[:same], chosen[same]]
+def _to_eos(ids: list[int], eos: int) -> list[int]:
+    """The ids up to the first EOS, which is kept."""
+    return ids[: ids.index(eos) + 1] if eos in ids else ids
 
 
 def cascade_notes(params: CascadeParams) -> Iterator[str]:

@@ -38,14 +38,14 @@ class DiffusionDrafter:
     def draft(
         self, ops: DecodeOps, limit: Sequence[int], sampling: Sampling, draws: Draws
     ) -> Draft:
-        """The bytes of a block that are not committed yet; a point mass on each."""
+        """The bytes of a block that are not committed yet, drawn as verification draws them."""
         block = ops.open_block(
             self.block_bytes,
             start=self.start,
             closure=self.closure,
             active=[most > 0 for most in limit],
         )
-        fill(ops, block, self.unmasking, Sampling(), draws)
+        fill(ops, block, self.unmasking, sampling, draws, stream=0)
         ids = [row[given:] for row, given in zip(block.ids, block.given, strict=True)]
         return Draft(ids).cut(limit)
 

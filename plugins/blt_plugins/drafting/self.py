@@ -19,9 +19,10 @@ class SelfParams:
 
 
 class SelfDrafter:
-    """Writes k bytes greedily, one decoder pass each, reading the newest latent for all of them.
+    """Writes k bytes, one decoder pass each, reading the newest latent for all of them.
 
-    Patch boundaries are ignored (Fast BLT, BLT-S). A row stops drafting at EOS.
+    Patch boundaries are ignored (Fast BLT, BLT-S). Above temperature 0 a byte is drawn with the
+    draws that verification uses for it, so that both mostly agree. A row stops drafting at EOS.
     """
 
     def __init__(self, params: SelfParams, context: BuildContext) -> None:
@@ -34,7 +35,7 @@ class SelfDrafter:
         sampling: Sampling,
         draws: Draws,
     ) -> Draft:
-        """A deterministic draft of at most ``draft_bytes`` ids."""
+        """At most ``draft_bytes`` ids of each row."""
         ids: list[list[int]] = [[] for _ in limit]
         for count in range(self.draft_bytes):
             rows = [
@@ -43,8 +44,7 @@ class SelfDrafter:
             ]
             if not any(rows):
                 break
-            best = ops.draft_logits(rows)[:, 0].argmax(-1).tolist()
-            new = [[token] if on else [] for token, on in zip(best, rows, strict=True)]
+            new = sampling.picks(ops.draft_logits(rows), ops.lengths, rows, draws)
             ops.append(new)
             for done, token in zip(ids, new, strict=True):
                 done.extend(token)

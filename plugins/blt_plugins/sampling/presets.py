@@ -15,7 +15,7 @@ class BltSParams:
     """draft_bytes: bytes that the decoder drafts a round (k). verification: which of them stand."""
 
     draft_bytes: int = attrs.field(default=8, validator=at_least(1))
-    verification: Verification = nested("verification", default="greedy")
+    verification: Verification = nested("verification", default="replay")
 
 
 def expand_blt_s(params: BltSParams) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class BltDVParams:
     unmasking: Unmasking = nested("unmasking", default="all")
     start: Literal["aligned", "frontier"] = "aligned"
     closure: Literal["forced", "none"] = "forced"
-    verification: Verification = nested("verification", default="greedy")
+    verification: Verification = nested("verification", default="replay")
 
 
 def expand_blt_dv(params: BltDVParams) -> dict[str, Any]:

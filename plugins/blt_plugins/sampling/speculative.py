@@ -1,7 +1,8 @@
 """Verified sampling: a drafter proposes bytes, the full model verifies them in one pass.
 
-With greedy verification the output is byte for byte that of autoregressive sampling, whatever the
-drafter proposes. Axes: b batch rows, r rows of a pass, V ids.
+With verification by replay (the default) the output is byte for byte that of autoregressive
+sampling with the same seed, at any temperature, whatever the drafter proposes.
+Axes: b batch rows, r rows of a pass, V ids.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class SpeculativeParams:
     """drafter: proposes bytes. verification: decides which of them stand."""
 
     drafter: Drafter = nested("drafter", default="self")
-    verification: Verification = nested("verification", default="greedy")
+    verification: Verification = nested("verification", default="replay")
 
 
 class Speculative:

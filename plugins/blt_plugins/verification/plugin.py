@@ -3,9 +3,10 @@
 from blt_core.component import Component
 from blt_core.hookspecs import hookimpl
 from blt_plugins.verification.greedy import GREEDY
+from blt_plugins.verification.replay import REPLAY
 
 
 @hookimpl
 def blt_components() -> list[Component]:
     """The verifications."""
-    return [GREEDY]
+    return [REPLAY, GREEDY]
