@@ -128,15 +128,12 @@ def blt_run_start(run):
     print("NOISE run")
     raise ValueError("NOISE broken hook")
 
-@hookimpl
-def blt_commands(app):
-    @app.command()
-    def noisy():
-        print("NOISE command")
-        output("one")
-        typer.echo("two")
-        typer.echo(b"three")
-        output(b"four")
+def command():
+    print("NOISE command")
+    output("one")
+    typer.echo("two")
+    typer.echo(b"three")
+    output(b"four")
 """
 
 
@@ -147,7 +144,9 @@ def noisy(tmp_path):
     info = tmp_path / "blt_noisy-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: blt-noisy\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[blt_core]\nnoisy = blt_noisy\n")
+    (info / "entry_points.txt").write_text(
+        "[blt_core]\nnoisy = blt_noisy\n[blt_core.commands]\nnoisy = blt_noisy:command\n"
+    )
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
 
     def call(*arguments):

@@ -106,7 +106,7 @@ def test_the_first_owner_keeps_a_name_and_the_core_comes_before_all(
     install, commands, call
 ) -> None:
     for name in ("aardvark", "blt_core", "zebra"):
-        source = f"def run():\n print({name!r})\n"
+        source = f"import typer\ndef run():\n typer.echo({name!r})\n"
         install(name, {COMMANDS: {"it": f"acme_{name}:run"}}, {f"acme_{name}": source})
     found = commands()
     assert call(found, "it").stdout == "blt_core\n"
