@@ -7,7 +7,7 @@ import importlib.util
 import os
 import warnings
 from importlib import metadata
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ def import_deepspeed(device: torch.device) -> ModuleType:
     import deepspeed
     import deepspeed.ops
 
+    _forget_default_groups(deepspeed.comm.TorchBackend)
     # Its calls, not ours: one line for each call would bury what a run has to say.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if device.type == "cpu":
@@ -73,6 +74,21 @@ def leave_group(deepspeed: ModuleType) -> None:
     _forget_groups()
 
 
+def _forget_default_groups(backend: type) -> None:
+    """Have methods whose default argument is the group of their import use the one that is there.
+
+    A scorer may have been trained before, in a group that would be kept until the process ends.
+    """
+    for method in vars(backend).values():
+        defaults = method.__defaults__ if isinstance(method, FunctionType) else None
+        if defaults and any(map(_is_group, defaults)):
+            method.__defaults__ = tuple(None if _is_group(each) else each for each in defaults)
+
+
+def _is_group(value: object) -> bool:
+    return isinstance(value, torch.distributed.ProcessGroup)
+
+
 def _forget_groups() -> None:
     """Cut the process groups from what DeepSpeed leaves behind.
 
@@ -82,5 +98,5 @@ def _forget_groups() -> None:
     for each in gc.get_objects():
         if str(type(each).__module__).startswith("deepspeed.") or isinstance(each, nn.Parameter):
             for name, value in list(getattr(each, "__dict__", {}).items()):
-                if isinstance(value, torch.distributed.ProcessGroup):
+                if _is_group(value) or (isinstance(value, list) and any(map(_is_group, value))):
                     setattr(each, name, None)
