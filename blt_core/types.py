@@ -418,10 +418,10 @@ class StateBytes:
     """Bytes that training holds in one place, from step to step.
 
     optimizer: with the float32 weights that some backends keep beside narrower ones. buffers: of
-    the backend's own, such as those in which gradients travel. step: what takes the place of the
-    gradients while the optimizer steps: copies of them, and what it computes with (0: nothing).
-    scoring: what takes the place of gradients and buffers while held-out text is scored: the whole
-    weights, where they are spread at other times (0: nothing).
+    the backend's own, such as those in which gradients travel. step: peak extra bytes during the
+    optimizer step, in place of the gradients: copies of them, and workspace (0: none). scoring: bytes
+    held during evaluation in place of gradients and buffers: the whole weights, where they are
+    sharded at other times (0: none).
     """
 
     parameters: int = 0
@@ -443,7 +443,7 @@ class StateBytes:
 
     @property
     def scored(self) -> int:
-        """What is there while held-out text is scored, or less where nothing is gathered for it."""
+        """Bytes held during evaluation; an upper bound if the backend gathers nothing."""
         return self.parameters + self.optimizer + self.scoring
 
 

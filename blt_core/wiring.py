@@ -411,7 +411,7 @@ def _unmet_requirements(config: Config, nodes: Mapping[str, Node]) -> list[Probl
             text = f"{node.label} needs {article(kind)} {ability.need}; "
             part = nodes.get(kind)
             if part is None:
-                # Tables that are at fault themselves are no news; absent ones are.
+                # Report a missing table here; a faulty one has been reported already.
                 if kind not in config.tables:
                     problems.append(node.place.written.problem(f"{text}there is no table [{kind}]"))
             elif name not in part.component.provides(part.params):

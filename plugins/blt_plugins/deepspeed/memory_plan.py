@@ -15,7 +15,7 @@ from blt_core.types import StateBytes, StateMemory
 
 #: The optimizer's float32 weights and its two moments.
 _FULL, _MOMENTS = 4, 2 * 4
-#: AdamW, which is not fused here, computes with two float32 tensors as large as its parameter.
+#: Unfused AdamW needs two float32 temporaries of the size of the current parameter.
 _WORKSPACE = 2 * 4
 _SPLIT_GRADIENTS, _SPLIT_WEIGHTS = 2, 3
 
