@@ -1,7 +1,8 @@
 """blt-core: byte-latent language models from plugins, wired by TOML, decoded exactly.
 
 Start with :class:`Pipeline`. Plugin authors find the contracts in :mod:`blt_core.protocols`, the
-records in :mod:`blt_core.component` and the hooks in :mod:`blt_core.hookspecs`.
+values that they hand on in :mod:`blt_core.types`, the records in :mod:`blt_core.component` and the
+hooks in :mod:`blt_core.hookspecs`; the names that they need most are here too.
 """
 
 from __future__ import annotations
@@ -11,15 +12,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from blt_core.component import (
+        Ability,
         BuildContext,
         Component,
         Kind,
         Preset,
+        at_least,
+        between,
+        more_than,
         nested,
         nested_table,
+        not_empty,
+        one_of,
         overridable,
         trained,
     )
+    from blt_core.config import Config, load_config
+    from blt_core.engine import Request, Step
     from blt_core.errors import (
         BltError,
         CheckpointError,
@@ -34,35 +43,107 @@ if TYPE_CHECKING:
     from blt_core.hookspecs import hookimpl
     from blt_core.model import Model
     from blt_core.pipeline import Generation, Pipeline
-    from blt_core.types import Cost, IdScheme, Parameters, Passes, Sampling
+    from blt_core.plugins import load_plugins
+    from blt_core.protocols import (
+        ByteScorer,
+        Cache,
+        CheckpointFormat,
+        Corpus,
+        CostModel,
+        DecodeOps,
+        Decoder,
+        Drafter,
+        Encoder,
+        GlobalModel,
+        Objective,
+        Patcher,
+        Sampler,
+        TrainingBackend,
+        Unmasking,
+        Verification,
+    )
+    from blt_core.types import (
+        Blocks,
+        Cost,
+        DecoderOutput,
+        Draft,
+        Draws,
+        IdScheme,
+        Latents,
+        OpenBlock,
+        Output,
+        Parameters,
+        Passes,
+        Patches,
+        Round,
+        Rows,
+        Sampling,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Ability",
+    "Blocks",
     "BltError",
     "BuildContext",
+    "ByteScorer",
+    "Cache",
     "CheckpointError",
+    "CheckpointFormat",
     "Component",
     "ComponentError",
+    "Config",
     "ConfigError",
+    "Corpus",
     "Cost",
+    "CostModel",
     "DataError",
+    "DecodeOps",
+    "Decoder",
+    "DecoderOutput",
+    "Draft",
+    "Drafter",
+    "Draws",
+    "Encoder",
     "EngineError",
     "Generation",
+    "GlobalModel",
     "IdScheme",
     "Kind",
+    "Latents",
     "Model",
+    "Objective",
+    "OpenBlock",
+    "Output",
     "Parameters",
     "Passes",
+    "Patcher",
+    "Patches",
     "Pipeline",
     "PluginError",
     "Preset",
+    "Request",
     "RequestError",
+    "Round",
+    "Rows",
     "RunError",
+    "Sampler",
     "Sampling",
+    "Step",
+    "TrainingBackend",
+    "Unmasking",
+    "Verification",
+    "at_least",
+    "between",
     "hookimpl",
+    "load_config",
+    "load_plugins",
+    "more_than",
     "nested",
     "nested_table",
+    "not_empty",
+    "one_of",
     "overridable",
     "trained",
 ]
@@ -71,9 +152,12 @@ __all__ = [
 #: seconds, which ``blt --help`` and programs that only read configs need not wait for.
 _MODULES = {
     "component": (
-        *("BuildContext", "Component", "Kind", "Preset"),
-        *("nested", "nested_table", "overridable", "trained"),
+        *("Ability", "BuildContext", "Component", "Kind", "Preset", "at_least", "between"),
+        *("more_than", "nested", "nested_table", "not_empty", "one_of", "overridable"),
+        *("trained",),
     ),
+    "config": ("Config", "load_config"),
+    "engine": ("Request", "Step"),
     "errors": (
         *("BltError", "CheckpointError", "ComponentError", "ConfigError", "DataError"),
         *("EngineError", "PluginError", "RequestError", "RunError"),
@@ -81,7 +165,16 @@ _MODULES = {
     "hookspecs": ("hookimpl",),
     "model": ("Model",),
     "pipeline": ("Generation", "Pipeline"),
-    "types": ("Cost", "IdScheme", "Parameters", "Passes", "Sampling"),
+    "plugins": ("load_plugins",),
+    "protocols": (
+        *("ByteScorer", "Cache", "CheckpointFormat", "Corpus", "CostModel", "DecodeOps"),
+        *("Decoder", "Drafter", "Encoder", "GlobalModel", "Objective", "Patcher", "Sampler"),
+        *("TrainingBackend", "Unmasking", "Verification"),
+    ),
+    "types": (
+        *("Blocks", "Cost", "DecoderOutput", "Draft", "Draws", "IdScheme", "Latents"),
+        *("OpenBlock", "Output", "Parameters", "Passes", "Patches", "Round", "Rows", "Sampling"),
+    ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

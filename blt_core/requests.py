@@ -57,22 +57,27 @@ def read_requests(
     prompts: TextLike | Sequence[TextLike], given: Mapping[str, Any], defaults: RunSettings
 ) -> tuple[tuple[Request, ...], Sampling]:
     """A request for each prompt from what was given, and from ``defaults`` where that is silent."""
+    _refuse_surplus(given)
     texts = to_texts(prompts, "prompt")
     given = {key: value for key, value in given.items() if value is not None}
     stop = to_texts(given.pop("stop", defaults.stop), "stop")
-    run = read_settings(defaults, given)
+    run = _read_settings(defaults, given)
     requests = (Request(text, run.max_new_bytes, stop, run.seed) for text in texts)
     return tuple(requests), run.sampling
 
 
-def read_settings(defaults: RunSettings, given: Mapping[str, Any]) -> RunSettings:
-    """``[run]`` with what a request gives, as strictly as a file; RequestError with all faults."""
+def _refuse_surplus(given: Mapping[str, Any]) -> None:
+    """Raise RequestError for a key that is no setting of a request, whatever its value."""
     surplus = [key for key in given if key not in REQUEST_KEYS]
     if surplus:
         raise RequestError(
             f"{surplus[0]}: no such request setting.{near_match(surplus[0], REQUEST_KEYS)} "
             f"There are: {', '.join(REQUEST_KEYS)}"
         )
+
+
+def _read_settings(defaults: RunSettings, given: Mapping[str, Any]) -> RunSettings:
+    """``[run]`` with what a request gives, as strictly as a file; RequestError with all faults."""
     table = Table({**plain(defaults), **given}, Place("request"))
     try:
         return read_table(RunSettings, table, "a request")

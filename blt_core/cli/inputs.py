@@ -144,7 +144,7 @@ def _read_file(name: str, most: int) -> bytes:
             text = _read_up_to(sys.stdin.buffer, most + 1)
         else:
             _refuse_named_pipe(name)
-            with Path(name).open("rb") as file:
+            with Path(name).open("rb", buffering=0) as file:  # a buffer would read ahead
                 text = _read_up_to(file, most + 1)
     except OSError as error:
         reason = error.strerror or error

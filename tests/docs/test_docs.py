@@ -15,6 +15,7 @@ from blt_core.config import Config
 from blt_core.manifest import load_manifest
 from blt_core.pipeline import DEFAULTS, Pipeline, plan_run
 from blt_core.plugins import load_plugins
+from blt_core.requests import REQUEST_KEYS
 from blt_core.wiring import resolve_component
 from tests.tiny import config
 
@@ -76,6 +77,27 @@ def test_the_ten_lines_of_the_readme_run(capsys):
     assert len(source.strip().splitlines()) <= 14
     exec(source, {})
     assert capsys.readouterr().out.rstrip().endswith("GB")
+
+
+def test_the_program_of_the_python_page_runs(capsys):
+    parts = blocks("docs/python.md", "python")
+    assert len(parts) >= 8
+    namespace: dict[str, object] = {}
+    for source in parts:  # one program: later blocks use the names of earlier ones
+        exec(source, namespace)
+    printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("eight ") for line in printed)
+    assert sum(line.startswith("1 (b") for line in printed[-3:]) >= 1  # the watcher's
+    assert namespace["rows"][1].identical or namespace["rows"][1].near_ties
+
+
+def test_the_python_page_names_every_setting_and_every_way_to_ask():
+    page = read("docs/python.md")
+    for key in REQUEST_KEYS:
+        assert f"| `{key}` |" in page, key
+    for name in ("generate", "stream", "stream_text", "steps", "check"):
+        assert f"| `{name}(" in page, name
+    assert "(docs/python.md)" in read("README.md")
 
 
 def test_every_command_is_documented():

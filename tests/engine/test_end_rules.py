@@ -76,6 +76,7 @@ def test_eos_inside_an_accepted_draft_ends_the_text_and_is_no_part_of_it(index):
     got = run(models.model(index), speculative(drafter), [request])[0]
     assert got.stop_reason == "eos"
     assert bytes(got.output) == bytes(want.output)
+    assert got.accepted <= min(got.drafted - 1, len(got.ids))  # EOS was drafted, and is no output
     # EOS is not part of max_new_bytes: with exactly as much room as the text needs, length ends it.
     tight = Request(request.prompt, len(want.output))
     for sampler in (ar(), speculative(drafter)):
@@ -355,8 +356,7 @@ def test_probabilities_are_temperature_then_top_k_then_top_p(logits, temperature
     scaled = torch.tensor(logits, dtype=torch.float64) / temperature
     kept = set(range(len(logits)))
     if top_k is not None and top_k < len(logits):
-        kth = sorted(scaled.tolist(), reverse=True)[top_k - 1]
-        kept = {i for i in kept if scaled[i] >= kth}  # ties of the last one stay
+        kept = set(sorted(kept, key=lambda i: (-logits[i], i))[:top_k])  # of equals the lowest ids
     masses = [float(scaled[i].exp()) if i in kept else 0.0 for i in range(len(logits))]
     probs = [mass / sum(masses) for mass in masses]
     if top_p is not None:
