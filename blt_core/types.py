@@ -419,9 +419,9 @@ class StateBytes:
 
     optimizer: with the float32 weights that some backends keep beside narrower ones. buffers: of
     the backend's own, such as those in which gradients travel. step: peak extra bytes during the
-    optimizer step, in place of the gradients: copies of them, and workspace (0: none). scoring: bytes
-    held during evaluation in place of gradients and buffers: the whole weights, where they are
-    sharded at other times (0: none).
+    optimizer step, in place of the gradients: copies of them, and workspace (0: none). scoring:
+    bytes held during evaluation in place of gradients and buffers: the whole weights, where they
+    are sharded at other times (0: none).
     """
 
     parameters: int = 0

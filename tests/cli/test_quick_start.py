@@ -116,6 +116,6 @@ def test_generating_imports_the_plugins_of_its_model_alone():
 
 
 def test_a_sampler_imports_the_drafter_that_it_nests_alone():
-    # A config whose own sampler is `ar`: an option does not spare the table that it replaces a check.
+    # Not `demo --sampler ar`: the table that an option replaces is checked too.
     _, modules = imported("generate", "demo-ar", "--prompt", "x", "--max-new-bytes", "2")
     assert not {"drafting", "unmasking", "verification"} & plugins_among(modules)
