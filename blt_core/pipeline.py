@@ -169,7 +169,9 @@ class Pipeline:
         """A copy with one component replaced; all else, what was assigned too, is shared."""
         table = parse_inline(spec, kind) if isinstance(spec, str) else spec
         config = Config.from_mapping(self.plan.describe()).with_table(kind, table)
-        plan = resolve(config, self.plugins)
+        node = resolve(config, self.plugins).node(kind)
+        # The other nodes know what the config calls them; what they describe is expanded.
+        plan = attrs.evolve(self.plan, nodes={**self.plan.nodes, kind: node})
         built = plan.build(kind, BuildContext(self.model.scheme))
         other = copy.copy(self)
         vars(other).update({"plan": plan, kind: built, "_built": {**self._built, kind: built}})

@@ -190,3 +190,9 @@ def test_verified_samplers_give_the_bytes_of_ar_at_any_temperature(pipeline, sam
     for prompt in PROMPTS:
         want, got = pipeline.generate(prompt, **request), fast.generate(prompt, **request)
         assert (got.ids, got.stop_reason) == (want.ids, want.stop_reason)
+
+
+def test_a_preset_keeps_its_name_beside_another_cost_model(pipeline):
+    both = pipeline.with_sampler("blt-s").with_cost_model("bandwidth bytes_per_parameter=1")
+    assert both.sampler_name == "blt-s"
+    assert "sampler='blt-s'" in repr(both)
