@@ -54,9 +54,9 @@ def verify(
     decision = verification.accept(draft, logits_brV, positions, active, sampling, draws)
     try:
         accepted, own = ([operator.index(n) for n in numbers] for numbers in decision)
-        fits = len(own) == len(active) and all(
+        fits = all(
             0 <= count <= len(ids) for count, ids in zip(accepted, draft.ids, strict=True)
-        )
+        ) and all(token >= 0 or not on for token, on in zip(own, active, strict=True))
     except (TypeError, ValueError) as error:
         raise broken(verification, _undecided(decision, draft)) from error
     if not fits:

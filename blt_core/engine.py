@@ -175,9 +175,7 @@ def check_round(
     """
     scheme, batch = state.scheme, len(lengths)
     never = set(scheme.never_output)
-    if not isinstance(done, Round) or not (
-        len(done.ids) == len(done.drafted) == len(done.accepted) == batch
-    ):
+    if not _is_round(done, batch):
         raise EngineError(f"the sampler's round is not a Round of {batch} batch rows: {done!r}")
     _check_counts(done, first=first)
     for row, (left, length) in enumerate(zip(state.remaining, lengths, strict=True)):
@@ -202,6 +200,15 @@ def check_round(
                 raise EngineError(
                     f"the sampler committed id {token} to batch row {row}, which is never output"
                 )
+
+
+def _is_round(done: object, batch: int) -> bool:
+    """Whether ``done`` is a Round of so many rows, whatever these hold."""
+    if not isinstance(done, Round):
+        return False
+    columns: tuple[object, ...] = (done.ids, done.drafted, done.accepted)
+    whole = all(isinstance(each, Sequence) and len(each) == batch for each in columns)
+    return whole and all(isinstance(row, Sequence) for row in done.ids)
 
 
 def _check_counts(done: Round, *, first: bool) -> None:

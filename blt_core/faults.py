@@ -21,9 +21,14 @@ _instances: dict[int, tuple[weakref.ref[object], str]] = {}
 _classes: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 
 
+#: Packages whose classes (an ``nn.Sequential``, a function, a partial) many components share.
+_SHARED = frozenset((*sys.stdlib_module_names, "torch", "builtins"))
+
+
 def remember(component: object, name: str) -> None:
     """Remember what a built component is called, as long as it is in use."""
-    _classes[type(component)] = name
+    if str(type(component).__module__).partition(".")[0] not in _SHARED:
+        _classes[type(component)] = name
     key = id(component)
     with contextlib.suppress(TypeError):  # its class has slots, and none for weak references
         _instances[key] = weakref.ref(component, lambda _: _instances.pop(key, None)), name

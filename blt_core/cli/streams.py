@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 _ECHOING = ("typer", "click")
 
 
-class ReaderGone(Exception):  # noqa: N818 -- no error: the reader has what it wanted
-    """Whoever read stdout has closed it (``blt plugins | head -1``): stop, and say nothing."""
+class ReaderGone(BaseException):
+    """Whoever read stdout has closed it (``blt plugins | head -1``): stop, and say nothing.
+
+    No error, and nothing that a handler of errors may take for one.
+    """
 
 
 class StdoutClosed(Exception):  # noqa: N818 -- says what is wrong
@@ -212,7 +215,8 @@ def _lenient_stderr() -> TextIO:
         sys.stderr.flush()
         descriptor = sys.stderr.fileno()
     notes = _Notes(descriptor, "wb", closefd=False)
-    return io.TextIOWrapper(notes, encoding=encoding, errors="replace", line_buffering=True)
+    errors = "backslashreplace"  # as Python's own: names of files may be no text
+    return io.TextIOWrapper(notes, encoding=encoding, errors=errors, line_buffering=True)
 
 
 def _open_nowhere(descriptor: int) -> None:

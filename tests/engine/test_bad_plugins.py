@@ -46,6 +46,8 @@ def round_of(*ids: int, rows: int = 2) -> Round:
         ([65, 258], round_of(65, 258), "committed id 258"),
         ([65], None, "not a Round of 2 batch rows"),
         ([65], round_of(65, rows=1), "not a Round of 2 batch rows"),
+        ([65], Round(None, [0, 0], [0, 0]), "not a Round of 2 batch rows"),
+        ([65], Round([[65], None], [0, 0], [0, 0]), "not a Round of 2 batch rows"),
         ([9999], round_of(9999), "not all ids below 259"),
         ([-1], round_of(-1), "not all ids below 259"),
     ],

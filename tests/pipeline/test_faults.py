@@ -219,3 +219,14 @@ def test_a_cost_that_is_none_for_some_passes_only_is_found_as_well(plugins):
         pipeline.generate("ab", max_new_bytes=2)
     with pytest.raises(ComponentError, match="gave gigabytes = nan"):
         pipeline.price(Passes(1), Parameters(1, 1, 1))
+
+
+def test_a_class_that_many_share_names_no_component():
+    from functools import partial
+
+    from blt_core import faults
+
+    made, other = partial(int), partial(int)
+    faults.remember(made, "drafter 'acme/made' (blt-acme)")
+    assert faults.name_of(made) == "drafter 'acme/made' (blt-acme)"
+    assert faults.name_of(other) == "partial"
