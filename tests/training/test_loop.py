@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -184,10 +185,10 @@ def test_the_best_model_is_kept_and_a_worse_last_one_written_beside_it(new_job, 
 
 
 def test_a_run_that_is_killed_after_its_last_step_has_written_all(new_job, silent, monkeypatch):
-    def stop(self, phase, step, states):
+    def stop(self, phase, step, states, **scored):
         if (phase.name, step) == ("model", 12):
             raise KeyboardInterrupt
-        save(self, phase, step, states)
+        save(self, phase, step, states, **scored)
 
     save = Trainer._save
     monkeypatch.setattr(Trainer, "_save", stop)
@@ -410,6 +411,7 @@ def test_a_signal_within_scores_or_calibration_ends_them_after_the_batch(
         id(batch.rows.ids_br) for batch in (*trainer._data.valid, *trainer._data.calibration)
     }
 
+    @functools.wraps(inner)  # its signature is part of the contract
     def signalling(self, rows, *arguments):
         if id(rows.ids_br) in held_out:
             batches.append(rows)
