@@ -219,15 +219,7 @@ def test_evaluate_scores_the_blocks_of_a_decoder_that_denoises(
     tables["objective"] = {"use": "block-diffusion", "block_bytes": 4}
     job = new_job()
     Trainer(job, silent()).run()
-    arguments = [
-        "evaluate",
-        str(job.out / "model"),
-        str(texts),
-        "--rounds",
-        "2",
-        "--block-bytes",
-        "4",
-    ]
+    arguments = ["evaluate", str(job.out / "model"), str(texts), "--rounds", "2"]
     assert run([*arguments, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert [each["starts"] for each in record["blocks"]] == ["aligned", "inside"]
@@ -238,8 +230,11 @@ def test_evaluate_scores_the_blocks_of_a_decoder_that_denoises(
         ):
             assert ratio == (pytest.approx(masked / own) if own else None)
     assert len(record["acceptance"]) == 4
+    assert all("block_bytes=4" in each["sampler"] for each in record["acceptance"][1:])
     assert run(arguments) == 0
-    assert "aligned blocks, all masked" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "aligned blocks, all masked" in shown.out
+    assert "trained on blocks" not in shown.err, "blocks are as long as those it was trained on"
 
 
 @pytest.mark.parametrize(

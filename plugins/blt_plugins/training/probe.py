@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 #: Samplers whose drafts are judged, by whether the decoder denoises.
 DRAFTS = ("blt-s draft_bytes=16",)
 BLOCK_DRAFTS = tuple(
-    f"blt-dv block_bytes=16 start={start} closure={closure}"
+    f"blt-dv block_bytes={{}} start={start} closure={closure}"
     for start, closure in (("aligned", "none"), ("frontier", "none"), ("frontier", "forced"))
 )
+#: Bytes of blocks where the decoder does not tell what it was trained on.
+BLOCK_BYTES = 16
 
 
 @attrs.frozen
@@ -50,7 +52,10 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
         int | None,
         typer.Option(min=1, help="Length of windows; default: the model's context."),
     ] = None,
-    block_bytes: Annotated[int, typer.Option(min=1, help="Bytes of the masked blocks.")] = 16,
+    block_bytes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Bytes of the blocks; default: the longest trained ones, or 16."),
+    ] = None,
     sampler: Annotated[
         list[str] | None,
         typer.Option("--sampler", help="Judge its drafts (repeatable); default: several."),
@@ -81,7 +86,9 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
     if context > limit:
         raise DataError(f"--context-bytes: {context} is more than the model serves ({limit})")
     denoises = bool(getattr(model.decoder, "denoises", False))
-    samplers = sampler or [*DRAFTS, *(BLOCK_DRAFTS if denoises else ())]
+    trained = getattr(pipeline.plan.node("decoder").params, "block_bytes", None)
+    size = block_bytes or max(trained or (BLOCK_BYTES,))
+    samplers = sampler or [*DRAFTS, *(each.format(size) for each in BLOCK_DRAFTS if denoises)]
     longest = min(context, PREFIX_BYTES, limit - min(MOST_BYTES, limit // 2))
     wanted = rounds if limit > 1 else 0
     prompts = prefixes(documents, wanted, longest=longest, seed=seed) if wanted else []
@@ -99,7 +106,7 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
         result = Evaluation(
             held_out=held_out,
             blocks=tuple(
-                block_accuracy(model, tracked(f"{starts} blocks"), block_bytes, starts, seed=seed)
+                block_accuracy(model, tracked(f"{starts} blocks"), size, starts, seed=seed)
                 for starts in STARTS
                 if denoises
             ),
