@@ -6,7 +6,6 @@ launch of a run that was done.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -76,8 +75,6 @@ def launched(folder: Path, tables: dict[str, Any], fail: str) -> list[dict[str, 
 @pytest.mark.parametrize("fail", ["", "1"], ids=["done", "failed"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_lives_on_threads_when_the_command_returns(tables, tmp_path, backend, fail):
-    if backend == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("DeepSpeed is not installed")
     tables["train"] |= {"steps": 2, "accumulate": 2, "validate_every": 2}
     tables["train"]["scorer"]["steps"] = 2
     found = launched(tmp_path, {**tables, "training_backend": BACKENDS[backend]}, fail)
