@@ -28,12 +28,12 @@ from pathlib import Path
 
 import attrs
 
-from blt_core.config import Config, load_config
 from blt_core.nn import Linear
-from blt_core.plugins import load_plugins
-from blt_plugins.training.job import make_job
-from blt_plugins.training.loop import Trainer
-from blt_plugins.training.report import SilentReport
+from blt_core.plugins.loading import load_plugins
+from blt_core.wiring.config import Config, load_config
+from blt_plugins.training.run.report import SilentReport
+from blt_plugins.training.run.trainer import Trainer
+from blt_plugins.training.setup.config import make_job
 
 CONFIG = Path(__file__).with_suffix(".toml")
 WHOLE = "whole matrices"

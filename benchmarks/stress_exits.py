@@ -26,7 +26,7 @@ from pathlib import Path
 from blt_core.cli.app import run
 
 #: What forked processes find imported; nothing that torch imports for several processes.
-BEFORE = ("blt_core.pipeline", "blt_plugins.training.loop", "matplotlib.figure", "pyarrow")
+BEFORE = ("blt_core.pipeline", "blt_plugins.training.run.trainer", "matplotlib.figure", "pyarrow")
 
 CONFIG = """
 schema = 1

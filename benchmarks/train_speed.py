@@ -52,16 +52,16 @@ from dense_masks import dense_masks
 from torch import Tensor, distributed
 
 import blt_core
-from blt_core.checkpoint import model_config, model_tensors
-from blt_core.config import Config, load_config
-from blt_core.plugins import load_plugins
-from blt_plugins.training.backend import TorchBackend, TorchBackendParams
-from blt_plugins.training.data import load_data
-from blt_plugins.training.job import make_job
-from blt_plugins.training.loop import Job, Trainer
-from blt_plugins.training.phases import Phase, make_phases
-from blt_plugins.training.report import LineReport
-from blt_plugins.training.settings import TrainSettings
+from blt_core.plugins.loading import load_plugins
+from blt_core.storage.tensors import model_config, model_tensors
+from blt_core.wiring.config import Config, load_config
+from blt_plugins.training.backends.torch import TorchBackend, TorchBackendParams
+from blt_plugins.training.data.load import load_data
+from blt_plugins.training.run.phases import Phase, make_phases
+from blt_plugins.training.run.report import LineReport
+from blt_plugins.training.run.trainer import Job, Trainer
+from blt_plugins.training.setup.config import make_job
+from blt_plugins.training.setup.settings import TrainSettings
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 CONFIG = Path(__file__).with_suffix(".toml")
@@ -176,7 +176,7 @@ def make_start(options: argparse.Namespace, folder: Path) -> Start:
     job.format.write(Path(start.checkpoint), model_config(job.model), model_tensors(job.model))
     if not options.prepared:
         return start
-    from blt_plugins.training.prepare import prepare  # not in every checkout
+    from blt_plugins.training.data.prepare import prepare  # not in every checkout
 
     shards, source = folder / "prepared", tables("ar", options.config, start, steps=1)
     prepare(Config.from_mapping(source), shards, workers=options.threads, shard_bytes=1_000_000)

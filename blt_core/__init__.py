@@ -27,8 +27,7 @@ if TYPE_CHECKING:
         overridable,
         trained,
     )
-    from blt_core.config import Config, load_config
-    from blt_core.engine import Request, Step
+    from blt_core.decoding.engine import Request, Step
     from blt_core.errors import (
         BltError,
         CheckpointError,
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from blt_core.hookspecs import hookimpl
     from blt_core.model import Model
     from blt_core.pipeline import Generation, Pipeline
-    from blt_core.plugins import load_plugins
+    from blt_core.plugins.loading import load_plugins
     from blt_core.protocols import (
         ByteScorer,
         Cache,
@@ -79,6 +78,7 @@ if TYPE_CHECKING:
         Rows,
         Sampling,
     )
+    from blt_core.wiring.config import Config, load_config
 
 __version__ = "0.1.0"
 
@@ -156,8 +156,8 @@ _MODULES = {
         *("more_than", "nested", "nested_table", "not_empty", "one_of", "overridable"),
         *("trained",),
     ),
-    "config": ("Config", "load_config"),
-    "engine": ("Request", "Step"),
+    "wiring.config": ("Config", "load_config"),
+    "decoding.engine": ("Request", "Step"),
     "errors": (
         *("BltError", "CheckpointError", "ComponentError", "ConfigError", "DataError"),
         *("EngineError", "PluginError", "RequestError", "RunError"),
@@ -165,7 +165,7 @@ _MODULES = {
     "hookspecs": ("hookimpl",),
     "model": ("Model",),
     "pipeline": ("Generation", "Pipeline"),
-    "plugins": ("load_plugins",),
+    "plugins.loading": ("load_plugins",),
     "protocols": (
         *("ByteScorer", "Cache", "CheckpointFormat", "Corpus", "CostModel", "DecodeOps"),
         *("Decoder", "Drafter", "Encoder", "GlobalModel", "Objective", "Patcher", "Sampler"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
-from blt_core.engine import Request
+from blt_core.decoding.engine import Request
 from blt_core.errors import RequestError
 from blt_core.model import Model
 from blt_core.pipeline import Generation, Pipeline

@@ -111,4 +111,4 @@ def _known(component: object) -> str:
 
 def _is_engine(frame: FrameType) -> bool:
     module = frame.f_globals.get("__name__", "")
-    return module in ("blt_core.state", "blt_core.passes")
+    return module in ("blt_core.decoding.state", "blt_core.decoding.passes")

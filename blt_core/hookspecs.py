@@ -13,10 +13,10 @@ import pluggy
 
 if TYPE_CHECKING:
     from blt_core.component import Component, Kind, Preset
-    from blt_core.config import Config
-    from blt_core.engine import Step
+    from blt_core.decoding.engine import Step
     from blt_core.pipeline import Generation, Run
-    from blt_core.plugins import Plugins
+    from blt_core.plugins.loading import Plugins
+    from blt_core.wiring.config import Config
 
 PROJECT = "blt_core"
 

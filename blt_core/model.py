@@ -12,7 +12,6 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from blt_core.config import MODEL_KINDS
 from blt_core.protocols import Decoder, Encoder, GlobalModel, Patcher
 from blt_core.types import (
     Blocks,
@@ -23,6 +22,7 @@ from blt_core.types import (
     Patches,
     Rows,
 )
+from blt_core.wiring.config import MODEL_KINDS
 
 
 @attrs.frozen(eq=False)

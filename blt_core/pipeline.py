@@ -20,20 +20,20 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from blt_core._inline import parse_inline
-from blt_core.checkpoint import adopt_tensors, current_folder
 from blt_core.component import BuildContext
-from blt_core.config import MODEL_KINDS, Config, RunSettings, load_config
-from blt_core.engine import Progress, Request, Step, StopReason, check_requests, decode
+from blt_core.decoding.engine import Progress, Request, Step, StopReason, check_requests, decode
 from blt_core.errors import CheckpointError, ConfigError, Problem
 from blt_core.faults import broken, naming
 from blt_core.log import logger
 from blt_core.model import Model, part_dtype
-from blt_core.plugins import Plugins, load_plugins
+from blt_core.plugins.loading import Plugins, load_plugins
 from blt_core.protocols import CheckpointFormat, CostModel, Sampler
 from blt_core.requests import RequestSettings, TextLike, read_requests, shows_settings
+from blt_core.storage.tensors import adopt_tensors, current_folder
+from blt_core.tables.inline import parse_inline
 from blt_core.types import Cost, Parameters, Passes
-from blt_core.wiring import Plan, build_node, merge_checkpoint, resolve, resolve_component
+from blt_core.wiring.config import MODEL_KINDS, Config, RunSettings, load_config
+from blt_core.wiring.resolve import Plan, build_node, merge_checkpoint, resolve, resolve_component
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

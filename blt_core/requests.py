@@ -9,12 +9,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
-from blt_core._structure import Invalid, plain, read_table, show
-from blt_core._tables import Place, Table
-from blt_core.config import RunSettings
-from blt_core.engine import Request
+from blt_core.decoding.engine import Request
 from blt_core.errors import RequestError, near_match
+from blt_core.tables.place import Place, Table
+from blt_core.tables.structure import Invalid, plain, read_table, show
 from blt_core.types import Sampling
+from blt_core.wiring.config import RunSettings
 
 #: What stands for a text: a string for its UTF-8, anything else for its bytes.
 TextLike = str | bytes | bytearray | memoryview

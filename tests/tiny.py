@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from blt_core.checkpoint import model_config, model_tensors
 from blt_core.component import BuildContext
-from blt_core.config import Config
 from blt_core.pipeline import build_model, plan_run, read_checkpoint
-from blt_core.plugins import load_plugins
-from blt_core.wiring import build_node, resolve_component
+from blt_core.plugins.loading import load_plugins
+from blt_core.storage.tensors import model_config, model_tensors
+from blt_core.wiring.config import Config
+from blt_core.wiring.resolve import build_node, resolve_component
 
 CONFIG: dict[str, Any] = {
     "schema": 1,

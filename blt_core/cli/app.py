@@ -11,13 +11,13 @@ import typer
 from typer.core import TyperGroup
 
 from blt_core import __version__
-from blt_core._entry_points import let_torch_be_imported
 from blt_core.cli import streams
-from blt_core.commands import Commands, find_commands, new_app
 from blt_core.errors import BltError, DataError, RunError
 from blt_core.faults import naming
 from blt_core.log import configure, logger
-from blt_core.manifest import load_manifest
+from blt_core.plugins.commands import Commands, find_commands, new_app
+from blt_core.plugins.entry_points import let_torch_be_imported
+from blt_core.plugins.manifest import load_manifest
 
 INTERRUPTED = 1
 #: What the option parser returns after Ctrl-C.

@@ -10,11 +10,11 @@ import typer
 from blt_core.cli import inputs
 from blt_core.cli.streams import output, output_json
 from blt_core.component import BuildContext
-from blt_core.config import parse_inline
 from blt_core.errors import ConfigError, DataError
 from blt_core.files import names_in
-from blt_core.plugins import Plugins, load_plugins
-from blt_core.wiring import build_node, resolve_component
+from blt_core.plugins.loading import Plugins, load_plugins
+from blt_core.wiring.config import parse_inline
+from blt_core.wiring.resolve import build_node, resolve_component
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +43,8 @@ def convert(
     """Store a checkpoint in another format; what a config sets (a threshold, say) with it."""
     import torch
 
-    from blt_core.checkpoint import model_config, model_tensors
     from blt_core.pipeline import plan_run, stored_model
+    from blt_core.storage.tensors import model_config, model_tensors
 
     plugins = load_plugins()
     writer = _writer(to, plugins)

@@ -9,13 +9,13 @@ from typing import Any
 import attrs
 import tomli_w
 
-from blt_core._structure import default_of, describe_field, params_fields, plain
 from blt_core.cli.streams import output
 from blt_core.component import NESTED, Component, Preset, range_of
-from blt_core.config import without_none
 from blt_core.errors import PluginError, near_match
-from blt_core.plugins import Plugins
-from blt_core.registry import Entry
+from blt_core.plugins.loading import Plugins
+from blt_core.plugins.registry import Entry
+from blt_core.tables.structure import default_of, describe_field, params_fields, plain
+from blt_core.wiring.config import without_none
 
 
 def find_entries(loaded: Plugins, kind: str, name: str) -> list[Entry]:

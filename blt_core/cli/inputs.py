@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from blt_core.config import Config, load_config
 from blt_core.errors import DataError, RequestError, near_match
 from blt_core.files import is_stray
-from blt_core.manifest import load_manifest
+from blt_core.plugins.manifest import load_manifest
 from blt_core.resources import resource
+from blt_core.wiring.config import Config, load_config
 
 if TYPE_CHECKING:
     from blt_core.pipeline import Pipeline
-    from blt_core.wiring import Plan
+    from blt_core.wiring.resolve import Plan
 
 DEMO = "demo"
 #: The file name that means stdin.
@@ -101,14 +101,14 @@ def find_source(source: str) -> Config:
 
 def is_folder(source: str) -> bool:
     """Whether ``source`` is a folder, which may just be replaced by another one."""
-    from blt_core.checkpoint import current_folder
+    from blt_core.storage.tensors import current_folder
 
     return current_folder(Path(source)).is_dir()
 
 
 def with_sampler(config: Config, spec: str | None) -> Config:
     """The config with the sampler of ``--sampler``, if one is given."""
-    from blt_core.config import parse_inline
+    from blt_core.wiring.config import parse_inline
 
     return config if spec is None else config.with_option("sampler", parse_inline(spec, "sampler"))
 

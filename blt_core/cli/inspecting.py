@@ -8,16 +8,16 @@ import attrs
 import tomli_w
 import typer
 
-from blt_core._entry_points import BrokenPlugin
 from blt_core.cli import inputs
 from blt_core.cli.describing import check_kind, describe, find_entries, show
 from blt_core.cli.streams import console, output, output_json
-from blt_core.commands import find_commands
 from blt_core.component import Preset
-from blt_core.config import without_none
 from blt_core.errors import PluginError
-from blt_core.plugins import Plugins, load_plugins
-from blt_core.registry import Entry
+from blt_core.plugins.commands import find_commands
+from blt_core.plugins.entry_points import BrokenPlugin
+from blt_core.plugins.loading import Plugins, load_plugins
+from blt_core.plugins.registry import Entry
+from blt_core.wiring.config import without_none
 
 
 def plugins(

@@ -10,7 +10,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from blt_core.checkpoint import (
+from blt_core.component import BuildContext
+from blt_core.errors import CheckpointError, DataError, RunError
+from blt_core.pipeline import build_model, plan_run
+from blt_core.plugins.loading import load_plugins
+from blt_core.storage.tensors import (
     MODEL_FILES,
     current_folder,
     load_tensors,
@@ -18,11 +22,7 @@ from blt_core.checkpoint import (
     model_tensors,
     replace_folder,
 )
-from blt_core.component import BuildContext
-from blt_core.config import Config
-from blt_core.errors import CheckpointError, DataError, RunError
-from blt_core.pipeline import build_model, plan_run
-from blt_core.plugins import load_plugins
+from blt_core.wiring.config import Config
 from blt_plugins.checkpoints.folder import FolderFormat, FolderFormatParams
 
 CONFIG = {"schema": 1, "model": {"context_bytes": 9}, "patcher": {"use": "static", "none": None}}

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from blt_core.checkpoint import adopt_tensors, load_tensors, unshared
 from blt_core.errors import CheckpointError
 from blt_core.pipeline import NoRandomWeights
-from blt_core.stored import StoredTensors
+from blt_core.storage.safetensors import StoredTensors
+from blt_core.storage.tensors import adopt_tensors, load_tensors, unshared
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3),

@@ -9,9 +9,9 @@ import tomli
 from blt_core.cli import inspecting
 from blt_core.component import Component
 from blt_core.hookspecs import hookimpl
-from blt_core.manifest import load_manifest
-from blt_core.plugins import load_plugins
-from blt_core.wiring import resolve_component
+from blt_core.plugins.loading import load_plugins
+from blt_core.plugins.manifest import load_manifest
+from blt_core.wiring.resolve import resolve_component
 
 
 def test_plugins_lists_every_kind_that_has_components(blt):

@@ -94,7 +94,7 @@ def test_names_of_samplers_and_configs_are_completed():
 
 def test_the_core_is_imported_without_torch_and_gives_its_names_when_they_are_used():
     code = (
-        "import sys, blt_core, blt_core.errors, blt_core.config, blt_core.plugins\n"
+        "import sys, blt_core, blt_core.errors, blt_core.wiring.config, blt_core.plugins.loading\n"
         "assert 'torch' not in sys.modules\n"
         "assert set(blt_core.__all__) <= set(dir(blt_core))\n"
         "from blt_core import Component, Pipeline, Sampling\n"

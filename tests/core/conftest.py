@@ -14,8 +14,8 @@ import pytest
 from blt_core.component import Component, Preset, at_least, nested, overridable
 from blt_core.errors import ConfigError
 from blt_core.hookspecs import hookimpl
-from blt_core.manifest import Manifest, load_manifest
-from blt_core.plugins import Plugins, load_plugins
+from blt_core.plugins.loading import Plugins, load_plugins
+from blt_core.plugins.manifest import Manifest, load_manifest
 
 
 class Part:

@@ -8,10 +8,10 @@ import attrs
 import pytest
 import structlog
 
-from blt_core._entry_points import COMMANDS
 from blt_core.cli import app
-from blt_core.commands import find_commands
-from blt_core.manifest import load_manifest
+from blt_core.plugins.commands import find_commands
+from blt_core.plugins.entry_points import COMMANDS
+from blt_core.plugins.manifest import load_manifest
 
 GROW = """
 import typer

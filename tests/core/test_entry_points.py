@@ -6,8 +6,8 @@ from importlib import metadata
 
 import pytest
 
-from blt_core._entry_points import PLUGINS, find
 from blt_core.errors import PluginError
+from blt_core.plugins.entry_points import PLUGINS, find
 
 GOOD = {PLUGINS: {"it": "good_plugin"}}
 

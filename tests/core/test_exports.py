@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import blt_core
-from blt_core import manifest
+from blt_core.plugins import manifest
 
 MODULE_OF = {name: module for module, names in blt_core._MODULES.items() for name in names}
 

@@ -13,12 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     {"errors", "types", "files"},
     {"protocols"},
-    {"component", "hookspecs", "resources", "nn", "published", "log", "stored", "faults"},
-    {"_tables", "_structure", "_signatures", "_inline", "_entry_points"},
-    {"registry", "plugins", "manifest", "commands", "_shelf"},
-    {"config", "_merge", "wiring"},
-    {"model", "checkpoint", "unlisted"},
-    {"rows", "passes", "state", "engine", "denoising", "drafting"},
+    {"component", "hookspecs", "resources", "nn", "published", "log", "faults"},
+    {"tables"},
+    {"plugins"},
+    {"wiring"},
+    {"model", "storage"},
+    {"decoding"},
     {"requests", "pipeline", "compare"},
     {"cli"},
 ]

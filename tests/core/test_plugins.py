@@ -8,15 +8,15 @@ import attrs
 import pytest
 import structlog
 
-from blt_core import plugins as plugins_module
-from blt_core._entry_points import PLUGINS
 from blt_core.component import BuildContext, Kind, Preset, nested
-from blt_core.config import Config
 from blt_core.errors import ConfigError, PluginError
 from blt_core.hookspecs import hookimpl
-from blt_core.manifest import load_manifest
-from blt_core.plugins import load_plugins
-from blt_core.wiring import resolve
+from blt_core.plugins import loading as plugins_module
+from blt_core.plugins.entry_points import PLUGINS
+from blt_core.plugins.loading import load_plugins
+from blt_core.plugins.manifest import load_manifest
+from blt_core.wiring.config import Config
+from blt_core.wiring.resolve import resolve
 
 
 @attrs.frozen

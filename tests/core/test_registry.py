@@ -10,9 +10,9 @@ import torch
 from blt_core.component import Component, Preset, nested
 from blt_core.errors import PluginError
 from blt_core.hookspecs import hookimpl
-from blt_core.manifest import load_manifest
+from blt_core.plugins.manifest import load_manifest
+from blt_core.plugins.registry import check_record
 from blt_core.protocols import Sampler
-from blt_core.registry import check_record
 
 
 @attrs.frozen

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blt_core.config import RunSettings
-from blt_core.engine import Request
+from blt_core.decoding.engine import Request
 from blt_core.errors import RequestError
 from blt_core.requests import (
     REQUEST_KEYS,
@@ -23,6 +22,7 @@ from blt_core.requests import (
     to_texts,
 )
 from blt_core.types import Sampling
+from blt_core.wiring.config import RunSettings
 
 DEFAULTS = RunSettings(max_new_bytes=9, stop=("end",), seed=4)
 

@@ -9,9 +9,16 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from blt_core._structure import Invalid, UnsupportedType, check_params, plain, read_table, reader
-from blt_core._tables import Place, Table
 from blt_core.component import at_least
+from blt_core.tables.place import Place, Table
+from blt_core.tables.structure import (
+    Invalid,
+    UnsupportedType,
+    check_params,
+    plain,
+    read_table,
+    reader,
+)
 
 
 class Colour(enum.Enum):

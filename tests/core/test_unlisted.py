@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from blt_core.model import Model
-from blt_core.unlisted import unlisted
+from blt_core.storage.unlisted import unlisted
 
 
 @attrs.define(eq=False)

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blt_core.component import BuildContext, Preset, nested, nested_table
-from blt_core.config import Config
 from blt_core.errors import ConfigError, PluginError
 from blt_core.types import IdScheme
-from blt_core.wiring import build_node, merge_checkpoint, resolve, resolve_component
+from blt_core.wiring.config import Config
+from blt_core.wiring.resolve import build_node, merge_checkpoint, resolve, resolve_component
 
 MODEL = """
 [model]

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from blt_core.config import Config
-from blt_core.plugins import load_plugins
+from blt_core.plugins.loading import load_plugins
 from blt_core.types import StateBytes
+from blt_core.wiring.config import Config
 from blt_plugins.deepspeed.memory_plan import Zero, zero_memory
-from blt_plugins.training.phases import MODEL
-from blt_plugins.training.plan import Planner
+from blt_plugins.training.planning.plan import Planner
+from blt_plugins.training.run.phases import MODEL
 from tests.peaks import measured_peak
 
 SIZES = (600, 400)

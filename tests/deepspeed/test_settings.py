@@ -10,8 +10,8 @@ from torch import nn
 
 from blt_core.component import BuildContext
 from blt_core.errors import ConfigError, PluginError, RunError
-from blt_core.plugins import load_plugins
-from blt_core.wiring import resolve_component
+from blt_core.plugins.loading import load_plugins
+from blt_core.wiring.resolve import resolve_component
 from blt_plugins.deepspeed.backend import DeepSpeedBackend
 from blt_plugins.deepspeed.settings import OWNED, DeepSpeedBackendParams, deepspeed_config
 

@@ -35,9 +35,9 @@ import importlib, pkgutil, sys
 from pathlib import Path
 import blt_plugins.deepspeed as package
 from blt_core.cli.app import run
-from blt_core.config import load_config
-from blt_core.plugins import load_plugins
-from blt_plugins.training.job import make_job
+from blt_core.wiring.config import load_config
+from blt_core.plugins.loading import load_plugins
+from blt_plugins.training.setup.config import make_job
 
 for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
     importlib.import_module(module.name)

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from blt_core import hookspecs
-from blt_core.commands import find_commands
-from blt_core.config import Config
-from blt_core.manifest import load_manifest
 from blt_core.pipeline import DEFAULTS, Pipeline, plan_run
-from blt_core.plugins import load_plugins
+from blt_core.plugins.commands import find_commands
+from blt_core.plugins.loading import load_plugins
+from blt_core.plugins.manifest import load_manifest
 from blt_core.requests import REQUEST_KEYS
-from blt_core.wiring import resolve_component
+from blt_core.wiring.config import Config
+from blt_core.wiring.resolve import resolve_component
 from tests.tiny import config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,7 +157,7 @@ def test_shipped_configs_resolve():
         # Those need a corpus, these a downloaded folder; other tests run them.
         if path.stem.startswith(("train", "quickstart")) or path.stem.endswith("-hf"):
             continue
-        from blt_core.config import load_config
+        from blt_core.wiring.config import load_config
 
         plan, _ = plan_run(load_config(path), load_plugins())
         assert plan.nodes.keys() >= DEFAULTS.keys(), path

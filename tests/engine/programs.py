@@ -14,9 +14,9 @@ import attrs
 import pytest
 import torch
 
+from blt_core.decoding.state import DecodeState
 from blt_core.errors import EngineError
 from blt_core.model import Model
-from blt_core.state import DecodeState
 from blt_core.testing.reference import block_logits, patches_of, row_logits, true_flags
 from blt_core.types import Passes
 from tests.engine.runs import observe_prompt

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import attrs
 
-from blt_core.engine import Progress, Request, decode
+from blt_core.decoding.engine import Progress, Request, decode
 from blt_core.model import Model
 from blt_core.protocols import DecodeOps, Drafter, Sampler, Verification
 from blt_core.testing.reference import patches_of, true_flags

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from blt_core.engine import Request
+from blt_core.decoding.engine import Request
 from blt_core.protocols import Drafter, Unmasking
 from blt_core.types import Sampling
 from blt_plugins.drafting.diffusion import DiffusionDrafter, DiffusionParams

@@ -6,7 +6,7 @@ import attrs
 import pytest
 import torch
 
-from blt_core.engine import Request, decode
+from blt_core.decoding.engine import Request, decode
 from blt_core.errors import ComponentError, EngineError, RunError
 from blt_core.types import Draft, Round, Sampling
 from blt_plugins.drafting.cascade import CascadeDrafter, CascadeParams

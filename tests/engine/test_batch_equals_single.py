@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blt_core.engine import Request
+from blt_core.decoding.engine import Request
 from blt_core.types import Sampling
 from tests.engine import models
 from tests.engine.drafters import BlockSteps, Cascade

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from blt_core.decoding.state import DecodeState
 from blt_core.model import patch_layout
-from blt_core.state import DecodeState
 from blt_core.testing.reference import latent_of_row
 from blt_core.types import Blocks, Latents, Rows
 from tests.engine import models, naive

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from blt_core.engine import Progress, Request, Text, decode, end
+from blt_core.decoding.engine import Progress, Request, Text, decode, end
+from blt_core.decoding.state import DecodeState
 from blt_core.errors import EngineError, RequestError
-from blt_core.state import DecodeState
 from blt_core.testing.reference import true_flags
 from blt_core.types import Draws, Passes, Round, Sampling
 from blt_plugins.verification.greedy import GreedyParams, GreedyVerification

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blt_core.state import DecodeState
+from blt_core.decoding.state import DecodeState
 from blt_core.testing.reference import block_logits, row_logits, true_flags
 from tests.engine import models
 from tests.engine.programs import Machine, same_logits

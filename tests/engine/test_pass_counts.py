@@ -11,9 +11,9 @@ from unittest import mock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blt_core import engine
-from blt_core.engine import Request
-from blt_core.state import DecodeState
+from blt_core.decoding import engine
+from blt_core.decoding.engine import Request
+from blt_core.decoding.state import DecodeState
 from blt_plugins.drafting.cascade import CascadeDrafter, CascadeParams
 from blt_plugins.drafting.diffusion import DiffusionDrafter, DiffusionParams
 from blt_plugins.unmasking.rules import FillAll

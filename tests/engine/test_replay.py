@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blt_core.engine import Request, decode
+from blt_core.decoding.engine import Request, decode
 from blt_core.types import Draws, Sampling
 from tests.engine import models
 from tests.engine.drafters import Oracle, Recorded

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blt_core.engine import Progress, Request, Text, decode, end
+from blt_core.decoding.engine import Progress, Request, Text, decode, end
 from blt_core.types import IdScheme
 from tests.engine import models
 from tests.engine.drafters import Oracle

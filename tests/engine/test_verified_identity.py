@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blt_core.engine import Request
+from blt_core.decoding.engine import Request
 from tests.engine import models
 from tests.engine.drafters import BlockSteps, Oracle, Recorded
 from tests.engine.runs import (

@@ -38,7 +38,7 @@ def test_logits_equal_those_of_transformers_at_every_position(name, pipeline_of)
 @pytest.mark.parametrize("name", published.SHAPES)
 def test_cached_decoding_equals_full_forwards_of_transformers(name, pipeline_of):
     """The logits of every byte that AR decodes with caches, along its own output."""
-    from blt_core.state import DecodeState
+    from blt_core.decoding.state import DecodeState
 
     pipeline, reference = pipeline_of(name), published.reference(name)
     model, prompt = pipeline.model, b"caches: \xe2\x82\xac"

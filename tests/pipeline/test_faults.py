@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from blt_core.component import Component
-from blt_core.config import Config
 from blt_core.errors import ComponentError, EngineError, RequestError
 from blt_core.hookspecs import hookimpl
 from blt_core.pipeline import Pipeline
-from blt_core.plugins import load_plugins
+from blt_core.plugins.loading import load_plugins
 from blt_core.types import Cost, Parameters, Passes
+from blt_core.wiring.config import Config
 from tests.tiny import config
 
 

@@ -5,9 +5,9 @@ import torch
 
 import blt_core
 from blt_core import ConfigError, RequestError, hookimpl
-from blt_core.config import Config
 from blt_core.pipeline import Pipeline
-from blt_core.plugins import load_plugins
+from blt_core.plugins.loading import load_plugins
+from blt_core.wiring.config import Config
 from tests.tiny import config
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from blt_core import Component, hookimpl
-from blt_core.plugins import Plugins, load_plugins
+from blt_core.plugins.loading import Plugins, load_plugins
 from blt_plugins.latent.transformer import GlobalTransformer, GlobalTransformerParams
 from blt_plugins.local.decoder import LocalDecoder, LocalDecoderParams, abilities
 from blt_plugins.patching.scorer import TransformerScorer, TransformerScorerParams

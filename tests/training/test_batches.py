@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from blt_core.protocols import UNSCORED
 from blt_core.types import IdScheme
-from blt_plugins.training.data import load_data
-from blt_plugins.training.order import RUN, SPREAD, Batches, phases, run_length
-from blt_plugins.training.windows import Texts, Windows, cut_windows, make_batch, pack, sample
+from blt_plugins.training.data.load import load_data
+from blt_plugins.training.data.order import RUN, SPREAD, Batches, phases, run_length
+from blt_plugins.training.data.windows import Texts, Windows, cut_windows, make_batch, pack, sample
 
 SCHEMES = st.sampled_from([IdScheme(), IdScheme(4, 0, 1, 2, 260)])
 DOCUMENTS = st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=8).map(Texts)

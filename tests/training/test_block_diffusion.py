@@ -12,7 +12,7 @@ from blt_core.component import BuildContext
 from blt_core.protocols import UNSCORED
 from blt_core.testing.reference import block_logits, row_logits, true_flags
 from blt_core.types import Rows
-from blt_plugins.training.block_diffusion import (
+from blt_plugins.training.objectives.block_diffusion import (
     BlockDiffusionObjective,
     BlockDiffusionObjectiveParams,
     sample_starts,
@@ -143,7 +143,7 @@ def test_nothing_is_float64_on_the_device_and_nothing_random_drawn_there(float64
 
 
 def test_clean_loss_is_that_of_the_ar_objective(model):
-    from blt_plugins.training.objective import NextByte, NextByteParams
+    from blt_plugins.training.objectives.next_byte import NextByte, NextByteParams
 
     _, rows, flags, targets = batch(model, TEXTS)
     parts = objective(share=1.0).loss(model, rows, flags, targets, generator())[1]

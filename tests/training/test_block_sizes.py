@@ -7,12 +7,12 @@ import json
 import pytest
 import tomli
 
-from blt_core.config import Config
 from blt_core.errors import ConfigError
 from blt_core.pipeline import Pipeline
-from blt_core.plugins import load_plugins
-from blt_plugins.training.job import make_job
-from blt_plugins.training.loop import Trainer
+from blt_core.plugins.loading import load_plugins
+from blt_core.wiring.config import Config
+from blt_plugins.training.run.trainer import Trainer
+from blt_plugins.training.setup.config import make_job
 
 BLOCKS = {"use": "block-diffusion", "block_bytes": 4, "share": 0.5}
 

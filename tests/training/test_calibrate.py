@@ -12,14 +12,14 @@ from blt_core.errors import DataError
 from blt_core.types import IdScheme
 from blt_plugins.patching.entropy import EntropyParams, EntropyPatcher
 from blt_plugins.patching.scorer import TransformerScorer, TransformerScorerParams
-from blt_plugins.training.calibrate import (
+from blt_plugins.training.data.windows import Texts, cut_windows, make_batch, pack
+from blt_plugins.training.scores.calibration import (
     calibrate,
     find_threshold,
     measure,
     patch_lengths,
     summarise,
 )
-from blt_plugins.training.windows import Texts, cut_windows, make_batch, pack
 
 TEXTS = [bytes(range(60)), b"for x in range(10):\n    print(x)\n" * 4, b"!", b"ab"]
 

@@ -10,13 +10,13 @@ import tomli
 import tomli_w
 from safetensors.torch import load_file
 
-from blt_core.config import Config, load_config
 from blt_core.errors import ConfigError
-from blt_core.plugins import load_plugins
+from blt_core.plugins.loading import load_plugins
 from blt_core.resources import resource
-from blt_core.wiring import resolve
-from blt_plugins.training.commands import histogram_rows
-from blt_plugins.training.job import NEEDS, make_job
+from blt_core.wiring.config import Config, load_config
+from blt_core.wiring.resolve import resolve
+from blt_plugins.training.cli.train import histogram_rows
+from blt_plugins.training.setup.config import NEEDS, make_job
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from pyarrow import feather
 
 from blt_core.component import BuildContext
 from blt_core.errors import ConfigError, DataError
-from blt_core.plugins import load_plugins
+from blt_core.plugins.loading import load_plugins
 from blt_core.protocols import Corpus
 from blt_core.types import IdScheme
-from blt_core.wiring import build_node, resolve_component
+from blt_core.wiring.resolve import build_node, resolve_component
 from blt_plugins.training.corpora.folder import FolderCorpus, FolderCorpusParams
-from blt_plugins.training.order import Batches
-from blt_plugins.training.windows import cut_windows
+from blt_plugins.training.data.order import Batches
+from blt_plugins.training.data.windows import cut_windows
 
 
 def corpus(path: Path, **keys: Any) -> FolderCorpus:

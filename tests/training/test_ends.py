@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 from blt_core.cli.app import run
-from blt_plugins.training.loop import Trainer
+from blt_plugins.training.run.trainer import Trainer
 
 check = Trainer._check_finite
 

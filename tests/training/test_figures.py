@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from blt_core.checkpoint import model_config, model_tensors
 from blt_core.errors import PluginError, RunError
-from blt_plugins.training.calibrate import calibrate
-from blt_plugins.training.data import load_data
-from blt_plugins.training.evaluate import HeldOut
-from blt_plugins.training.figures import RESERVED, RESERVED_PREFIXES
-from blt_plugins.training.loop import Trainer
+from blt_core.storage.tensors import model_config, model_tensors
+from blt_plugins.training.data.load import load_data
+from blt_plugins.training.objectives.figures import RESERVED, RESERVED_PREFIXES
+from blt_plugins.training.run.trainer import Trainer
+from blt_plugins.training.scores.calibration import calibrate
+from blt_plugins.training.scores.held_out import HeldOut
 
 LABEL = "objective 'ar' (blt-core)"
 
@@ -144,7 +144,7 @@ def scored(monkeypatch):
     def give(*scores: float) -> None:
         left = list(scores)
         monkeypatch.setattr(
-            "blt_plugins.training.validation.evaluate_model",
+            "blt_plugins.training.scores.validation.evaluate_model",
             lambda *_: HeldOut(left.pop(0), 1, 0.5, 4.0),
         )
 
@@ -195,7 +195,7 @@ def test_a_best_score_that_an_older_version_stored_is_not_believed(new_job, sile
 
 def test_a_scorer_whose_score_is_no_number_stops_the_run(new_job, silent, monkeypatch):
     monkeypatch.setattr(
-        "blt_plugins.training.loop.evaluate_scorer", lambda *_: HeldOut(NAN, 1, 0.5)
+        "blt_plugins.training.run.trainer.evaluate_scorer", lambda *_: HeldOut(NAN, 1, 0.5)
     )
     with pytest.raises(RunError, match="scorer step 6: the held-out score is nan"):
         Trainer(new_job(), silent()).run()

@@ -19,20 +19,20 @@ import attrs
 import pytest
 import torch
 
-from blt_core.checkpoint import load_tensors
 from blt_core.component import BuildContext
-from blt_core.config import Config
 from blt_core.errors import CheckpointError, ConfigError, DataError, RunError
 from blt_core.pipeline import Pipeline, read_checkpoint
-from blt_core.plugins import load_plugins
-from blt_plugins.training.backend import TorchBackend, TorchBackendParams
-from blt_plugins.training.data import load_data
-from blt_plugins.training.job import make_job
-from blt_plugins.training.loop import Job, Trainer, of_first
-from blt_plugins.training.phases import make_phases
-from blt_plugins.training.schedule import parameter_groups
-from blt_plugins.training.state import OtherSettingsError
-from blt_plugins.training.threshold import write_threshold
+from blt_core.plugins.loading import load_plugins
+from blt_core.storage.tensors import load_tensors
+from blt_core.wiring.config import Config
+from blt_plugins.training.backends.torch import TorchBackend, TorchBackendParams
+from blt_plugins.training.cli.calibrate import write_threshold
+from blt_plugins.training.data.load import load_data
+from blt_plugins.training.run.phases import make_phases
+from blt_plugins.training.run.states import OtherSettingsError
+from blt_plugins.training.run.trainer import Job, Trainer, of_first
+from blt_plugins.training.setup.config import make_job
+from blt_plugins.training.setup.schedule import parameter_groups
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -271,12 +271,12 @@ for holder, name in (
 ):
     setattr(holder, name, dying(name, getattr(holder, name)))
 
-from blt_core.config import Config
-from blt_core.plugins import load_plugins
-from blt_plugins.training.job import make_job
-from blt_plugins.training.loop import Trainer
-from blt_plugins.training.records import Metrics
-from blt_plugins.training.report import SilentReport
+from blt_core.wiring.config import Config
+from blt_core.plugins.loading import load_plugins
+from blt_plugins.training.setup.config import make_job
+from blt_plugins.training.run.trainer import Trainer
+from blt_plugins.training.run.metrics import Metrics
+from blt_plugins.training.run.report import SilentReport
 Metrics.write = dying("log", Metrics.write)
 
 config, out = Config.from_mapping(json.loads(sys.argv[1]), "tiny.toml"), Path(sys.argv[2])

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from blt_plugins.training.evaluate import evaluate_model, evaluate_scorer
-from blt_plugins.training.objective import NextByte, NextByteParams
-from blt_plugins.training.windows import Texts, cut_windows, make_batch
+from blt_plugins.training.data.windows import Texts, cut_windows, make_batch
+from blt_plugins.training.objectives.next_byte import NextByte, NextByteParams
+from blt_plugins.training.scores.held_out import evaluate_model, evaluate_scorer
 
 TEXTS = [b"def f(x):\n    return x\n", b"import os\n", b"a"]
 

@@ -8,15 +8,15 @@ from torch import nn
 
 from blt_core.errors import BltError
 from blt_core.nn import Linear, SelfAttention, SwiGLU
-from blt_plugins.training.loop import Trainer
-from blt_plugins.training.muon import Muon, orthogonal
-from blt_plugins.training.optimizers import (
+from blt_plugins.training.backends.muon import Muon, orthogonal
+from blt_plugins.training.backends.optimizers import (
     make_optimizers,
     optimizer_bytes,
     split,
     stacked_rows,
 )
-from blt_plugins.training.schedule import parameter_groups
+from blt_plugins.training.run.trainer import Trainer
+from blt_plugins.training.setup.schedule import parameter_groups
 
 OUTPUTS = 7
 

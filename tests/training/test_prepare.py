@@ -18,23 +18,23 @@ import tomli_w
 import torch
 
 from blt_core.component import BuildContext
-from blt_core.config import Config
 from blt_core.errors import ConfigError, DataError, RunError
 from blt_core.pipeline import read_checkpoint
-from blt_core.plugins import load_plugins
+from blt_core.plugins.loading import load_plugins
 from blt_core.types import Rows
-from blt_core.wiring import build_node, resolve_component
+from blt_core.wiring.config import Config
+from blt_core.wiring.resolve import build_node, resolve_component
 from blt_plugins.training.corpora.prepared import (
     PreparedCorpus,
     PreparedCorpusParams,
     open_shards,
 )
-from blt_plugins.training.data import load_data
-from blt_plugins.training.job import make_job
-from blt_plugins.training.loop import Trainer
-from blt_plugins.training.phases import make_phases
-from blt_plugins.training.prepare import Source, prepare
-from blt_plugins.training.shards import load_manifest
+from blt_plugins.training.corpora.shards import load_manifest
+from blt_plugins.training.data.load import load_data
+from blt_plugins.training.data.prepare import Source, prepare
+from blt_plugins.training.run.phases import make_phases
+from blt_plugins.training.run.trainer import Trainer
+from blt_plugins.training.setup.config import make_job
 from tests.tiny import write_checkpoint
 
 
@@ -209,8 +209,8 @@ def test_a_corpus_without_held_out_text_has_none_prepared(more, tmp_path):
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from blt_core.config import Config
-from blt_plugins.training import prepare
+from blt_core.wiring.config import Config
+from blt_plugins.training.data import prepare
 
 if __name__ == "__main__":
     def progress(done, total):
@@ -236,7 +236,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_run_goes_on_and_writes_the_same_shards(more, tmp_path, monkeypatch, workers):
     if workers == 1:
-        monkeypatch.setattr("blt_plugins.training.prepare.GROUP_BYTES", 1)
+        monkeypatch.setattr("blt_plugins.training.data.prepare.GROUP_BYTES", 1)
     whole = tmp_path / "whole"
     prepare(config(more), whole, shard_bytes=300)
     script, out = tmp_path / "killed.py", tmp_path / "killed"
@@ -276,7 +276,7 @@ def test_a_damaged_shard_is_made_anew(more, tmp_path):
 
 
 def test_a_worker_that_dies_ends_the_run_with_its_reason(more, tmp_path, monkeypatch):
-    monkeypatch.setattr("blt_plugins.training.prepare._start_worker", exit_at_once)
+    monkeypatch.setattr("blt_plugins.training.data.prepare._start_worker", exit_at_once)
     with pytest.raises(
         RunError, match=r"(?s)a worker process has ended before its time; .*--workers"
     ):

@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 
 from blt_core.pipeline import read_checkpoint
-from blt_core.plugins import load_plugins
+from blt_core.plugins.loading import load_plugins
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ BLOCKS = {"use": "block-diffusion", "block_bytes": 4, "share": 0.5, "stale_share
 PROGRAM = """
 import os, signal, time
 from blt_core.cli import main
-from blt_plugins.training.loop import Trainer
+from blt_plugins.training.run.trainer import Trainer
 
 look_after = Trainer._look_after
 
@@ -42,9 +42,9 @@ def halting(self, phase, done, states):
 
 Trainer._look_after = halting
 if os.environ.get("PARTS"):
-    from blt_plugins.training import commands
+    from blt_plugins.training.cli import train
     from tests.training.parts import plugins
-    commands.load_plugins = plugins
+    train.load_plugins = plugins
 main()
 """
 #: The environment of processes that have the parts of a plugin of our own.

@@ -10,12 +10,12 @@ import attrs
 import pytest
 import torch
 
-from blt_core.config import Config
 from blt_core.errors import PluginError, RunError
 from blt_core.pipeline import Pipeline
-from blt_plugins.training.job import make_job
-from blt_plugins.training.loop import Trainer
-from blt_plugins.training.rebuild import outputs_of
+from blt_core.wiring.config import Config
+from blt_plugins.training.run.rebuild import outputs_of
+from blt_plugins.training.run.trainer import Trainer
+from blt_plugins.training.setup.config import make_job
 from tests.training import parts
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from blt_core import hookspecs
 from blt_core.errors import DataError, RunError
-from blt_core.plugins import load_plugins
-from blt_plugins.training.records import Metrics
-from blt_plugins.training.report import (
+from blt_core.plugins.loading import load_plugins
+from blt_plugins.training.run.metrics import Metrics
+from blt_plugins.training.run.report import (
     BarReport,
     LineReport,
     ObservedReport,

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blt_plugins.training.backend import TorchBackend
-from blt_plugins.training.loop import Job, Trainer
-from blt_plugins.training.side_by_side import SideBySide
+from blt_plugins.training.backends.side_by_side import SideBySide
+from blt_plugins.training.backends.torch import TorchBackend
+from blt_plugins.training.run.trainer import Job, Trainer
 
 
 class Two(nn.Module):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from blt_core.errors import CheckpointError, DataError
-from blt_plugins.training.state import (
+from blt_plugins.training.run.states import (
     OtherSettingsError,
     States,
     TrainingState,

@@ -13,19 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blt_core.component import BuildContext
-from blt_core.config import Config
 from blt_core.pipeline import build_model, plan_run
-from blt_core.plugins import load_plugins
+from blt_core.plugins.loading import load_plugins
 from blt_core.protocols import UNSCORED
 from blt_core.types import IdScheme
-from blt_plugins.training import block_diffusion
-from blt_plugins.training.block_diffusion import (
+from blt_core.wiring.config import Config
+from blt_plugins.training.data.order import Batches
+from blt_plugins.training.data.windows import Texts, cut_windows, make_batch
+from blt_plugins.training.objectives import block_diffusion
+from blt_plugins.training.objectives.block_diffusion import (
     BlockDiffusionObjective,
     BlockDiffusionObjectiveParams,
     ids_from,
 )
-from blt_plugins.training.order import Batches
-from blt_plugins.training.windows import Texts, cut_windows, make_batch
 from tests.tiny import config
 
 # -- documents stay apart ------------------------------------------------------------------------
@@ -162,11 +162,11 @@ def test_blocks_never_reach_over_the_end_of_their_document(model):
 MEASURED = """
 import json, sys
 from blt_core.component import BuildContext
-from blt_core.plugins import load_plugins
+from blt_core.plugins.loading import load_plugins
 from blt_core.types import IdScheme
-from blt_core.wiring import build_node, resolve_component
-from blt_plugins.training.order import Batches
-from blt_plugins.training.windows import cut_windows
+from blt_core.wiring.resolve import build_node, resolve_component
+from blt_plugins.training.data.order import Batches
+from blt_plugins.training.data.windows import cut_windows
 
 def peak():
     status = open("/proc/self/status").read()

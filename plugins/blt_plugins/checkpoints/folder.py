@@ -12,7 +12,10 @@ import tomli_w
 from safetensors.torch import save_file
 from torch import Tensor
 
-from blt_core.checkpoint import (
+from blt_core.component import BuildContext, Component
+from blt_core.errors import CheckpointError, ConfigError
+from blt_core.storage.safetensors import StoredTensors
+from blt_core.storage.tensors import (
     CONFIG,
     MODEL_FILES,
     TENSORS,
@@ -20,10 +23,7 @@ from blt_core.checkpoint import (
     replace_folder,
     unshared,
 )
-from blt_core.component import BuildContext, Component
-from blt_core.config import read_tables, without_none
-from blt_core.errors import CheckpointError, ConfigError
-from blt_core.stored import StoredTensors
+from blt_core.wiring.config import read_tables, without_none
 
 
 @attrs.frozen(kw_only=True)

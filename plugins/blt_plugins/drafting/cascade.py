@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from blt_core.component import BuildContext, Component, at_least, nested
-from blt_core.drafting import propose
+from blt_core.decoding.drafting import propose
 from blt_core.protocols import DecodeOps, Drafter
 from blt_core.types import Draft, Draws, Sampling, matches
 

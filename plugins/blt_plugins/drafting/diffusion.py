@@ -8,7 +8,7 @@ from typing import Literal
 import attrs
 
 from blt_core.component import BuildContext, Component, at_least, nested
-from blt_core.denoising import fill
+from blt_core.decoding.denoising import fill
 from blt_core.protocols import DecodeOps, Unmasking
 from blt_core.types import Draft, Draws, Sampling
 

@@ -11,12 +11,12 @@ import attrs
 from safetensors.torch import save_file
 from torch import Tensor
 
-from blt_core.checkpoint import CONFIG as OTHER_CONFIG
-from blt_core.checkpoint import current_folder, replace_folder, unshared
 from blt_core.component import BuildContext, Component, more_than
 from blt_core.errors import CheckpointError
 from blt_core.files import is_stray, read_json
-from blt_core.stored import StoredTensors
+from blt_core.storage.safetensors import StoredTensors
+from blt_core.storage.tensors import CONFIG as OTHER_CONFIG
+from blt_core.storage.tensors import current_folder, replace_folder, unshared
 from blt_plugins.huggingface.reading import tables_of
 from blt_plugins.huggingface.tensors import JoinedTensors, layout_of, split_tensors
 from blt_plugins.huggingface.writing import config_of

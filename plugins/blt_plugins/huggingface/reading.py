@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from blt_core.config import without_none
 from blt_core.errors import CheckpointError
+from blt_core.wiring.config import without_none
 from blt_plugins.huggingface.table import JsonTable
 
 EPS = 1e-5

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blt_core.errors import CheckpointError
-from blt_core.stored import LazyTensors
+from blt_core.storage.safetensors import LazyTensors
 
 
 @attrs.frozen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from blt_core.component import BuildContext, Component, at_least, nested
-from blt_core.denoising import fill
+from blt_core.decoding.denoising import fill
 from blt_core.protocols import DecodeOps, Unmasking
 from blt_core.types import Draws, Round, Sampling
 

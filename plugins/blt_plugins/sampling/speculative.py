@@ -10,7 +10,7 @@ from __future__ import annotations
 import attrs
 
 from blt_core.component import BuildContext, Component, nested
-from blt_core.drafting import propose, verify
+from blt_core.decoding.drafting import propose, verify
 from blt_core.protocols import DecodeOps, Drafter, Verification
 from blt_core.types import Draft, Draws, Round, Sampling
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from blt_core.component import Component
-from blt_core.config import Config
 from blt_core.hookspecs import hookimpl
-from blt_core.plugins import Plugins
-from blt_plugins.training.backend import TORCH_BACKEND
-from blt_plugins.training.block_diffusion import BLOCK_DIFFUSION_OBJECTIVE
+from blt_core.plugins.loading import Plugins
+from blt_core.wiring.config import Config
+from blt_plugins.training.backends.torch import TORCH_BACKEND
 from blt_plugins.training.corpora.folder import FOLDER_CORPUS
 from blt_plugins.training.corpora.jsonl import JSONL_CORPUS
 from blt_plugins.training.corpora.mixture import MIXTURE_CORPUS
 from blt_plugins.training.corpora.parquet import PARQUET_CORPUS
 from blt_plugins.training.corpora.prepared import PREPARED_CORPUS
-from blt_plugins.training.job import plan_training
-from blt_plugins.training.objective import NEXT_BYTE
-from blt_plugins.training.settings import TrainSettings
+from blt_plugins.training.objectives.block_diffusion import BLOCK_DIFFUSION_OBJECTIVE
+from blt_plugins.training.objectives.next_byte import NEXT_BYTE
+from blt_plugins.training.setup.config import plan_training
+from blt_plugins.training.setup.settings import TrainSettings
 
 
 @hookimpl

@@ -14,14 +14,14 @@ from blt_core.component import BuildContext, Component
 from blt_core.errors import DataError
 from blt_core.files import expand_home, stand_in_at
 from blt_plugins.training.corpora.arrow import arrow, arrow_errors
-from blt_plugins.training.corpora.stored import Split
-from blt_plugins.training.shards import (
+from blt_plugins.training.corpora.shards import (
     Manifest,
     check_shard,
     load_manifest,
     open_shard,
     shard_metadata,
 )
+from blt_plugins.training.corpora.stored import Split
 
 
 @attrs.frozen(kw_only=True)

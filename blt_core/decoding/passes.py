@@ -1,0 +1,249 @@
+"""Passes of a model's parts over the rows of a decode state, each with its cache, all counted.
+
+Every method brings one part up to given positions, all pending rows of the batch in one go; what is
+there already is not computed again. Positions are host integers: ``ends[b]`` is where batch row b
+shall be; one that takes no part has nothing to do.
+
+Axes: b batch rows, r rows of a pass, m patches, n blocks, B bytes of a block, V ids, D widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from blt_core.decoding.rows import RowState, latent_before
+from blt_core.errors import RunError
+from blt_core.faults import broken
+from blt_core.model import Model
+from blt_core.nn import RowCache
+from blt_core.protocols import Cache
+from blt_core.types import Blocks, Latents, OpenBlock, Passes, Patches, Rows
+
+#: Where the patches of a batch row start, in ascending order; a last one may be provisional.
+Bounds = list[int]
+
+
+class ModelPasses:
+    """The parts of ``model``, their caches for ``rows``, and the passes run so far (``calls``).
+
+    A pass counts for each batch row that takes part, as if it ran alone, and once for the batch.
+    """
+
+    def __init__(self, model: Model, rows: Sequence[RowState]) -> None:
+        batch = len(rows)
+        self._model, self._rows, self._device = model, rows, model.device
+        self._patcher = model.patcher.new_cache(batch)
+        self._encoder = model.encoder.new_cache(batch)
+        self._states = RowCache(batch)  # the encoder's byte states, from which patches are embedded
+        self._global = model.global_model.new_cache(batch)
+        self._decoder = model.decoder.new_cache(batch)
+        self._banned = torch.tensor(
+            model.scheme.never_output, dtype=torch.long, device=self._device
+        )
+        self.calls = Passes()
+
+    # -- the parts -------------------------------------------------------------------------------
+
+    def score(self, ends: Sequence[int]) -> None:
+        """Flags 0..ends[b]: the scorer reads the ids before ``ends[b]``."""
+        begins = [row.scored for row in self._rows]
+        counts = _counts(begins, ends)
+        if not any(counts):
+            return
+        patcher, shape = self._model.patcher, (len(counts), max(counts))
+        flags = patcher.flags(self._byte_rows(begins, counts), self._patcher)
+        if not isinstance(flags, Tensor) or flags.dtype != torch.bool or flags.shape != shape:
+            raise broken(patcher, f"gave {_shown(flags)} as flags; expected torch.bool {shape}")
+        for row, new, count in zip(self._rows, flags.tolist(), counts, strict=True):
+            row.starts += [row.scored + 1 + i for i in range(count) if new[i]]
+            row.scored += count
+        self._count(counts, Passes(scorer=1))
+
+    def encode(self, ends: Sequence[int]) -> None:
+        """The encoder's byte states of the rows before ``ends[b]``."""
+        begins = [row.encoded for row in self._rows]
+        counts = _counts(begins, ends)
+        if not any(counts):
+            return
+        states = self._model.encoder.byte_states(self._byte_rows(begins, counts), self._encoder)
+        span = self._states.extend(counts, states.shape[1], states.device)
+        self._states.write("states", span, states)
+        for row, count in zip(self._rows, counts, strict=True):
+            row.encoded += count
+        self._count(counts, Passes(encoder_bytes=1))
+
+    def encode_read(self, ends: Sequence[int]) -> None:
+        """As ``encode``, if the decoder reads byte states: one pass with that for the patches."""
+        if self._model.decoder.reads_byte_states:
+            self.encode(ends)
+
+    def close(self, bounds: Sequence[Bounds]) -> Latents | None:
+        """Latents of the patches between ``bounds[b]`` that have none yet; None if all have."""
+        done = self._global.lengths
+        counts = tuple(max(len(at) - 1 - n, 0) for at, n in zip(bounds, done, strict=True))
+        if not any(counts):
+            return None
+        new = [
+            at[n : n + k + 1] if k else [] for at, n, k in zip(bounds, done, counts, strict=True)
+        ]
+        self.encode([at[-1] if at else 0 for at in new])
+        lo, hi = min(at[0] for at in new if at), max(at[-1] for at in new if at)
+        patches = Patches(
+            self._tensor(_padded([start - lo for start in at[:-1]] for at in new)),
+            self._tensor(_padded([b - a for a, b in pairwise(at)] for at in new)),
+            counts,
+        )
+        states = self._states.read("states", lo, hi)
+        embeddings = self._model.encoder.patch_embeddings(states, patches)
+        part, shape = self._model.global_model, (len(counts), max(counts))
+        values = part.forward(Latents(embeddings, counts), self._global)
+        if not isinstance(values, Tensor) or values.shape[:2] != shape:
+            raise broken(part, f"gave {_shown(values)} as latents; expected (b, m, D) of {shape}")
+        self._count(counts, Passes(encoder=1))
+        return Latents(values, counts)
+
+    def decode(
+        self,
+        begins: Sequence[int],
+        ends: Sequence[int],
+        bounds: Sequence[Bounds],
+        latents: Latents | None,
+    ) -> Tensor:
+        """Logits (b, r, V) of the decoder's clean rows [begins, ends); new latents are read too."""
+        clean = self._clean_rows(begins, ends, bounds)
+        output = self._model.decoder.forward(clean, None, latents, self._decoder).clean
+        self._count(clean.lengths, Passes(decoder=1))
+        if output is None:
+            raise broken(self._model.decoder, "returned no output for its clean rows")
+        return self._without_banned(output.logits)
+
+    def denoise(
+        self,
+        block: OpenBlock,
+        active: Sequence[bool],
+        begins: Sequence[int],
+        ends: Sequence[int],
+        bounds: Sequence[Bounds],
+        latents: Latents | None,
+    ) -> Tensor:
+        """Logits (b, B, V) of the block's rows, after the clean rows [begins, ends), if any."""
+        clean = self._clean_rows(begins, ends, bounds) if any(_counts(begins, ends)) else None
+        size = max(len(ids) for ids in block.ids)
+        # A row that takes no part stands where its cache ends: no place beyond it exists.
+        starts = [
+            start if on else row.decoded
+            for row, start, on in zip(self._rows, block.start, active, strict=True)
+        ]
+        reads = [latent_before(at, start) for at, start in zip(bounds, starts, strict=True)]
+        blocks = Blocks(
+            self._tensor([[ids or [0] * size] for ids in block.ids]),
+            self._tensor([[start] for start in starts]),
+            self._tensor([[n] if on else [0] for n, on in zip(reads, active, strict=True)]),
+        )
+        output = self._model.decoder.forward(clean, blocks, latents, self._decoder).blocks
+        self._count(active, Passes(decoder=1))
+        if output is None:
+            raise broken(self._model.decoder, "returned no output for its block rows")
+        return self._without_banned(output.logits[:, 0])
+
+    # -- caches ----------------------------------------------------------------------------------
+
+    def rewind(self) -> None:
+        """Cut every cache back to what the rows' bookkeeping says."""
+        rows = self._rows
+        for cache, lengths in (
+            (self._patcher, [row.scored for row in rows]),
+            (self._encoder, [row.encoded for row in rows]),
+            (self._states, [row.encoded for row in rows]),
+            (self._global, [row.latents for row in rows]),
+            (self._decoder.rows, [row.decoded for row in rows]),
+            (self._decoder.latents, [row.latents for row in rows]),
+        ):
+            rewind_to(cache, lengths)
+
+    def settle(self) -> None:
+        """Let every cache drop what lies behind the rows' settled positions."""
+        settled = [row.settled for row in self._rows]
+        for cache in (self._patcher, self._encoder, self._states, self._decoder.rows):
+            settle_at(cache, settled)
+        closed = [row.starts.index(row.settled) for row in self._rows]
+        for cache in (self._global, self._decoder.latents):
+            settle_at(cache, closed)
+
+    # -- what the parts are given ----------------------------------------------------------------
+
+    def _clean_rows(
+        self, begins: Sequence[int], ends: Sequence[int], bounds: Sequence[Bounds]
+    ) -> Rows:
+        """Decoder rows [begins, ends), in place of any that are cached from ``begins[b]`` on."""
+        counts = _counts(begins, ends)
+        kept = zip(self._rows, begins, counts, strict=True)
+        rewind_to(self._decoder.rows, [begin if k else row.decoded for row, begin, k in kept])
+        reads = _padded(
+            [latent_before(at, i + 1) for i in range(begin, begin + count)]
+            for at, begin, count in zip(bounds, begins, counts, strict=True)
+        )
+        rows = self._byte_rows(begins, counts)
+        states = None
+        if self._model.decoder.reads_byte_states:
+            states = take(self._states.read("states", 0, None), self._tensor(begins), max(counts))
+        return Rows(rows.ids_br, rows.lengths, self._tensor(reads), states)
+
+    def _byte_rows(self, begins: Sequence[int], counts: Sequence[int]) -> Rows:
+        texts = zip(self._rows, begins, counts, strict=True)
+        ids = _padded(row.ids[begin : begin + count] for row, begin, count in texts)
+        return Rows(self._tensor(ids), tuple(counts))
+
+    def _without_banned(self, logits: Tensor) -> Tensor:
+        """Ids that are never output get -inf. Raises RunError for logits that are no numbers."""
+        if bool(logits.isnan().any()):
+            raise RunError("the model's logits are no numbers: its weights are damaged")
+        return logits.index_fill(-1, self._banned, float("-inf"))
+
+    def _count(self, taking_part: Sequence[object], one: Passes) -> None:
+        for row, on in zip(self._rows, taking_part, strict=True):
+            if on:
+                row.passes += one
+        self.calls += one
+
+    def _tensor(self, values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+def take(x_br: Tensor, first_b: Tensor, count: int) -> Tensor:
+    """(b, count, D): rows of (b, r, D) from ``first_b[b]`` on; past the end, the last again."""
+    at = first_b[:, None] + torch.arange(count, device=x_br.device)
+    at = at.clamp(0, x_br.shape[1] - 1)
+    return x_br.gather(1, at[..., None].expand(-1, -1, x_br.shape[-1]))
+
+
+def rewind_to(cache: Cache, lengths: Sequence[int]) -> None:
+    """Rewind a cache to ``lengths``, where it is longer."""
+    cache.rewind([min(n, m) for n, m in zip(cache.lengths, lengths, strict=True)])
+
+
+def settle_at(cache: Cache, lengths: Sequence[int]) -> None:
+    """Settle a cache at ``lengths``, as far as it reaches."""
+    cache.settle([min(n, m) for n, m in zip(cache.lengths, lengths, strict=True)])
+
+
+def _shown(value: object) -> str:
+    """A tensor's dtype and shape, or the type of what is none."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def _counts(begins: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
+    return tuple(max(end - begin, 0) for begin, end in zip(begins, ends, strict=True))
+
+
+def _padded(rows: Iterable[list[int]]) -> list[list[int]]:
+    """Rows of one length, filled with zeros, which nobody reads."""
+    listed = list(rows)
+    width = max(map(len, listed))
+    return [row + [0] * (width - len(row)) for row in listed]

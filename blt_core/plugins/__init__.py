@@ -1,0 +1,1 @@
+"""Finding plugins, their components and commands; ``registry.toml`` is the policy."""

@@ -1,0 +1,1 @@
+"""What checkpoint formats share: tensors, folders written whole, and memory maps."""

@@ -1,0 +1,43 @@
+"""types."""
+
+from blt_core.types.sampling import (
+    Blocks,
+    Cost,
+    DecoderOutput,
+    Draft,
+    Draws,
+    IdScheme,
+    Latents,
+    OpenBlock,
+    Output,
+    Parameters,
+    Passes,
+    Patches,
+    Round,
+    Rows,
+    Sampling,
+    StateBytes,
+    StateMemory,
+    matches,
+)
+
+__all__ = [
+    "Blocks",
+    "Cost",
+    "DecoderOutput",
+    "Draft",
+    "Draws",
+    "IdScheme",
+    "Latents",
+    "OpenBlock",
+    "Output",
+    "Parameters",
+    "Passes",
+    "Patches",
+    "Round",
+    "Rows",
+    "Sampling",
+    "StateBytes",
+    "StateMemory",
+    "matches",
+]

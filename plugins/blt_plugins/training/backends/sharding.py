@@ -1,0 +1,95 @@
+"""FSDP2 sharding. Imported lazily because importing it is slow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from blt_core.errors import RunError
+from blt_plugins.training.backends.memory import gathered_layers
+
+
+def shard(module: nn.Module, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Spread ``module``; its optimizer groups with the parameters that it has now.
+
+    Each layer that is called as a module is gathered by itself, the rest of the module at once.
+    """
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    _check_ties(module, names)
+    kind = next(module.parameters()).device.type
+    mesh = init_device_mesh(kind, (torch.distributed.get_world_size(),))
+    for layer in gathered_layers(module):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    sharded = dict(module.named_parameters())
+    return [{**g, "params": [sharded[names[id(p)]] for p in g["params"]]} for g in groups]
+
+
+def _check_ties(module: nn.Module, names: Mapping[int, str]) -> None:
+    """Raise RunError for a weight of two units, which one of them would spread alone."""
+    layers = [layer.parameters() for layer in gathered_layers(module)]
+    inside = Counter(id(p) for layer in layers for p in layer)
+    all_uses = Counter(id(p) for child in module.modules() for p in child.parameters(recurse=False))
+    within = Counter(
+        id(p)
+        for layer in gathered_layers(module)
+        for child in layer.modules()
+        for p in child.parameters(recurse=False)
+    )
+    tied = [names[key] for key, n in inside.items() if n > 1 or all_uses[key] > within[key]]
+    if tied:
+        raise RunError(
+            f"fsdp gathers layers one at a time, and {', '.join(tied)} is tied to a weight outside "
+            "of its layer\n  fix: training_backend.strategy = 'ddp', or tie weights within a layer"
+        )
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Within it every process holds all weights of ``module``."""
+    units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
+    for unit in units:
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
+
+
+def leave_group(module: nn.Module) -> None:
+    """Drop the process group from a sharded module, which can only be read afterwards.
+
+    The module may outlive the group, and DTensor's caches keep its mesh for good; either would keep
+    the group's threads running into the end of the interpreter, which aborts the process.
+    """
+    for unit in module.modules():
+        if not isinstance(unit, FSDPModule):
+            continue
+        state: Any = unit._get_fsdp_state()  # noqa: SLF001 -- nothing public leads to the group
+        one = getattr(state, "_fsdp_param_group", None)
+        for each in getattr(state, "_fsdp_param_groups", [one] if one else []):
+            each.mesh_info.shard_process_group = None
+            getattr(each.mesh_info.mesh, "_pg_registry", {}).clear()
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, wherever its parts are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, own: Tensor) -> Tensor:
+    """A whole tensor, spread as ``own`` is."""
+    return (
+        distribute_tensor(tensor, own.device_mesh, own.placements)
+        if isinstance(own, DTensor)
+        else tensor
+    )

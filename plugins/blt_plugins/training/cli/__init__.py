@@ -1,0 +1,1 @@
+"""The commands ``blt train``, ``evaluate``, ``calibrate`` and ``prepare``."""

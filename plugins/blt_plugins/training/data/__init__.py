@@ -1,0 +1,1 @@
+"""From the documents of a corpus to the batches of a step."""

@@ -1,0 +1,129 @@
+"""The data of a run: training windows, and fixed samples for scores and calibration."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import attrs
+
+from blt_core.errors import DataError
+from blt_core.model import Model
+from blt_core.protocols import Corpus, Documents
+from blt_plugins.training.corpora.patching import check_patching
+from blt_plugins.training.data.windows import (
+    Batch,
+    Texts,
+    Windows,
+    cut_windows,
+    make_batch,
+    pack,
+    sample,
+)
+from blt_plugins.training.run.phases import trainable_scorer
+from blt_plugins.training.scores.acceptance import PREFIX_BYTES, prefixes
+from blt_plugins.training.setup.settings import ScorerSettings, TrainSettings
+
+
+@attrs.frozen(eq=False)
+class Data:
+    """documents and windows to train on; batches to score (``valid``) and to calibrate on.
+
+    The batches are no larger than the passes of training: they fit into memory as these do.
+    prefixes: of held-out documents, to judge drafts after.
+    summary: how much text there is on both sides, in words, and which steps exceed their size.
+    ``digest``: names the text, so that a resumed run is sure to read the same.
+    """
+
+    documents: Documents
+    windows: Windows
+    valid: Sequence[Batch]
+    calibration: Sequence[Batch]
+    prefixes: Sequence[bytes]
+    digest: str
+    summary: str
+
+
+def load_data(corpus: Corpus, settings: TrainSettings, model: Model) -> Data:
+    """Index the corpus. Raises DataError where it is unfit."""
+    context = settings.context_bytes or model.context_bytes
+    documents, valid = _both_sides(corpus, settings)
+    trains = trainable_scorer(model) is not None and settings.scorer.steps > 0
+    for texts in (documents, valid):
+        check_patching(texts, model, context, trains_scorer=trains, save_dtype=settings.save_dtype)
+
+    def batches(texts: Documents, windows: Windows, size: int, limit: int) -> list[Batch]:
+        groups = pack(sample(windows, size, settings.seed), limit)
+        return [make_batch(texts, group, model.scheme).to(model.device) for group in groups]
+
+    windows, held_out = cut_windows(documents, context), cut_windows(valid, context)
+    passes = _pass_bytes(settings, trains_scorer=trains)
+    scorer_pass = _pass_size(settings.scorer, settings.accumulate)
+    summary = [
+        f"corpus: {_amount(documents)} to train on, {_amount(valid)} held out",
+        *_larger_steps(settings, passes, min(context, int(documents.sizes.max()) + 1)),
+    ]
+    return Data(
+        documents,
+        windows,
+        batches(valid, held_out, settings.valid_bytes, min(passes.values())),
+        batches(documents, windows, settings.scorer.calibration_bytes, scorer_pass),
+        _prefixes(valid, settings, context),
+        hashlib.sha256(f"{documents.digest}|{valid.digest}".encode()).hexdigest(),
+        "\n".join(summary),
+    )
+
+
+def _both_sides(corpus: Corpus, settings: TrainSettings) -> tuple[Documents, Documents]:
+    """The documents to train on, and those held out; none where nothing is scored."""
+    documents = corpus.documents("train")
+    if not len(documents):
+        raise DataError("the corpus has no document to train on; lower corpus.valid_percent")
+    valid = corpus.documents("valid") if settings.valid_bytes else Texts([])
+    if settings.valid_bytes and not len(valid):
+        raise DataError(
+            "the corpus holds no document out; give corpus.valid_path, raise "
+            "corpus.valid_percent, or set train.valid_bytes = 0"
+        )
+    return documents, valid
+
+
+def _pass_size(of: TrainSettings | ScorerSettings, accumulate: int) -> int:
+    """Bytes of one of the passes of a step."""
+    return max(of.batch_bytes // accumulate, 1)
+
+
+def _pass_bytes(settings: TrainSettings, *, trains_scorer: bool) -> dict[str, int]:
+    """The bytes of a pass of what a run trains, by the key that sets them."""
+    trained: dict[str, TrainSettings | ScorerSettings] = {}
+    if trains_scorer:
+        trained["train.scorer.batch_bytes"] = settings.scorer
+    if settings.steps or not trained:
+        trained["train.batch_bytes"] = settings
+    return {key: _pass_size(of, settings.accumulate) for key, of in trained.items()}
+
+
+def _larger_steps(
+    settings: TrainSettings, passes: Mapping[str, int], longest: int
+) -> Iterator[str]:
+    """Where a pass is smaller than the longest window, which it takes whole all the same."""
+    whole = settings.accumulate * longest
+    for key, size in passes.items():
+        if size < longest:
+            yield (
+                f"{key}: a pass takes a whole window of {longest} bytes, more than its {size}, so "
+                f"steps have up to {whole}\n"
+                f"  fix: raise it to {whole}, or lower train.accumulate or train.context_bytes"
+            )
+
+
+def _prefixes(valid: Documents, settings: TrainSettings, context: int) -> list[bytes]:
+    """Held-out text after which drafts are judged; none if there is no document of two bytes."""
+    longest = min(PREFIX_BYTES, max(context // 2, 1))
+    if not settings.valid_drafts or not (valid.sizes > 1).any():
+        return []
+    return prefixes(valid, settings.valid_drafts, longest=longest, seed=settings.seed)
+
+
+def _amount(documents: Documents) -> str:
+    return f"{len(documents)} documents ({int(documents.sizes.sum())} bytes)"

@@ -1,0 +1,252 @@
+"""The order in which a run reads its windows: a function of the seed and the batch's number.
+
+A pass over the corpus cuts it into *chunks* of consecutive windows, shuffles them, and gathers
+them into *pools* of about ``shuffle_bytes``; the windows of a pool are shuffled and packed into
+batches. So reading has locality, only one pool of text is in memory, and a corpus that is smaller
+than a pool is shuffled whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from bisect import bisect_right
+from collections import OrderedDict
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from blt_core.protocols import Documents
+from blt_core.types import IdScheme
+from blt_plugins.training.corpora.mixture import weights_of
+from blt_plugins.training.data.windows import Batch, Ints, Windows, group_bounds, stack
+
+#: Bytes of the text that is shuffled at a time.
+SHUFFLE_BYTES = 256_000_000
+#: Chunks of a pool.
+CHUNKS = 64
+#: Windows are sorted by length within runs of this many, so that batches need little padding; or
+#: within runs of so many batches if that is more, since the last batch of each run is not full.
+RUN, RUN_BATCHES = 256, 8
+#: What the order of batches is called in a state; a change of the order changes it.
+ORDER = 2
+#: Documents of a run among which the parts of a pass are spread evenly.
+SPREAD = 1024
+
+
+class Batches:
+    """The endless order of batches, pass after pass.
+
+    Raises DataError where a document cannot be read any more.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        windows: Windows,
+        *,
+        scheme: IdScheme,
+        batch_bytes: int,
+        seed: str,
+        shuffle_bytes: int = SHUFFLE_BYTES,
+    ) -> None:
+        self._documents, self._windows, self._scheme = documents, windows, scheme
+        self._batch_bytes, self._seed = batch_bytes, seed
+        self._chunks = cut_chunks(documents, windows, max(shuffle_bytes // CHUNKS, 1))
+        expected = float((self._chunks.targets * self._chunks.shares).sum())
+        self._pools = max(math.ceil(expected / shuffle_bytes), 1)
+        self._first = [0]
+        self._orders: OrderedDict[int, Pool] = OrderedDict()
+        self._text: tuple[int, PoolText] | None = None
+
+    def __getitem__(self, number: int) -> Batch:
+        """Batch ``number`` (from 0), from the text of its pool, which is read once."""
+        index, place = self._find(number)
+        pool = self._pool(index)
+        if self._text is None or self._text[0] != index:
+            self._text = None  # let go of the former first
+            self._text = index, PoolText(self._documents, self._windows, pool)
+        first, end = pool.groups[place]
+        return self._text[1].batch(int(first), int(end), self._scheme)
+
+    def size(self, number: int) -> int:
+        """The targets of batch ``number``, without reading any text."""
+        index, place = self._find(number)
+        pool = self._pool(index)
+        first, end = pool.groups[place]
+        return int(self._windows.columns(pool.windows[first:end])[2].sum())
+
+    def _find(self, number: int) -> tuple[int, int]:
+        """The pool of a batch, counted over all passes, and its place in it."""
+        while self._first[-1] <= number:
+            pool = self._pool(len(self._first) - 1)
+            self._first.append(self._first[-1] + len(pool.groups))
+        index = bisect_right(self._first, number) - 1
+        return index, number - self._first[index]
+
+    def _pool(self, index: int) -> Pool:
+        """The order of one pool; the latest two are kept, for steps that lie in both."""
+        if index not in self._orders:
+            epoch, place = divmod(index, self._pools)
+            windows = self._gather(epoch, place)
+            rng = seeded(f"{self._seed}/{epoch}/{place}")
+            self._orders[index] = order_windows(windows, self._windows, self._batch_bytes, rng)
+            while len(self._orders) > 2:  # noqa: PLR2004 -- as said above
+                self._orders.popitem(last=False)
+        self._orders.move_to_end(index)
+        return self._orders[index]
+
+    def _gather(self, epoch: int, place: int) -> Ints:
+        """The windows of the chunks of one pool, in no particular order."""
+        chunks = self._chunks
+        order = seeded(f"{self._seed}/{epoch}").permutation(len(chunks.copies))
+        expected = (chunks.targets * chunks.shares)[order]
+        middle = np.cumsum(expected) - expected / 2  # of each chunk, as it lies in the pass
+        pool_of = (middle * self._pools / expected.sum()).astype(int)
+        found = [self._take(int(chunk), epoch) for chunk in order[pool_of == place]]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *found])
+
+    def _take(self, chunk: int, epoch: int) -> Ints:
+        """The windows of a chunk that a pass reads."""
+        chunks = self._chunks
+        windows = np.arange(chunks.first[chunk], chunks.end[chunk])
+        weight = float(chunks.weights[chunk])
+        if weight == int(weight):
+            return windows  # each pass reads it as often as there are copies of the chunk
+        first, count = chunks.parts[chunk].tolist()
+        document = self._windows.columns(windows)[0] - first
+        shift = phases(document, count, f"{self._seed}/{first}")
+        times = np.floor((epoch + 1) * weight + shift) - np.floor(epoch * weight + shift)
+        return windows[times > chunks.copies[chunk]]
+
+
+def seeded(key: str) -> np.random.Generator:
+    """A generator that depends on ``key`` alone."""
+    return np.random.default_rng(np.frombuffer(hashlib.sha256(key.encode()).digest(), np.uint32))
+
+
+def phases(documents: Ints, total: int, seed: str) -> npt.NDArray[np.float64]:
+    """A number from 0 to 1 for some of ``total`` documents, spread evenly over runs of SPREAD.
+
+    After n passes a document of phase u and weight w was read floor(n · w + u) times.
+    """
+    found = np.empty(len(documents))
+    for run in np.unique(documents // SPREAD):
+        rng, first = seeded(f"{seed}/phases/{run}"), run * SPREAD
+        count = min(SPREAD, total - first)
+        shift = (rng.permutation(count) + rng.random()) / count
+        inside = documents // SPREAD == run
+        found[inside] = shift[documents[inside] - first]
+    return found
+
+
+@attrs.frozen(eq=False)
+class Chunks:
+    """Runs of consecutive windows; one that is read several times in a pass has several entries.
+
+    Arrays (chunks,): first, end: the windows; targets: in them; weights: how often a pass reads
+    them; copies: which of the readings this is, from 0; shares: how much of it is read then.
+    parts (chunks, 2): the first document, and the number of them, that have this weight.
+    """
+
+    first: Ints
+    end: Ints
+    targets: Ints
+    weights: npt.NDArray[np.float64]
+    copies: Ints
+    shares: npt.NDArray[np.float64]
+    parts: Ints
+
+
+def cut_chunks(documents: Documents, windows: Windows, chunk_bytes: int) -> Chunks:
+    """The chunks of all windows, in order, each of about ``chunk_bytes`` and one weight."""
+    rows: list[Ints] = []
+    weights: list[npt.NDArray[np.float64]] = []
+    document, ends = 0, np.concatenate([[0], np.cumsum(windows.sizes + 1)])
+    for count, weight in weights_of(documents):
+        places = np.arange(ends[document], ends[document + count], chunk_bytes)
+        bounds = np.unique(windows.from_target(np.append(places, ends[document + count])))
+        targets = np.diff(windows.targets_before(bounds))
+        for copy in range(math.ceil(weight)):
+            constant = (np.full(len(targets), each) for each in (copy, document, count))
+            rows.append(np.stack([bounds[:-1], bounds[1:], targets, *constant]))
+            weights.append(np.full(len(targets), float(weight)))
+        document += count
+    first, end, targets, copies, *parts = np.concatenate(rows, axis=1)
+    weight_of = np.concatenate(weights)
+    shares = np.clip(weight_of - copies, 0, 1)
+    return Chunks(first, end, targets, weight_of, copies, shares, np.stack(parts, axis=1))
+
+
+@attrs.frozen(eq=False)
+class Pool:
+    """windows: numbers of windows in reading order. groups (batches, 2): the bounds of each."""
+
+    windows: Ints
+    groups: Ints
+
+
+def order_windows(
+    numbers: Ints, windows: Windows, batch_bytes: int, rng: np.random.Generator
+) -> Pool:
+    """Shuffle some windows, and pack those of like length; the batches are in random order."""
+    numbers = np.sort(numbers)  # in order they are looked up ten times as fast
+    lengths, shuffled = windows.columns(numbers)[2], rng.permutation(len(numbers))
+    numbers, lengths = numbers[shuffled], lengths[shuffled]
+    groups: list[tuple[int, int]] = []
+    size = run_length(lengths, batch_bytes)
+    for begin in range(0, len(numbers), size):
+        run = slice(begin, begin + size)
+        longest = np.argsort(-lengths[run], kind="stable")
+        numbers[run], lengths[run] = numbers[run][longest], lengths[run][longest]
+        bounds = group_bounds(lengths[run].tolist(), batch_bytes)
+        groups += [(begin + first, begin + end) for first, end in bounds]
+    bounds_of = np.array(groups, dtype=np.int64).reshape(-1, 2)
+    return Pool(numbers, rng.permutation(bounds_of))
+
+
+def run_length(lengths: Ints, batch_bytes: int) -> int:
+    """How many windows of some lengths (bytes) are sorted together."""
+    return max(RUN, RUN_BATCHES * batch_bytes * len(lengths) // max(int(lengths.sum()), 1))
+
+
+class PoolText:
+    """The text of a pool in one piece, and its patches where the corpus knows them.
+
+    Each document is read once, in the order of the corpus.
+    """
+
+    def __init__(self, documents: Documents, windows: Windows, pool: Pool) -> None:
+        order = np.argsort(pool.windows, kind="stable")
+        document, start, lengths = windows.columns(pool.windows[order])
+        self._lengths = np.empty_like(lengths)
+        self._lengths[order] = lengths
+        self._ends = np.cumsum(self._lengths)
+        self._text = np.zeros(int(lengths.sum()), dtype=np.uint8)
+        self._bytes = self._lengths.copy()
+        patched = getattr(documents, "patching", None) is not None
+        self._opens = np.zeros(len(self._text), dtype=bool) if patched else None
+        latest, text, opens = -1, b"", None
+        columns = (each.tolist() for each in (order, document, start, lengths))
+        for row, number, begin, length in zip(*columns, strict=True):
+            if number != latest:
+                latest, text = number, documents[number]
+                opens = documents.opens(number) if patched else None  # type: ignore[attr-defined]
+            data = np.frombuffer(text[begin : begin + length], dtype=np.uint8)
+            self._bytes[row] = len(data)
+            at = int(self._ends[row]) - length
+            self._text[at : at + len(data)] = data
+            if self._opens is not None and opens is not None:
+                self._opens[at : at + length] = opens[begin : begin + length]
+
+    def batch(self, first: int, end: int, scheme: IdScheme) -> Batch:
+        """The tensors of the windows [first, end) of the pool."""
+        lengths = self._lengths[first:end].tolist()
+        starts = (self._ends[first:end] - self._lengths[first:end]).tolist()
+        sizes = self._bytes[first:end].tolist()
+        texts = [self._text[at : at + n] for at, n in zip(starts, sizes, strict=True)]
+        opens = None
+        if self._opens is not None:
+            opens = [self._opens[at : at + n] for at, n in zip(starts, lengths, strict=True)]
+        return stack(texts, lengths, scheme, opens)

@@ -1,0 +1,1 @@
+"""``blt train --plan``: what a run will take, before it does."""

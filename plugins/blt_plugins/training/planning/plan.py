@@ -1,0 +1,338 @@
+"""How much memory a training config takes on each device, found without its weights or its text.
+
+The parts are built on fake tensors, and one pass of each phase is traced through them; see
+:mod:`blt_plugins.training.planning.tracing`. What lasts from step to step the training backend
+tells.
+
+Axes: b batch rows, r byte rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import cycle, islice
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from blt_core.errors import ConfigError
+from blt_core.model import Model, part_dtype
+from blt_core.plugins.loading import Plugins
+from blt_core.protocols import MemoryPlanner, Patcher, ThresholdPatcher
+from blt_core.types import Rows, StateMemory
+from blt_core.wiring.config import MODEL_KINDS, Config
+from blt_core.wiring.resolve import Plan
+from blt_plugins.training.backends.memory import parameter_bytes
+from blt_plugins.training.backends.torch import scorer_backend
+from blt_plugins.training.data.windows import Batch
+from blt_plugins.training.planning.tracing import Moment, trace_pass, trace_score
+from blt_plugins.training.run.phases import MODEL, SCORER, ModelLoss, ScorerLoss, trainable_scorer
+from blt_plugins.training.scores.held_out import evaluate_model, evaluate_scorer
+from blt_plugins.training.setup.config import (
+    TrainingPlan,
+    check_passes,
+    check_trains,
+    plan_training,
+)
+from blt_plugins.training.setup.settings import TrainSettings
+
+#: The longest patch, in mean lengths, where a patcher sets no limit.
+_LONGEST = 4
+
+#: What windows are filled with; only a patcher without weights takes note of it.
+_TEXT = b"the plan of a run is no run "
+
+
+@attrs.frozen(kw_only=True)
+class PhasePlan:
+    """Memory of one phase, in bytes of each process.
+
+    parameters: how many are trained. frozen: the other parts of the model, on the device. state:
+    what the backend keeps, and how many passes run at once. activations: the most that one of them
+    holds beside gradients. peak: the most at any moment on the device. passes: of a step in each
+    process; rows, row_bytes: of the batch that was traced. steps, step_bytes: how many, and what
+    all processes together read in one.
+    """
+
+    name: str
+    parameters: int
+    frozen: int
+    state: StateMemory
+    activations: int
+    peak: int
+    passes: int
+    rows: int
+    row_bytes: int
+    steps: int
+    step_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class MemoryPlan:
+    """All phases of a config; one is over before the next begins.
+
+    patch_bytes: the mean length of patches.
+    """
+
+    backend: str
+    processes: int
+    phases: tuple[PhasePlan, ...]
+    patch_bytes: float
+
+    @property
+    def peak(self) -> int:
+        """The most bytes on a device."""
+        return max(phase.peak for phase in self.phases)
+
+
+class Planner:
+    """Plans one config for any number of processes; what is traced once is kept.
+
+    Raises ConfigError for a config that does not train, and for a backend that is no MemoryPlanner.
+    """
+
+    def __init__(self, config: Config, plugins: Plugins) -> None:
+        self._training = plan_training(config, plugins)
+        self._node = self._training.plan.node("training_backend")
+        backend = self._training.plan.build("training_backend")
+        if not isinstance(backend, MemoryPlanner):
+            text = f"{self._node.label} does not tell what it keeps in memory"
+            raise ConfigError([self._node.place.written.problem(text)])
+        scorer = scorer_backend(backend, self._training.plan.model.scheme)
+        self._backends: dict[str, MemoryPlanner] = {SCORER: scorer, MODEL: backend}
+        self._fakes = FakeTensorMode()
+        self.model = _fake_model(self._training.plan, self._fakes)
+        check_trains(self._training, self.model)
+        self._traces: dict[tuple[str, torch.dtype | None], Trace] = {}
+        self._scores: dict[tuple[str, torch.dtype | None], int] = {}
+
+    def plan(self, processes: int = 1) -> MemoryPlan:
+        """The plan; raises ConfigError where the passes cannot be dealt out to the processes."""
+        settings = self._training.settings
+        check_passes(self._training.plan, settings, processes)
+        return MemoryPlan(
+            backend=self._node.name,
+            processes=processes,
+            phases=tuple(
+                self._plan(phase, processes) for phase in traced_phases(self.model, self._training)
+            ),
+            patch_bytes=settings.scorer.target_patch_bytes,
+        )
+
+    def _plan(self, phase: TracedPhase, processes: int) -> PhasePlan:
+        passes = self._training.settings.accumulate // processes
+        backend = self._backends[phase.name]
+        state = backend.memory(phase.loss, processes=processes, accumulate=passes)
+        trained = list(phase.loss.parameters())
+        names = {id(parameter) for parameter in trained}
+        others = (p for p in self.model.modules().parameters() if id(p) not in names)
+        frozen = parameter_bytes(others)
+        trace = self._trace(phase, state.passes_in)
+        return PhasePlan(
+            name=phase.name,
+            parameters=sum(p.numel() for p in trained),
+            frozen=frozen,
+            state=state,
+            activations=max(moment.activations for moment in trace.moments),
+            peak=frozen + max(_peak(state, trace, passes), self._scored(state, trace)),
+            passes=passes,
+            rows=len(trace.batch.rows.lengths),
+            row_bytes=trace.batch.rows.ids_br.shape[1],
+            steps=phase.steps,
+            step_bytes=phase.step_bytes,
+        )
+
+    def _trace(self, phase: TracedPhase, dtype: torch.dtype | None) -> Trace:
+        if (phase.name, dtype) not in self._traces:
+            if dtype is not None:
+                kinds = {name.partition(".")[0] for name, _ in phase.loss.named_parameters()}
+                cast = _fake_model(self._training.plan, self._fakes, dtype, kinds)
+                phase = next(p for p in traced_phases(cast, self._training) if p.name == phase.name)
+            batch = full_batch(self.model, self._training.settings, phase.step_bytes)
+            rng = torch.Generator().manual_seed(0)
+            moments = trace_pass(lambda: phase.loss(batch, rng)[0], phase.parts, self._fakes)
+            self._traces[phase.name, dtype] = Trace(phase, batch, moments)
+        return self._traces[phase.name, dtype]
+
+    def _scored(self, state: StateMemory, trace: Trace) -> int:
+        """The most bytes while held-out text is scored, if weights are gathered for it; else 0.
+
+        Its batches are as large as a pass, which keeps more where nothing is gathered.
+        """
+        if not state.device.scoring:
+            return 0
+        phase, key = trace.phase, (trace.phase.name, state.passes_in)
+        if key not in self._scores:
+            score = partial(phase.score, trace.batch)
+            self._scores[key] = trace_score(score, phase.parts, self._fakes)
+        return state.device.scored + self._scores[key]
+
+
+@attrs.frozen(eq=False)
+class TracedPhase:
+    """What is traced of a phase, ``loss`` and ``score`` of a batch; its steps, the bytes of one.
+
+    parts: all of the model, trained in this phase or not.
+    """
+
+    name: str
+    parts: nn.ModuleDict
+    loss: nn.Module
+    score: Callable[[Batch], object]
+    steps: int
+    step_bytes: int
+
+
+@attrs.frozen(eq=False)
+class Trace:
+    """What one pass of a phase over ``batch`` holds."""
+
+    phase: TracedPhase
+    batch: Batch
+    moments: Sequence[Moment]
+
+    @property
+    def gradients(self) -> int:
+        """Bytes of all of them."""
+        return parameter_bytes(self.phase.loss.parameters())
+
+
+def _peak(state: StateMemory, trace: Trace, passes: int) -> int:
+    """The most bytes of the trained module at any moment.
+
+    Gradients of earlier passes are there all the time; those of a single one come as activations
+    go. So do those of each pass that runs beside others.
+    """
+    device, at_once = state.device, state.passes_at_once
+    if passes > 1 and at_once == 1:
+        held = device.total + max(moment.activations for moment in trace.moments)
+    else:
+        share = device.gradients / trace.gradients
+        moving = max(m.activations + math.ceil(share * m.gradients) for m in trace.moments)
+        summed = device.gradients if passes > at_once else 0
+        held = device.total - device.gradients + summed + at_once * moving
+    return max(held, device.stepping)
+
+
+# -- what is traced ------------------------------------------------------------------------------
+
+
+class PlannedPatches:
+    """The patcher of a plan: it computes what the real one does, and then gives even patches.
+
+    Where patches begin would depend on weights. A patcher without any is asked itself.
+    """
+
+    def __init__(self, patcher: Patcher, mean_bytes: float) -> None:
+        self._patcher, self._mean = patcher, mean_bytes
+
+    def new_cache(self, batch: int) -> Any:
+        """The real one's."""
+        return self._patcher.new_cache(batch)
+
+    def flags(self, rows: Rows, cache: Any) -> Tensor:
+        """(b, r) bool: as the real one's, but for their places."""
+        longest: int | None = getattr(self._patcher, "max_patch_bytes", None)
+        if isinstance(self._patcher, ThresholdPatcher):
+            self._patcher.entropies(rows, cache)
+        elif not isinstance(self._patcher, nn.Module):
+            return self._patcher.flags(rows, cache)
+        return even_flags(rows.ids_br, self._mean, longest or math.ceil(_LONGEST * self._mean))
+
+
+def even_flags(ids_br: Tensor, mean_bytes: float, longest: int) -> Tensor:
+    """(b, r) bool, place i is flag i + 1: patches with a mean length, as equal as can be.
+
+    But for one of ``longest`` bytes, since some buffers are as wide as the longest patch.
+    """
+    width = ids_br.shape[1]
+    flags = torch.zeros_like(ids_br, dtype=torch.bool)
+    flags[:, 0] = True
+    # BOS and the longest patch stand already.
+    count = max(round(width / mean_bytes) - 2, 0)
+    longest = min(longest, max(width - count, 1))
+    if longest < width and count:
+        places = longest + torch.arange(count) * (width - longest) / count
+        flags[:, places.long()] = True
+    return flags
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _fake_model(
+    plan: Plan,
+    fakes: FakeTensorMode,
+    cast: torch.dtype | None = None,
+    kinds: Collection[str] = (),
+) -> Model:
+    """The model, whose parameters hold no data; the parts of ``kinds`` in the dtype ``cast``."""
+    dtype: torch.dtype = getattr(torch, plan.run.dtype)
+    parts: dict[str, Any] = dict.fromkeys(MODEL_KINDS)  # a scorer alone has no others
+    for kind in parts.keys() & plan.nodes.keys():
+        own = cast if cast is not None and kind in kinds else part_dtype(kind, dtype)
+        with fakes, _default_dtype(own):
+            parts[kind] = plan.build(kind)
+    return Model(**parts, scheme=plan.model.scheme, context_bytes=plan.model.context_bytes)
+
+
+def traced_phases(model: Model, training: TrainingPlan) -> list[TracedPhase]:
+    """The phases of a run, in order."""
+    settings, own = training.settings, training.settings.scorer
+    phases, scorer = [], trainable_scorer(model)
+    if scorer is not None and own.steps:
+        part = scorer.part
+        phases.append(
+            TracedPhase(
+                SCORER,
+                model.modules(),
+                ScorerLoss(scorer),
+                lambda batch: evaluate_scorer(part, [batch], model.scheme),
+                own.steps,
+                own.batch_bytes,
+            )
+        )
+    if settings.steps:
+        patches = PlannedPatches(model.patcher, own.target_patch_bytes)
+        planned = attrs.evolve(model, patcher=patches)
+        loss = ModelLoss(
+            planned,
+            training.plan.build("objective"),
+            settings.precision,
+            checkpointing=settings.gradient_checkpointing,
+            label=training.plan.node("objective").entry.label,
+        )
+        phases.append(
+            TracedPhase(
+                MODEL,
+                model.modules(),
+                loss,
+                lambda batch: evaluate_model(planned, [batch]),
+                settings.steps,
+                settings.batch_bytes,
+            )
+        )
+    return phases
+
+
+def full_batch(model: Model, settings: TrainSettings, step_bytes: int) -> Batch:
+    """As many windows of the whole context as one pass takes, and at least one."""
+    width = settings.context_bytes or model.context_bytes
+    count = max(step_bytes // settings.accumulate // width, 1)
+    scheme, text = model.scheme, torch.tensor(list(islice(cycle(_TEXT), width)))
+    targets = (text + scheme.byte_offset).repeat(count, 1)
+    ids = torch.cat((torch.full((count, 1), scheme.bos), targets[:, :-1]), 1)
+    return Batch(Rows(ids, (width,) * count), targets, (width,) * count)

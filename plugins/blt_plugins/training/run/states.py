@@ -1,0 +1,320 @@
+"""The saved states of an unfinished run: ``OUT/state/PHASE-STEP/``, no pickle.
+
+A state is written under a temporary name and renamed when all of it is on the disk. Its
+description, ``state.json``, tells size and checksum of every other file, and its own checksum, so
+that a damaged state is known, and the one before it is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from blt_core.errors import CheckpointError, DataError, RunError
+from blt_core.files import is_stray, read_json
+from blt_core.storage.tensors import current_folder, file_errors, flush_all, unshared
+
+VERSION = 2
+DESCRIPTION, TENSORS = "state.json", "rest.safetensors"
+
+_NAME = re.compile(r"[a-z]+-\d{8}")
+_TEMPORARY = re.compile(r"\.[a-z]+-\d{8}\.(new|old)-[0-9a-f]+")
+#: Bytes that a checksum reads at once.
+_CHUNK = 1 << 24
+#: What a description consists of, beside its version and its checksum.
+_NUMBER = (int, float, type(None))
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "phase": str, "step": int, "threshold": _NUMBER, "best": _NUMBER, "settings": dict,
+    "files": dict,
+}  # fmt: skip
+
+
+@attrs.frozen(kw_only=True)
+class TrainingState:
+    """All that a run needs to go on as if it had never stopped, beside what the backend saves.
+
+    phase, step: the next step to take. threshold: of the patcher, once calibrated. best: the best
+    held-out bits per byte so far. settings: the tables that the run was started with. rest: tensors
+    of the parts that the phase does not train, by name. generator: torch's global random state.
+    scored: False if the run was stopped before the scores of this step, which are yet to be taken.
+    """
+
+    phase: str
+    step: int
+    threshold: float | None
+    best: float | None
+    settings: Mapping[str, Any]
+    rest: Mapping[str, Tensor]
+    generator: Tensor = attrs.field(factory=torch.get_rng_state)
+    scored: bool = True
+
+    @property
+    def name(self) -> str:
+        """How the state is told in words."""
+        return f"{self.phase} step {self.step}"
+
+    @property
+    def folder_name(self) -> str:
+        """The name of its folder."""
+        return f"{self.phase}-{self.step:08}"
+
+
+@attrs.frozen
+class Found:
+    """A state that can be gone on from, and the folder of the files of its backend."""
+
+    state: TrainingState
+    folder: Path
+
+
+class States:
+    """The states of one run, of which the last ``keep`` are kept.
+
+    phases: their names in the order of the run. Raises DataError, when it is made, if the folder
+    holds anything else than states.
+    """
+
+    def __init__(self, folder: Path, phases: tuple[str, ...], keep: int) -> None:
+        self._folder, self._phases, self._keep = folder, phases, keep
+        self._check()
+
+    def save(
+        self,
+        state: TrainingState,
+        write: Callable[[Path], None],
+        *,
+        main: bool,
+        barrier: Callable[[], object],
+    ) -> Path:
+        """Write a state; ``write`` adds the backend's files to its folder, in every process.
+
+        Only the ``main`` process writes the rest and renames. Until it has, the former states are
+        all there is. Returns the state's folder. Raises RunError if a file cannot be written.
+        """
+        target = self._folder / state.folder_name
+        fresh = target.with_name(f".{target.name}.new-0")
+        if main:
+            self.tidy()
+            with file_errors(fresh, RunError):
+                fresh.mkdir(parents=True)
+        barrier()
+        with file_errors(fresh, RunError):
+            write(fresh)
+        barrier()
+        if main:
+            _describe(fresh, state)
+            with file_errors(target, RunError):
+                if target.exists():
+                    discard(target)
+                fresh.rename(target)
+            # Newer ones were damaged and passed over: what they stood for is done anew.
+            folders = self._folders()
+            place = folders.index(target)
+            for old in (*folders[:place], *folders[place + self._keep :]):
+                discard(old)
+        barrier()
+        return target
+
+    def latest(self, warn: Callable[[str], None]) -> Found | None:
+        """The newest state that is whole; None if there is none at all.
+
+        ``warn`` is told of each damaged one that is passed over. Raises CheckpointError if all of
+        them are damaged, or if they are of another version.
+        """
+        problems = []
+        for folder in self._folders():
+            try:
+                return Found(_read(folder), folder)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:  # noqa: PERF203
+                problems.append(f"{folder}: this state is damaged ({error})")
+                warn(f"warning: {problems[-1]}; looking for the one before it")
+        if problems:
+            raise CheckpointError("\n".join([*problems, "  fix: start anew with --fresh"]))
+        return None
+
+    def clear(self) -> None:
+        """Remove all states, the newest last."""
+        for folder in reversed(self._folders()):
+            discard(folder)
+
+    def tidy(self) -> None:
+        """Remove what is left of writes and removals that were cut off."""
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
+            if _TEMPORARY.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _folders(self) -> list[Path]:
+        """Newest first."""
+        paths = self._folder.iterdir() if self._folder.is_dir() else ()
+        return sorted(filter(_is_state, paths), key=self._age, reverse=True)
+
+    def _age(self, path: Path) -> tuple[int, int]:
+        phase, _, step = path.name.partition("-")
+        return (self._phases.index(phase) if phase in self._phases else -1, int(step))
+
+    def _check(self) -> None:
+        with file_errors(self._folder, DataError):
+            paths = list(self._folder.iterdir()) if self._folder.exists() else []
+            if any(path.name == DESCRIPTION for path in paths):
+                raise DataError(
+                    f"{self._folder}: written by another version of blt\n"
+                    "  fix: move it away, or choose another --out"
+                )
+            for path in paths:
+                if is_stray(path.name):
+                    continue
+                known = _is_state(path) or _TEMPORARY.fullmatch(path.name)
+                if path.is_file() or not known:  # another process may remove it meanwhile
+                    raise DataError(
+                        f"{self._folder}: holds {path.name!r}, which is no state of a run\n"
+                        "  fix: move it away, or choose another --out"
+                    )
+
+
+def _is_state(path: Path) -> bool:
+    return _NAME.fullmatch(path.name) is not None
+
+
+def _describe(folder: Path, state: TrainingState) -> None:
+    """Write what is not the backend's; the description last, for it tells of all other files."""
+    with file_errors(folder, RunError):
+        tensors = {**state.rest, "generator": state.generator}
+        kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        save_file(unshared(kept), folder / TENSORS)
+        files = {
+            str(path.relative_to(folder)): [path.stat().st_size, _checksum(path)]
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not is_stray(path.name)  # it may be gone before it is checked
+        }
+        description = {
+            "version": VERSION,
+            "phase": state.phase,
+            "step": state.step,
+            "threshold": state.threshold,
+            "best": state.best,
+            "settings": state.settings,
+            "scored": state.scored,
+            "files": files,
+        }
+        text = json.dumps({**description, "checksum": _own_checksum(description)}, indent=1)
+        (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+        flush_all(folder)
+
+
+def _read(folder: Path) -> TrainingState:
+    description = read_json(folder / DESCRIPTION)
+    if description["version"] != VERSION:
+        raise CheckpointError(
+            f"{folder}: written by another version of blt (state version "
+            f"{description['version']}, this one reads {VERSION}); start anew with --fresh"
+        )
+    _check_description(description)
+    for name, (size, checksum) in description["files"].items():
+        path = folder / name
+        if path.stat().st_size != size or _checksum(path) != checksum:
+            raise ValueError(f"{name} is not what was written")
+    tensors = load_file(folder / TENSORS)
+    fields = {k: description[k] for k in _KINDS if k != "files"}
+    fields["scored"] = description.get("scored", True)  # older states were all scored
+    state = TrainingState(**fields, generator=tensors.pop("generator"), rest=tensors)
+    if state.folder_name != folder.name:
+        raise ValueError(f"{DESCRIPTION} is that of {state.name}")
+    return state
+
+
+def _check_description(description: dict[str, Any]) -> None:
+    """Raise ValueError or KeyError for one that is not what was written."""
+    wrong = [key for key, kind in _KINDS.items() if not isinstance(description[key], kind)]
+    # States of programs before the checksum have none.
+    checksum = description.pop("checksum", None)
+    if wrong or checksum not in (None, _own_checksum(description)):
+        raise ValueError(f"{DESCRIPTION} is not what was written")
+    if TENSORS not in description["files"]:
+        raise ValueError(f"{DESCRIPTION} does not tell of {TENSORS}")
+
+
+def _own_checksum(description: Mapping[str, Any]) -> int:
+    """Of a description without it, however it is laid out."""
+    return zlib.crc32(json.dumps(description, sort_keys=True).encode())
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def discard(folder: Path) -> None:
+    """Remove a state or a model; it loses its name first, so that no half of it is found."""
+    with file_errors(folder, RunError):
+        folder = Path(os.path.realpath(folder))
+        gone = folder.rename(folder.with_name(f".{folder.name}.old-{secrets.token_hex(4)}"))
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def tidy_model(folder: Path) -> None:
+    """Remove what is left of replacements of a model that were cut off.
+
+    Where that was between two names, the former model is put back.
+    """
+    target = Path(os.path.realpath(folder))
+    # The names of blt_core.storage: a new folder, the former one, the former one on its way out.
+    name, number = re.escape(target.name), "[0-9a-f]+"
+    temporary = re.compile(rf"\.{name}\.(old|(new|old)-{number})|\.\.{name}\.old\.new-{number}")
+    with file_errors(folder, RunError):
+        if (former := current_folder(target)) != target:
+            former.rename(target)
+        for path in target.parent.iterdir():
+            if temporary.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def check_same_settings(folder: Path, state: TrainingState, settings: Mapping[str, Any]) -> None:
+    """Raise RunError that lists the settings in which a state and a configuration differ."""
+    before, now = _flat(state.settings), _flat(settings)
+    differences = [
+        f"{key}: {_show(before, key)} there, {_show(now, key)} now"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
+    if differences:
+        lines = "\n".join(f"  {line}" for line in differences)
+        raise OtherSettingsError(
+            f"{folder}: this run was started with another configuration:\n{lines}\n"
+            "  fix: restore these settings, choose another --out, or start anew with --fresh"
+        )
+
+
+class OtherSettingsError(RunError):
+    """A run's folder belongs to another configuration."""
+
+    exit_code = 2
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _show(flat: Mapping[str, Any], key: str) -> str:
+    return repr(flat[key]) if key in flat else "not set"

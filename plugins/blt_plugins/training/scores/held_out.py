@@ -1,0 +1,82 @@
+"""Held-out bits per byte, in the layout that generation uses.
+
+Axes: b batch rows, r byte rows, V ids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import attrs
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from blt_core.errors import DataError
+from blt_core.model import Model
+from blt_core.protocols import UNSCORED, ByteScorer
+from blt_core.types import IdScheme
+from blt_plugins.training.data.windows import Batch
+
+
+@attrs.frozen
+class HeldOut:
+    """A held-out score.
+
+    bits_per_byte: nats of all bytes and EOS, by ln 2 and the number of bytes. top1: share of bytes
+    and EOS that the model would output greedily. mean_patch_bytes: of the patches
+    after BOS.
+    """
+
+    bits_per_byte: float
+    bytes: int
+    top1: float
+    mean_patch_bytes: float | None = None
+
+
+@torch.no_grad()
+def evaluate_model(model: Model, batches: Iterable[Batch]) -> HeldOut:
+    """Score whole windows with the model's own patches. Raises DataError without a byte."""
+    patches = [0]
+
+    def logits(batch: Batch) -> Tensor:
+        flags = model.patcher.flags(batch.rows, None)
+        # Place i is flag i + 1, which is that of target i.
+        patches[0] += sum(int(flags[b, :size].sum()) for b, size in enumerate(batch.sizes))
+        output = model.forward(batch.rows, flags).clean
+        if output is None:
+            raise ValueError("the decoder gave no output for clean rows")
+        return output.logits
+
+    result = _evaluate(logits, batches, model.scheme)
+    return attrs.evolve(result, mean_patch_bytes=result.bytes / max(patches[0], 1))
+
+
+@torch.no_grad()
+def evaluate_scorer(scorer: ByteScorer, batches: Iterable[Batch], scheme: IdScheme) -> HeldOut:
+    """Score whole windows with the byte scorer. Raises DataError without a byte."""
+    return _evaluate(lambda batch: scorer.logits(batch.rows, None), batches, scheme)
+
+
+def greedy_ids(logits: Tensor, scheme: IdScheme) -> Tensor:
+    """(…): the likeliest ids that may be output, of logits (…, V)."""
+    never = torch.tensor(scheme.never_output, dtype=torch.long, device=logits.device)
+    return logits.index_fill(-1, never, float("-inf")).argmax(-1)
+
+
+def _evaluate(
+    logits: Callable[[Batch], Tensor], batches: Iterable[Batch], scheme: IdScheme
+) -> HeldOut:
+    nats, size, right, scored = 0.0, 0, 0, 0
+    for batch in batches:
+        targets = batch.targets_br.flatten()
+        found = logits(batch).float().flatten(0, 1)
+        losses = functional.cross_entropy(found, targets, ignore_index=UNSCORED, reduction="none")
+        nats += float(losses.cpu().double().sum())
+        right += int((greedy_ids(found, scheme) == targets).sum())
+        scored += batch.scored
+        size += sum(batch.sizes)
+    if size == 0:
+        raise DataError("no held-out text to score: the documents are empty")
+    return HeldOut(nats / math.log(2) / size, size, right / scored)
