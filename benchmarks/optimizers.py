@@ -31,9 +31,9 @@ import attrs
 from blt_core.nn import Linear
 from blt_core.plugins.loading import load_plugins
 from blt_core.wiring.config import Config, load_config
+from blt_plugins.training.run.make_job import make_job
 from blt_plugins.training.run.report import SilentReport
 from blt_plugins.training.run.trainer import Trainer
-from blt_plugins.training.setup.config import make_job
 
 CONFIG = Path(__file__).with_suffix(".toml")
 WHOLE = "whole matrices"

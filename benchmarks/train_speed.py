@@ -57,10 +57,11 @@ from blt_core.storage.tensors import model_config, model_tensors
 from blt_core.wiring.config import Config, load_config
 from blt_plugins.training.backends.torch import TorchBackend, TorchBackendParams
 from blt_plugins.training.data.load import load_data
+from blt_plugins.training.run.job import Job
+from blt_plugins.training.run.make_job import make_job
 from blt_plugins.training.run.phases import Phase, make_phases
 from blt_plugins.training.run.report import LineReport
-from blt_plugins.training.run.trainer import Job, Trainer
-from blt_plugins.training.setup.config import make_job
+from blt_plugins.training.run.trainer import Trainer
 from blt_plugins.training.setup.settings import TrainSettings
 
 CHECKOUT = Path(__file__).resolve().parents[1]

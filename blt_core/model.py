@@ -12,17 +12,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from blt_core.protocols import Decoder, Encoder, GlobalModel, Patcher
-from blt_core.types import (
-    Blocks,
-    DecoderOutput,
-    IdScheme,
-    Latents,
-    Parameters,
-    Patches,
-    Rows,
-)
-from blt_core.wiring.config import MODEL_KINDS
+from blt_core.protocols import MODEL_KINDS, Decoder, Encoder, GlobalModel, Patcher
+from blt_core.types import Blocks, DecoderOutput, IdScheme, Latents, Parameters, Patches, Rows
 
 
 @attrs.frozen(eq=False)

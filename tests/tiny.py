@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from blt_core.component import BuildContext
-from blt_core.pipeline import build_model, plan_run, read_checkpoint
+from blt_core.loading import build_model, plan_run, read_checkpoint
 from blt_core.plugins.loading import load_plugins
 from blt_core.storage.tensors import model_config, model_tensors
 from blt_core.wiring.config import Config

@@ -13,7 +13,7 @@ from blt_core.component import BuildContext
 from blt_core.errors import ConfigError, DataError
 from blt_core.files import names_in
 from blt_core.plugins.loading import Plugins, load_plugins
-from blt_core.wiring.config import parse_inline
+from blt_core.tables.inline import parse_inline
 from blt_core.wiring.resolve import build_node, resolve_component
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def convert(
     """Store a checkpoint in another format; what a config sets (a threshold, say) with it."""
     import torch
 
-    from blt_core.pipeline import plan_run, stored_model
+    from blt_core.loading import plan_run, stored_model
     from blt_core.storage.tensors import model_config, model_tensors
 
     plugins = load_plugins()

@@ -101,14 +101,14 @@ def find_source(source: str) -> Config:
 
 def is_folder(source: str) -> bool:
     """Whether ``source`` is a folder, which may just be replaced by another one."""
-    from blt_core.storage.tensors import current_folder
+    from blt_core.storage.folders import current_folder
 
     return current_folder(Path(source)).is_dir()
 
 
 def with_sampler(config: Config, spec: str | None) -> Config:
     """The config with the sampler of ``--sampler``, if one is given."""
-    from blt_core.wiring.config import parse_inline
+    from blt_core.tables.inline import parse_inline
 
     return config if spec is None else config.with_option("sampler", parse_inline(spec, "sampler"))
 

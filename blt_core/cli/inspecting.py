@@ -63,7 +63,7 @@ def check(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Check a config and print it with every key, presets expanded. Builds nothing."""
-    from blt_core.pipeline import plan_run, warn_of_blocks
+    from blt_core.loading import plan_run, warn_of_blocks
 
     settings = inputs.find_config(config).with_run(checkpoint=checkpoint)
     settings, plugins = inputs.with_sampler(settings, sampler), load_plugins()

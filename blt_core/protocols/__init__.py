@@ -1,33 +1,45 @@
-"""protocols."""
+"""The contracts between the core and its plugins: one small protocol a kind.
+
+Shapes use the legend of :mod:`blt_core.types`: b batch rows, r new byte rows, m patches, n blocks,
+B block bytes, k draft bytes, V ids, D widths. Batch rows are ragged; row b uses ``lengths[b]``
+places and the rest is padding whose content is unspecified and never read.
+
+Model parts take a cache or None. With a cache the given rows continue it; with None they are the
+whole sequence from BOS on. Both must give the same numbers: that is what
+:mod:`blt_core.testing` checks.
+"""
 
 from blt_core.protocols.decoding import (
-    UNSCORED,
+    CostModel,
+    DecodeOps,
+    Drafter,
+    Sampler,
+    Unmasking,
+    Verification,
+)
+from blt_core.protocols.files import (
+    CheckpointFormat,
+    Corpus,
+    Documents,
+    PatchedDocuments,
+    WeightedDocuments,
+)
+from blt_core.protocols.parts import (
+    MODEL_KINDS,
     ByteScorer,
     Cache,
     CacheT,
-    CheckpointFormat,
-    Corpus,
-    CostModel,
-    DecodeOps,
     Decoder,
     DecoderCache,
-    Documents,
-    Drafter,
     Encoder,
     GlobalModel,
-    MemoryPlanner,
-    Objective,
-    PatchedDocuments,
     Patcher,
-    Sampler,
     ThresholdPatcher,
-    TrainingBackend,
-    Unmasking,
-    Verification,
-    WeightedDocuments,
 )
+from blt_core.protocols.training import UNSCORED, MemoryPlanner, Objective, TrainingBackend
 
 __all__ = [
+    "MODEL_KINDS",
     "UNSCORED",
     "ByteScorer",
     "Cache",

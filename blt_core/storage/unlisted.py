@@ -16,7 +16,7 @@ import attrs
 from torch import Tensor, nn
 
 from blt_core.model import Model
-from blt_core.wiring.config import MODEL_KINDS
+from blt_core.protocols import MODEL_KINDS
 
 #: Attributes that every module has; what they hold is walked by its own rules.
 _OWN = frozenset(vars(nn.Module()))

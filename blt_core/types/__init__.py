@@ -1,25 +1,20 @@
-"""types."""
+"""Values that the parts of a byte-latent model and the decode engine hand to each other.
 
-from blt_core.types.sampling import (
-    Blocks,
-    Cost,
-    DecoderOutput,
-    Draft,
-    Draws,
-    IdScheme,
-    Latents,
-    OpenBlock,
-    Output,
-    Parameters,
-    Passes,
-    Patches,
-    Round,
-    Rows,
-    Sampling,
-    StateBytes,
-    StateMemory,
-    matches,
-)
+Shape legend (a suffix names the axes): b batch rows, r new byte rows, m patches, n blocks,
+B bytes of a block, k draft bytes, V ids, D a width. Rows of a batch are *ragged*: row b uses the
+first ``lengths[b]`` of the r places; the rest is padding that nobody reads.
+
+Host values (lengths, positions, counts) are Python integers, so that bookkeeping never waits for
+a device; only what a kernel reads is a tensor. Importing this imports no torch: configs and the
+command line use these values too.
+"""
+
+from blt_core.types.cost import Cost, Parameters, Passes
+from blt_core.types.decoding import Draft, OpenBlock, Round, matches
+from blt_core.types.ids import IdScheme
+from blt_core.types.rows import Blocks, DecoderOutput, Latents, Output, Patches, Rows
+from blt_core.types.sampling import Draws, Sampling
+from blt_core.types.training import StateBytes, StateMemory
 
 __all__ = [
     "Blocks",

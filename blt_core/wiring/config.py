@@ -15,27 +15,11 @@ import attrs
 from blt_core.component import at_least, between, more_than, not_empty
 from blt_core.errors import Problem
 from blt_core.files import expand_home
-from blt_core.tables.inline import parse_inline
-from blt_core.tables.place import Place, Table, read_tables, read_toml
+from blt_core.tables.place import Place, Table, read_toml
 from blt_core.types import IdScheme, Sampling
-
-__all__ = [
-    "MODEL_KINDS",
-    "SCHEMA",
-    "SETTINGS",
-    "Config",
-    "IdSettings",
-    "ModelSettings",
-    "RunSettings",
-    "load_config",
-    "parse_inline",
-    "read_tables",
-]
 
 #: The version of the config format that this code reads.
 SCHEMA = 1
-#: The kinds that make up a model, in the order of the data flow; checkpoints store their tables.
-MODEL_KINDS = ("patcher", "encoder", "global_model", "decoder")
 
 
 def _no_empty_stop(_: object, __: attrs.Attribute[Any], value: tuple[str, ...]) -> None:

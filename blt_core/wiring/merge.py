@@ -15,9 +15,10 @@ import attrs
 from blt_core.component import MANY, NESTED, nested_kinds, overridable_keys
 from blt_core.errors import PluginError, Problem, near_match
 from blt_core.plugins.loading import Plugins
+from blt_core.protocols import MODEL_KINDS
 from blt_core.tables.place import Place, Table
 from blt_core.tables.structure import Invalid, default_of, params_fields, read_value, show
-from blt_core.wiring.config import MODEL_KINDS, SCHEMA, Config, ModelSettings
+from blt_core.wiring.config import SCHEMA, Config, ModelSettings
 
 Fields = Mapping[str, "attrs.Attribute[Any]"]
 

@@ -16,6 +16,7 @@ from blt_core.errors import ConfigError, PluginError, Problem, near_match
 from blt_core.faults import remember
 from blt_core.plugins.loading import Plugins
 from blt_core.plugins.registry import Entry, Registry
+from blt_core.protocols import MODEL_KINDS
 from blt_core.tables.place import Place, Table
 from blt_core.tables.structure import (
     Invalid,
@@ -27,17 +28,7 @@ from blt_core.tables.structure import (
     reason,
     show,
 )
-from blt_core.wiring.config import MODEL_KINDS, SCHEMA, SETTINGS, Config, ModelSettings, RunSettings
-from blt_core.wiring.merge import merge_checkpoint
-
-__all__ = [
-    "Node",
-    "Plan",
-    "build_node",
-    "merge_checkpoint",
-    "resolve",
-    "resolve_component",
-]
+from blt_core.wiring.config import SCHEMA, SETTINGS, Config, ModelSettings, RunSettings
 
 
 @attrs.frozen

@@ -12,16 +12,10 @@ from safetensors import SafetensorError
 
 from blt_core.component import BuildContext
 from blt_core.errors import CheckpointError, DataError, RunError
-from blt_core.pipeline import build_model, plan_run
+from blt_core.loading import build_model, plan_run
 from blt_core.plugins.loading import load_plugins
-from blt_core.storage.tensors import (
-    MODEL_FILES,
-    current_folder,
-    load_tensors,
-    model_config,
-    model_tensors,
-    replace_folder,
-)
+from blt_core.storage.folders import MODEL_FILES, current_folder, replace_folder
+from blt_core.storage.tensors import load_tensors, model_config, model_tensors
 from blt_core.wiring.config import Config
 from blt_plugins.checkpoints.folder import FolderFormat, FolderFormatParams
 

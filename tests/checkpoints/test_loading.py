@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from blt_core.errors import CheckpointError
-from blt_core.pipeline import NoRandomWeights
+from blt_core.loading import NoRandomWeights
 from blt_core.storage.safetensors import StoredTensors
 from blt_core.storage.tensors import adopt_tensors, load_tensors, unshared
 

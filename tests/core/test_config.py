@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blt_core.plugins.loading import load_plugins
+from blt_core.tables.inline import parse_inline
 from blt_core.types import IdScheme, Sampling
-from blt_core.wiring.config import Config, IdSettings, ModelSettings, load_config, parse_inline
+from blt_core.wiring.config import Config, IdSettings, ModelSettings, load_config
 from blt_core.wiring.resolve import resolve
 
 # -- files ---------------------------------------------------------------------------------------

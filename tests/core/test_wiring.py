@@ -13,7 +13,8 @@ from blt_core.component import BuildContext, Preset, nested, nested_table
 from blt_core.errors import ConfigError, PluginError
 from blt_core.types import IdScheme
 from blt_core.wiring.config import Config
-from blt_core.wiring.resolve import build_node, merge_checkpoint, resolve, resolve_component
+from blt_core.wiring.merge import merge_checkpoint
+from blt_core.wiring.resolve import build_node, resolve, resolve_component
 
 MODEL = """
 [model]

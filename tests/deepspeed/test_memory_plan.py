@@ -13,8 +13,8 @@ from blt_core.plugins.loading import load_plugins
 from blt_core.types import StateBytes
 from blt_core.wiring.config import Config
 from blt_plugins.deepspeed.memory_plan import Zero, zero_memory
+from blt_plugins.training.objectives.losses import MODEL
 from blt_plugins.training.planning.plan import Planner
-from blt_plugins.training.run.phases import MODEL
 from tests.peaks import measured_peak
 
 SIZES = (600, 400)

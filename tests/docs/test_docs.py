@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from blt_core import hookspecs
-from blt_core.pipeline import DEFAULTS, Pipeline, plan_run
+from blt_core.loading import DEFAULTS, plan_run
+from blt_core.pipeline import Pipeline
 from blt_core.plugins.commands import find_commands
 from blt_core.plugins.loading import load_plugins
 from blt_core.plugins.manifest import load_manifest

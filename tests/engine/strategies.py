@@ -21,13 +21,7 @@ from blt_plugins.unmasking.rules import (
 )
 from tests.engine import models
 from tests.engine.drafters import BlockSteps, Cascade, Oracle, RandomBytes
-from tests.engine.runs import (
-    GREEDY,
-    ar_alone,
-    ar_ids,
-    cascade_drafter,
-    self_drafter,
-)
+from tests.engine.runs import GREEDY, ar_alone, ar_ids, cascade_drafter, self_drafter
 
 C = models.CONTEXT
 #: max_examples of the profile "ci" (tests/conftest.py).

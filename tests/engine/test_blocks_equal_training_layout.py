@@ -15,14 +15,7 @@ from blt_core.model import patch_layout
 from blt_core.testing.reference import latent_of_row
 from blt_core.types import Blocks, Latents, Rows
 from tests.engine import models, naive
-from tests.engine.layouts import (
-    TOLERANCE,
-    aligned_starts,
-    flags_of,
-    forward,
-    noise,
-    random_ids,
-)
+from tests.engine.layouts import TOLERANCE, aligned_starts, flags_of, forward, noise, random_ids
 from tests.engine.programs import same_logits
 from tests.engine.strategies import denoising_indices, examples, model_indices
 

@@ -32,13 +32,7 @@ from tests.engine.runs import (
     self_drafter,
     speculative,
 )
-from tests.engine.strategies import (
-    batches,
-    denoising_indices,
-    diffusion_drafters,
-    examples,
-    rules,
-)
+from tests.engine.strategies import batches, denoising_indices, diffusion_drafters, examples, rules
 
 C = models.CONTEXT
 

@@ -12,13 +12,7 @@ from blt_core.decoding.state import DecodeState
 from blt_core.testing.reference import block_logits, row_logits, true_flags
 from tests.engine import models
 from tests.engine.programs import Machine, same_logits
-from tests.engine.strategies import (
-    denoising_indices,
-    examples,
-    model_indices,
-    programs,
-    prompts,
-)
+from tests.engine.strategies import denoising_indices, examples, model_indices, programs, prompts
 
 
 @examples(150)

@@ -9,14 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from tests.engine import models
-from tests.engine.layouts import (
-    TOLERANCE,
-    aligned_starts,
-    flags_of,
-    forward,
-    noise,
-    random_ids,
-)
+from tests.engine.layouts import TOLERANCE, aligned_starts, flags_of, forward, noise, random_ids
 from tests.engine.strategies import denoising_indices, examples, model_indices
 
 seeds = st.integers(0, 2**16)

@@ -10,8 +10,9 @@ import torch
 from blt_core.cli.app import run
 from blt_core.model import Model
 from blt_core.plugins.loading import load_plugins
+from blt_core.protocols import MODEL_KINDS
 from blt_core.resources import resource
-from blt_core.wiring.config import MODEL_KINDS, Config, load_config
+from blt_core.wiring.config import Config, load_config
 from blt_core.wiring.resolve import resolve
 from blt_plugins.huggingface.reading import tables_of
 from blt_plugins.huggingface.tensors import layout_of

@@ -8,7 +8,7 @@ import pytest
 from blt_core.component import Component
 from blt_core.errors import CheckpointError, ConfigError
 from blt_core.hookspecs import hookimpl
-from blt_core.pipeline import read_checkpoint
+from blt_core.loading import read_checkpoint
 from blt_core.plugins.loading import load_plugins
 
 

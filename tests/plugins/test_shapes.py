@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from blt_core.loading import plan_run
 from blt_core.model import Model
-from blt_core.pipeline import plan_run
 from blt_core.plugins.loading import load_plugins
+from blt_core.protocols import MODEL_KINDS
 from blt_core.resources import resource
-from blt_core.wiring.config import MODEL_KINDS, load_config
+from blt_core.wiring.config import load_config
 
 
 def rounded(count: int, digits: int) -> float:

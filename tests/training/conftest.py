@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 from blt_core.cli.app import run
 from blt_core.plugins.loading import load_plugins
 from blt_core.wiring.config import Config
-from blt_plugins.training.run.trainer import Job
-from blt_plugins.training.setup.config import make_job
+from blt_plugins.training.run.job import Job
+from blt_plugins.training.run.make_job import make_job
 
 TINY: Mapping[str, Any] = {
     "schema": 1,

@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from blt_core.loading import new_model
 from blt_core.model import Model
-from blt_core.pipeline import new_model
 from blt_core.plugins.loading import load_plugins
 from blt_core.protocols import TrainingBackend
 from blt_core.wiring.config import load_config
+from blt_plugins.training.backends.parameters import parameter_groups
 from blt_plugins.training.backends.torch import scorer_backend
+from blt_plugins.training.objectives.losses import MODEL
 from blt_plugins.training.planning.plan import TracedPhase, full_batch, traced_phases
-from blt_plugins.training.run.phases import MODEL
 from blt_plugins.training.scores.held_out import evaluate_model
 from blt_plugins.training.setup.config import TrainingPlan, plan_training
-from blt_plugins.training.setup.schedule import parameter_groups
 
 
 def status(name: str) -> int:

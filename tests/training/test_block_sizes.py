@@ -11,8 +11,8 @@ from blt_core.errors import ConfigError
 from blt_core.pipeline import Pipeline
 from blt_core.plugins.loading import load_plugins
 from blt_core.wiring.config import Config
+from blt_plugins.training.run.make_job import make_job
 from blt_plugins.training.run.trainer import Trainer
-from blt_plugins.training.setup.config import make_job
 
 BLOCKS = {"use": "block-diffusion", "block_bytes": 4, "share": 0.5}
 

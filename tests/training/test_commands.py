@@ -15,8 +15,9 @@ from blt_core.plugins.loading import load_plugins
 from blt_core.resources import resource
 from blt_core.wiring.config import Config, load_config
 from blt_core.wiring.resolve import resolve
-from blt_plugins.training.cli.train import histogram_rows
-from blt_plugins.training.setup.config import NEEDS, make_job
+from blt_plugins.training.cli.calibrate import histogram_rows
+from blt_plugins.training.run.make_job import make_job
+from blt_plugins.training.setup.config import NEEDS
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ from blt_core.compare import repeats
 from blt_core.errors import DataError
 from blt_core.pipeline import Pipeline
 from blt_core.testing.reference import block_logits, row_logits, true_flags
+from blt_plugins.training.data.prefixes import prefixes
 from blt_plugins.training.data.windows import Texts, cut_windows, make_batch
 from blt_plugins.training.objectives.block_diffusion import sample_starts
 from blt_plugins.training.run.trainer import Trainer
 from blt_plugins.training.scores import accuracy
-from blt_plugins.training.scores.acceptance import acceptance, batched, prefixes
+from blt_plugins.training.scores.acceptance import acceptance, batched
 from blt_plugins.training.scores.accuracy import STARTS, block_accuracy, masked_accuracy
 from tests.engine.models import model as tiny_model
 from tests.engine.models import shape

@@ -21,18 +21,20 @@ import torch
 
 from blt_core.component import BuildContext
 from blt_core.errors import CheckpointError, ConfigError, DataError, RunError
-from blt_core.pipeline import Pipeline, read_checkpoint
+from blt_core.loading import read_checkpoint
+from blt_core.pipeline import Pipeline
 from blt_core.plugins.loading import load_plugins
 from blt_core.storage.tensors import load_tensors
 from blt_core.wiring.config import Config
+from blt_plugins.training.backends.parameters import parameter_groups
 from blt_plugins.training.backends.torch import TorchBackend, TorchBackendParams
-from blt_plugins.training.cli.calibrate import write_threshold
+from blt_plugins.training.cli.threshold import write_threshold
 from blt_plugins.training.data.load import load_data
+from blt_plugins.training.run.job import Job
+from blt_plugins.training.run.make_job import make_job
 from blt_plugins.training.run.phases import make_phases
 from blt_plugins.training.run.states import OtherSettingsError
-from blt_plugins.training.run.trainer import Job, Trainer, of_first
-from blt_plugins.training.setup.config import make_job
-from blt_plugins.training.setup.schedule import parameter_groups
+from blt_plugins.training.run.trainer import Trainer, of_first
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:

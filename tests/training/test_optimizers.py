@@ -15,8 +15,8 @@ from blt_plugins.training.backends.optimizers import (
     split,
     stacked_rows,
 )
+from blt_plugins.training.backends.parameters import parameter_groups
 from blt_plugins.training.run.trainer import Trainer
-from blt_plugins.training.setup.schedule import parameter_groups
 
 OUTPUTS = 7
 

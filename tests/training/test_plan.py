@@ -19,17 +19,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from blt_core.cli.app import run
 from blt_core.errors import ConfigError
+from blt_core.loading import new_model
 from blt_core.model import patch_layout
-from blt_core.pipeline import new_model
 from blt_core.plugins.loading import load_plugins
 from blt_core.resources import resource
 from blt_core.types import StateBytes, StateMemory
 from blt_core.wiring.config import Config, load_config
 from blt_core.wiring.resolve import Plan
 from blt_plugins.training.backends.memory import replicated, sharded
+from blt_plugins.training.objectives.losses import MODEL, SCORER
 from blt_plugins.training.planning.plan import Planner, even_flags, full_batch, traced_phases
 from blt_plugins.training.planning.tracing import Moment, trace_pass, trace_score
-from blt_plugins.training.run.phases import MODEL, SCORER
 from blt_plugins.training.setup.config import plan_training
 from tests.peaks import measured_peak
 

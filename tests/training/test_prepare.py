@@ -19,22 +19,18 @@ import torch
 
 from blt_core.component import BuildContext
 from blt_core.errors import ConfigError, DataError, RunError
-from blt_core.pipeline import read_checkpoint
+from blt_core.loading import read_checkpoint
 from blt_core.plugins.loading import load_plugins
 from blt_core.types import Rows
 from blt_core.wiring.config import Config
 from blt_core.wiring.resolve import build_node, resolve_component
-from blt_plugins.training.corpora.prepared import (
-    PreparedCorpus,
-    PreparedCorpusParams,
-    open_shards,
-)
+from blt_plugins.training.corpora.prepared import PreparedCorpus, PreparedCorpusParams, open_shards
 from blt_plugins.training.corpora.shards import load_manifest
 from blt_plugins.training.data.load import load_data
 from blt_plugins.training.data.prepare import Source, prepare
+from blt_plugins.training.run.make_job import make_job
 from blt_plugins.training.run.phases import make_phases
 from blt_plugins.training.run.trainer import Trainer
-from blt_plugins.training.setup.config import make_job
 from tests.tiny import write_checkpoint
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from blt_core.pipeline import read_checkpoint
+from blt_core.loading import read_checkpoint
 from blt_core.plugins.loading import load_plugins
 
 pytestmark = pytest.mark.slow

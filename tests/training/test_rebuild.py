@@ -13,9 +13,9 @@ import torch
 from blt_core.errors import PluginError, RunError
 from blt_core.pipeline import Pipeline
 from blt_core.wiring.config import Config
+from blt_plugins.training.run.make_job import make_job
 from blt_plugins.training.run.rebuild import outputs_of
 from blt_plugins.training.run.trainer import Trainer
-from blt_plugins.training.setup.config import make_job
 from tests.training import parts
 
 

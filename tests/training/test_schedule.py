@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from blt_plugins.training.setup.schedule import Schedule, parameter_groups
+from blt_plugins.training.backends.parameters import parameter_groups
+from blt_plugins.training.setup.schedule import Schedule
 
 
 def rates(steps: int = 100, **options) -> list[float]:

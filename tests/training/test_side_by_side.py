@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from blt_plugins.training.backends.side_by_side import SideBySide
 from blt_plugins.training.backends.torch import TorchBackend
-from blt_plugins.training.run.trainer import Job, Trainer
+from blt_plugins.training.run.job import Job
+from blt_plugins.training.run.trainer import Trainer
 
 
 class Two(nn.Module):

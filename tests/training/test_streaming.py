@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blt_core.component import BuildContext
-from blt_core.pipeline import build_model, plan_run
+from blt_core.loading import build_model, plan_run
 from blt_core.plugins.loading import load_plugins
 from blt_core.protocols import UNSCORED
 from blt_core.types import IdScheme

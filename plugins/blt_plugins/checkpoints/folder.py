@@ -14,16 +14,11 @@ from torch import Tensor
 
 from blt_core.component import BuildContext, Component
 from blt_core.errors import CheckpointError, ConfigError
+from blt_core.storage.folders import CONFIG, MODEL_FILES, TENSORS, current_folder, replace_folder
 from blt_core.storage.safetensors import StoredTensors
-from blt_core.storage.tensors import (
-    CONFIG,
-    MODEL_FILES,
-    TENSORS,
-    current_folder,
-    replace_folder,
-    unshared,
-)
-from blt_core.wiring.config import read_tables, without_none
+from blt_core.storage.tensors import unshared
+from blt_core.tables.place import read_tables
+from blt_core.wiring.config import without_none
 
 
 @attrs.frozen(kw_only=True)

@@ -19,19 +19,8 @@ from blt_core.errors import BltError, CheckpointError, RunError
 from blt_core.nn import read_weights_whole
 from blt_core.types import StateMemory
 from blt_plugins.deepspeed.memory_plan import Zero, zero_memory
-from blt_plugins.deepspeed.process import (
-    check_installed,
-    import_deepspeed,
-    join_group,
-    leave_group,
-)
-from blt_plugins.deepspeed.resume import (
-    TAG,
-    Topology,
-    converted,
-    needs_conversion,
-    read_topology,
-)
+from blt_plugins.deepspeed.process import check_installed, import_deepspeed, join_group, leave_group
+from blt_plugins.deepspeed.resume import TAG, Topology, converted, needs_conversion, read_topology
 from blt_plugins.deepspeed.settings import DeepSpeedBackendParams, deepspeed_config
 from blt_plugins.deepspeed.weights import full_weights, make_plain, whole_module
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from blt_core.component import BuildContext, Component, more_than
 from blt_core.errors import CheckpointError
 from blt_core.files import is_stray, read_json
+from blt_core.storage.folders import CONFIG as OTHER_CONFIG
+from blt_core.storage.folders import current_folder, replace_folder
 from blt_core.storage.safetensors import StoredTensors
-from blt_core.storage.tensors import CONFIG as OTHER_CONFIG
-from blt_core.storage.tensors import current_folder, replace_folder, unshared
+from blt_core.storage.tensors import unshared
 from blt_plugins.huggingface.reading import tables_of
 from blt_plugins.huggingface.tensors import JoinedTensors, layout_of, split_tensors
 from blt_plugins.huggingface.writing import config_of

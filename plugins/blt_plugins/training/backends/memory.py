@@ -5,11 +5,10 @@ AdamW holds two moments a parameter, in the dtype of the parameter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 from torch import nn
 
 from blt_core.types import StateBytes, StateMemory
+from blt_plugins.training.backends.parameters import gathered_layers, parameter_bytes
 
 MOMENTS = 2
 
@@ -46,16 +45,3 @@ def sharded(module: nn.Module, *, processes: int, accumulate: int) -> StateMemor
     step = share + 2 * -(-max(parameter_bytes([p]) for p in module.parameters()) // processes)
     scoring = max(2 * root, size + largest)
     return StateMemory(StateBytes(share, share, MOMENTS * share, gathered, step, scoring))
-
-
-def gathered_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers that are gathered one at a time: those in lists that are called as modules."""
-    for child in module.modules():
-        for layer in child if isinstance(child, nn.ModuleList) else ():
-            if type(layer).forward is not nn.Module.forward:
-                yield layer
-
-
-def parameter_bytes(parameters: Iterable[nn.Parameter]) -> int:
-    """Their bytes."""
-    return sum(p.numel() * p.element_size() for p in parameters)

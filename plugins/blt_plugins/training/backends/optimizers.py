@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from blt_core.nn import Linear
-from blt_plugins.training.backends.memory import MOMENTS, parameter_bytes
+from blt_plugins.training.backends.memory import MOMENTS
 from blt_plugins.training.backends.muon import Muon
-from blt_plugins.training.setup.schedule import parameter_groups
+from blt_plugins.training.backends.parameters import parameter_bytes, parameter_groups
 
 OptimizerName = Literal["adamw", "muon"]
 Groups = Sequence[dict[str, Any]]

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from blt_core.errors import RunError
-from blt_plugins.training.backends.memory import gathered_layers
+from blt_plugins.training.backends.parameters import gathered_layers
 
 
 def shard(module: nn.Module, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

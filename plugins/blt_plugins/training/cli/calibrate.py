@@ -1,65 +1,80 @@
-"""``blt calibrate``: the threshold of a trained model on given files, and how it is stored."""
+"""``blt calibrate``; what needs torch is imported once it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from blt_core.cli.inputs import find_source, is_folder
-from blt_core.component import BuildContext
-from blt_core.errors import CheckpointError, ConfigError, DataError
-from blt_core.pipeline import Pipeline
-from blt_core.plugins.loading import Plugins
-from blt_core.protocols import CheckpointFormat, ThresholdPatcher
-from blt_core.wiring.config import Config
-from blt_core.wiring.resolve import build_node, resolve_component
-from blt_plugins.training.corpora.files import read_document
-from blt_plugins.training.data.windows import Texts, cut_windows, make_batch, pack
-from blt_plugins.training.scores.calibration import Calibration, calibrate
+import attrs
+import typer
 
-#: Bytes of a batch of entropies; only memory limits it.
-BATCH_BYTES = 16384
+from blt_core.cli.inputs import JsonOption
+from blt_core.cli.streams import console, output_json
+from blt_core.plugins.loading import load_plugins
+from blt_plugins.training.run.interrupts import stopped_at_once
+
+if TYPE_CHECKING:
+    from blt_plugins.training.scores.calibration import Calibration
+
+#: Rows of the histogram, and the width of its longest bar.
+_ROWS, _BAR = 16, 40
 
 
-def calibrate_source(
-    source: str, files: Sequence[Path], target: float, plugins: Plugins
-) -> Calibration:
-    """The calibration of a checkpoint, or of the one that a config names, on some files.
+@stopped_at_once("run the same command again")
+def calibrate(
+    source: Annotated[str, typer.Argument(help="A checkpoint, or a config that names one.")],
+    files: Annotated[list[Path], typer.Argument(help="Text like that the model will see.")],
+    *,
+    target: Annotated[float, typer.Option(help="Mean patch length in bytes.")] = 4.0,
+    write: Annotated[
+        bool, typer.Option("--write", help="Store the threshold in the checkpoint folder.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the patch threshold for a mean patch length, and show how long patches get."""
+    from blt_plugins.training.cli.threshold import calibrate_source, write_threshold
 
-    Raises ConfigError, CheckpointError or DataError for what cannot be read or calibrated.
-    """
-    pipeline = load_trained(find_source(source), plugins)
-    model = pipeline.model
-    documents = Texts([text for path in files if (text := read_document(path))])
-    if not isinstance(model.patcher, ThresholdPatcher):
-        name = pipeline.plan.node("patcher").name
-        raise DataError(f"{source}: the patcher {name!r} has no threshold to calibrate")
-    windows = cut_windows(documents, model.context_bytes)
-    batches = (
-        make_batch(documents, group, model.scheme).to(model.device)
-        for group in pack(windows, BATCH_BYTES)
+    plugins = load_plugins()
+    found = calibrate_source(source, files, target, plugins)
+    if write:
+        write_threshold(source, found.threshold, plugins)
+    if as_json:
+        output_json({**attrs.asdict(found), "reached": found.reached})
+    else:
+        _show(found)
+
+
+def _show(found: Calibration) -> None:
+    from rich.table import Table
+
+    shown = console(100)
+    shown.print(f"threshold = {found.threshold}  # nats")
+    missed = "" if found.reached else f" ({found.target_patch_bytes:g} is out of reach)"
+    shown.print(
+        f"mean patch length: {found.mean_patch_bytes:.2f} bytes{missed}, "
+        f"{found.patches} patches in {found.bytes} bytes"
     )
-    return calibrate(model.patcher, batches, target)
+    table = Table(box=None, header_style="bold")
+    for name in ("bytes", "patches", "share"):
+        table.add_column(name, justify="right")
+    table.add_column()
+    rows = histogram_rows(found.histogram)
+    highest = max(count for _, count in rows)
+    for label, count in rows:
+        table.add_row(label, str(count), f"{count / found.patches:.1%}", _bar(count / highest))
+    shown.print(table)
 
 
-def load_trained(config: Config, plugins: Plugins | None = None) -> Pipeline:
-    """The pipeline of a config that names a checkpoint; ConfigError for one that does not."""
-    if config.checkpoint is None:
-        text = "missing; only a trained model can be measured"
-        raise ConfigError([config.tables.place.child("run", "checkpoint").problem(text)])
-    return Pipeline.load(config, plugins)
+def histogram_rows(histogram: Mapping[int, int]) -> list[tuple[str, int]]:
+    """Lengths and counts to show; lengths above the last row's are counted together."""
+    rows = [(str(size), histogram.get(size, 0)) for size in range(1, _ROWS + 1)]
+    longer = sum(count for size, count in histogram.items() if size > _ROWS)
+    last = min(max(histogram), _ROWS)
+    return rows[:last] + ([(f"{_ROWS + 1}+", longer)] if longer else [])
 
 
-def write_threshold(source: str, threshold: float, plugins: Plugins) -> None:
-    """Store the threshold in a checkpoint folder. Raises CheckpointError for any other source."""
-    node = resolve_component("checkpoint_format", {"use": "folder"}, plugins)
-    folder: CheckpointFormat = build_node(node, BuildContext(), plugins.registry)
-    if not (is_folder(source) and folder.recognises(source)):
-        raise CheckpointError(
-            f"{source}: --write stores into checkpoint folders of this program only\n"
-            f"  fix: in your config, [patcher] threshold = {threshold}"
-        )
-    config, tensors = folder.read(source)
-    patcher = {**config["patcher"], "threshold": threshold}
-    # The tensors stay those of the old file while it is replaced.
-    folder.write(Path(source), {**config, "patcher": patcher}, dict(tensors))
+def _bar(share: float) -> str:
+    """A bar of eighths of a character."""
+    eighths = round(_BAR * 8 * share)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()

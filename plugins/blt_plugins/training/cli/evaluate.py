@@ -66,16 +66,10 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on held-out text: bits per byte, masked accuracy, and how far drafts stand."""
-    from blt_plugins.training.cli.calibrate import BATCH_BYTES, load_trained
+    from blt_plugins.training.cli.threshold import BATCH_BYTES, load_trained
+    from blt_plugins.training.data.prefixes import PREFIX_BYTES, prefixes
     from blt_plugins.training.data.windows import Texts, cut_windows, make_batch, pack, sample
-    from blt_plugins.training.scores.acceptance import (
-        GREEDY,
-        MOST_BYTES,
-        PREFIX_BYTES,
-        acceptance,
-        batched,
-        prefixes,
-    )
+    from blt_plugins.training.scores.acceptance import GREEDY, MOST_BYTES, acceptance, batched
     from blt_plugins.training.scores.accuracy import STARTS, block_accuracy
     from blt_plugins.training.scores.held_out import evaluate_model
 

@@ -1,4 +1,4 @@
-"""A memory plan for people and for machines."""
+"""``blt train --plan``: the memory plan of a config, for people and for machines."""
 
 from __future__ import annotations
 
@@ -7,12 +7,23 @@ from typing import Any
 import attrs
 from rich.table import Table
 
-from blt_core.cli.streams import console
-from blt_plugins.training.planning.plan import MemoryPlan, PhasePlan
+from blt_core.cli.streams import console, output_json
+from blt_core.plugins.loading import Plugins
+from blt_core.wiring.config import Config
+from blt_plugins.training.planning.plan import MemoryPlan, PhasePlan, Planner
 
 GB = 1e9
 #: Rows of the table that the backend's state has, on the device and on the host.
 _STATE = ("parameters", "gradients", "optimizer", "buffers", "step", "scoring")
+
+
+def tell_plan(config: Config, plugins: Plugins, *, processes: int, as_json: bool) -> None:
+    """Print what training a config takes in each of ``processes``."""
+    found = Planner(config, plugins).plan(processes)
+    if as_json:
+        output_json(plan_record(found))
+    else:
+        show_plan(found)
 
 
 def plan_record(plan: MemoryPlan) -> dict[str, Any]:

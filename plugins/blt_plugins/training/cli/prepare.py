@@ -14,7 +14,8 @@ from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import output, output_json
 from blt_core.errors import ConfigError
 from blt_core.plugins.loading import load_plugins
-from blt_core.wiring.config import MODEL_KINDS, Config
+from blt_core.protocols import MODEL_KINDS
+from blt_core.wiring.config import Config
 from blt_plugins.training.run.interrupts import stopped_at_once
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _with_scorer_alone(config: Config) -> Config:
 
     ``[model]`` comes from that checkpoint too, where the config has none.
     """
-    from blt_core.pipeline import read_checkpoint
+    from blt_core.loading import read_checkpoint
 
     location, run = config.checkpoint, config.tables.get("run")
     train = config.tables.get("train", {})

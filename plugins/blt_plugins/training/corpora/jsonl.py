@@ -10,7 +10,7 @@ import attrs
 from blt_core.component import BuildContext, Component, between, not_empty
 from blt_core.errors import DataError
 from blt_core.files import expand_home, parse_json
-from blt_core.storage.tensors import file_errors
+from blt_core.storage.folders import file_errors
 from blt_plugins.training.corpora.files import match_files
 from blt_plugins.training.corpora.stored import StoredCorpus
 

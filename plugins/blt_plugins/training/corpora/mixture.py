@@ -14,6 +14,7 @@ from blt_core.component import BuildContext, Component, nested_table
 from blt_core.errors import DataError, near_match
 from blt_core.protocols import Corpus, Documents
 from blt_plugins.training.corpora.stored import Split
+from blt_plugins.training.corpora.weights import weights_of
 
 #: Passes over a part in one pass of the whole; more would be a slip.
 MOST = 1000
@@ -87,12 +88,6 @@ class MixedDocuments:
     def _find(self, index: int) -> tuple[Documents, int]:
         number = int(np.searchsorted(self._ends, index, side="right"))
         return self._parts[number], index - int(self._ends[number]) + len(self._parts[number])
-
-
-def weights_of(documents: Documents) -> Sequence[tuple[int, float]]:
-    """(documents, passes over them in one pass) of consecutive runs."""
-    weights: Sequence[tuple[int, float]] | None = getattr(documents, "weights", None)
-    return [(len(documents), 1.0)] if weights is None else weights
 
 
 def _common_patching(parts: Mapping[str, Documents]) -> Mapping[str, Any] | None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from blt_core.errors import DataError, RunError
 from blt_core.files import parse_json, read_json
-from blt_core.storage.tensors import file_errors
+from blt_core.storage.folders import file_errors
 from blt_plugins.training.corpora.arrow import arrow, arrow_errors
 from blt_plugins.training.corpora.patching import show
 

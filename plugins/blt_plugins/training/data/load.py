@@ -11,6 +11,7 @@ from blt_core.errors import DataError
 from blt_core.model import Model
 from blt_core.protocols import Corpus, Documents
 from blt_plugins.training.corpora.patching import check_patching
+from blt_plugins.training.data.prefixes import PREFIX_BYTES, prefixes
 from blt_plugins.training.data.windows import (
     Batch,
     Texts,
@@ -20,8 +21,7 @@ from blt_plugins.training.data.windows import (
     pack,
     sample,
 )
-from blt_plugins.training.run.phases import trainable_scorer
-from blt_plugins.training.scores.acceptance import PREFIX_BYTES, prefixes
+from blt_plugins.training.setup.scorer import trainable_scorer
 from blt_plugins.training.setup.settings import ScorerSettings, TrainSettings
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from blt_core.protocols import Documents
 from blt_core.types import IdScheme
-from blt_plugins.training.corpora.mixture import weights_of
+from blt_plugins.training.corpora.weights import weights_of
 from blt_plugins.training.data.windows import Batch, Ints, Windows, group_bounds, stack
 
 #: Bytes of the text that is shuffled at a time.

@@ -30,10 +30,9 @@ from blt_core.files import names_in
 from blt_core.model import Model
 from blt_core.plugins.loading import load_plugins
 from blt_core.protocols import Documents
-from blt_core.storage.tensors import file_errors
+from blt_core.storage.folders import file_errors
 from blt_core.wiring.config import Config
 from blt_plugins.training.corpora.arrow import arrow
-from blt_plugins.training.corpora.mixture import weights_of
 from blt_plugins.training.corpora.patching import patching_of
 from blt_plugins.training.corpora.shards import (
     Manifest,
@@ -47,6 +46,7 @@ from blt_plugins.training.corpora.shards import (
     write_shard,
 )
 from blt_plugins.training.corpora.stored import Split
+from blt_plugins.training.corpora.weights import weights_of
 from blt_plugins.training.data.windows import Texts, cut_windows, make_batch, pack
 from blt_plugins.training.setup.config import load_model, plan_training
 

@@ -24,15 +24,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from blt_core.errors import ConfigError
 from blt_core.model import Model, part_dtype
 from blt_core.plugins.loading import Plugins
-from blt_core.protocols import MemoryPlanner, Patcher, ThresholdPatcher
+from blt_core.protocols import MODEL_KINDS, MemoryPlanner, Patcher, ThresholdPatcher
 from blt_core.types import Rows, StateMemory
-from blt_core.wiring.config import MODEL_KINDS, Config
+from blt_core.wiring.config import Config
 from blt_core.wiring.resolve import Plan
-from blt_plugins.training.backends.memory import parameter_bytes
+from blt_plugins.training.backends.parameters import parameter_bytes
 from blt_plugins.training.backends.torch import scorer_backend
 from blt_plugins.training.data.windows import Batch
+from blt_plugins.training.objectives.losses import MODEL, SCORER, ModelLoss, ScorerLoss
 from blt_plugins.training.planning.tracing import Moment, trace_pass, trace_score
-from blt_plugins.training.run.phases import MODEL, SCORER, ModelLoss, ScorerLoss, trainable_scorer
 from blt_plugins.training.scores.held_out import evaluate_model, evaluate_scorer
 from blt_plugins.training.setup.config import (
     TrainingPlan,
@@ -40,6 +40,7 @@ from blt_plugins.training.setup.config import (
     check_trains,
     plan_training,
 )
+from blt_plugins.training.setup.scorer import trainable_scorer
 from blt_plugins.training.setup.settings import TrainSettings
 
 #: The longest patch, in mean lengths, where a patcher sets no limit.

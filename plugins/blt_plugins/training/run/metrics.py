@@ -12,7 +12,7 @@ from typing import Any
 
 from blt_core.errors import DataError, RunError
 from blt_core.files import parse_json
-from blt_core.storage.tensors import file_errors
+from blt_core.storage.folders import file_errors
 
 #: How every line of the metrics begins.
 _BEGINNING = b'{"phase": '

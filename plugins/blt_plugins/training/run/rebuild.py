@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from blt_core.errors import CheckpointError, PluginError, RunError
+from blt_core.loading import new_model, stored_model
 from blt_core.model import Model
-from blt_core.pipeline import new_model, stored_model
 from blt_core.plugins.loading import Plugins
 from blt_core.protocols import CheckpointFormat
 from blt_core.storage.unlisted import unlisted
 from blt_core.types import Rows
 from blt_core.wiring.config import Config
 from blt_core.wiring.resolve import Node, Plan, resolve
-from blt_plugins.training.run.phases import trainable_scorer
+from blt_plugins.training.setup.scorer import trainable_scorer
 
 #: What is read to compare outputs.
 _TEXT = b"def main(argv):\n    return 1"

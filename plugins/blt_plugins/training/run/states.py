@@ -25,7 +25,8 @@ from torch import Tensor
 
 from blt_core.errors import CheckpointError, DataError, RunError
 from blt_core.files import is_stray, read_json
-from blt_core.storage.tensors import current_folder, file_errors, flush_all, unshared
+from blt_core.storage.folders import current_folder, file_errors, flush_all
+from blt_core.storage.tensors import unshared
 
 VERSION = 2
 DESCRIPTION, TENSORS = "state.json", "rest.safetensors"

@@ -22,33 +22,21 @@ from torch import Tensor, nn
 
 from blt_core.errors import CheckpointError, DataError, RunError
 from blt_core.files import is_dross
-from blt_core.model import Model
-from blt_core.plugins.loading import Plugins
-from blt_core.protocols import (
-    CheckpointFormat,
-    Corpus,
-    Objective,
-    ThresholdPatcher,
-    TrainingBackend,
-)
-from blt_core.storage.tensors import MODEL_FILES, check_replaceable, file_errors, model_config
+from blt_core.protocols import ThresholdPatcher, TrainingBackend
+from blt_core.storage.folders import MODEL_FILES, check_replaceable, file_errors
+from blt_core.storage.tensors import model_config
+from blt_plugins.training.backends.parameters import parameter_groups
 from blt_plugins.training.backends.torch import scorer_backend
 from blt_plugins.training.data.load import load_data
 from blt_plugins.training.data.order import ORDER
 from blt_plugins.training.data.windows import Batch
 from blt_plugins.training.objectives.figures import check_same_figures
+from blt_plugins.training.objectives.losses import MODEL, PATCHES, SCORER
 from blt_plugins.training.run.interrupts import Interrupts, Stopped
+from blt_plugins.training.run.job import BEST, LAST, Job, TrainResult
 from blt_plugins.training.run.malloc import keep_freed_memory
 from blt_plugins.training.run.metrics import Metrics, plot_losses
-from blt_plugins.training.run.phases import (
-    MODEL,
-    PATCHES,
-    SCORER,
-    Phase,
-    TrainableScorer,
-    make_phases,
-    trainable_scorer,
-)
+from blt_plugins.training.run.phases import Phase, make_phases
 from blt_plugins.training.run.rebuild import check_reloads, check_written, outputs_of
 from blt_plugins.training.run.report import Report
 from blt_plugins.training.run.states import (
@@ -62,8 +50,7 @@ from blt_plugins.training.run.states import (
 from blt_plugins.training.scores.calibration import calibrate
 from blt_plugins.training.scores.held_out import HeldOut, evaluate_scorer
 from blt_plugins.training.scores.validation import validate
-from blt_plugins.training.setup.schedule import parameter_groups
-from blt_plugins.training.setup.settings import TrainSettings
+from blt_plugins.training.setup.scorer import TrainableScorer, round_parameters, trainable_scorer
 
 #: Settings that may change when a run is resumed, since no step depends on them.
 FREE = (
@@ -72,47 +59,8 @@ FREE = (
 )
 #: Blocks that drafts are judged by where the objective does not say how long its own are.
 BLOCK_BYTES = 16
-#: The models of a run: the best one, and the last one where it is another.
-BEST, LAST = "model", "model-last"
 
 T = TypeVar("T")
-
-
-@attrs.frozen(eq=False, kw_only=True)
-class Job:
-    """All that a run needs, built.
-
-    tables: the model's and its training's, which a resumed run must share. calibrates: whether
-    the patcher's threshold is to be found. out: the folder where everything is written.
-    objective_label: how messages name the objective, with its distribution.
-    """
-
-    model: Model
-    corpus: Corpus
-    objective: Objective
-    backend: TrainingBackend
-    format: CheckpointFormat
-    settings: TrainSettings
-    objective_label: str = "the objective"
-    plugins: Plugins
-    tables: Mapping[str, Any]
-    calibrates: bool
-    out: Path
-
-
-@attrs.frozen
-class TrainResult:
-    """How a run ended.
-
-    held_out: the score at the end, None if the run was found finished. model: the folder of the
-    model with the best score. plot: of the losses, None where matplotlib is not installed.
-    """
-
-    threshold: float | None
-    held_out: HeldOut | None
-    best_bits_per_byte: float | None
-    model: Path
-    plot: Path | None = None
 
 
 class Trainer:
@@ -592,10 +540,3 @@ class Clock:
     def speed(self) -> float:
         """Bytes a second."""
         return self._bytes / max(self._seconds, 1e-9)
-
-
-@torch.no_grad()
-def round_parameters(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give every parameter a value that ``dtype`` can hold; its own dtype stays."""
-    for parameter in module.parameters():
-        parameter.copy_(parameter.to(dtype))

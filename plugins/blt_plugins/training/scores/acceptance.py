@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
 
-from blt_core.errors import DataError
 from blt_core.pipeline import Pipeline
-from blt_core.protocols import Documents
 
 #: A round that drafts more bytes than this is cut off.
 MOST_BYTES = 64
-#: Longest prefix: more of it changes drafts little, and reading it is what takes time.
-PREFIX_BYTES = 512
 #: Drafts are judged so, whatever a config says.
 GREEDY: Mapping[str, Any] = {"temperature": 0.0, "stop": ()}
 
@@ -51,23 +46,6 @@ class Acceptance:
     def by_place(self) -> tuple[float, ...]:
         """Of the drafts that have a byte at each place, the share that stands up to it."""
         return tuple(n / of for n, of in zip(self.stood, self.reached, strict=True))
-
-
-def prefixes(documents: Documents, count: int, *, longest: int, seed: int = 0) -> list[bytes]:
-    """``count`` runs of at most ``longest`` bytes that end at random places of the documents.
-
-    Raises DataError if there is no document of two bytes.
-    """
-    rng = random.Random(f"{seed}/prefixes")
-    sizes = (documents.sizes - 1).clip(min=0).tolist()
-    if not any(sizes):
-        raise DataError("no held-out text to draft after: the documents are empty")
-    found = []
-    for index in rng.choices(range(len(sizes)), sizes, k=count):
-        text = documents[index]
-        end = rng.randrange(1, len(text))
-        found.append(text[max(end - longest, 0) : end])
-    return found
 
 
 def batched(prompts: Sequence[bytes], size: int = 16) -> list[list[bytes]]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
-from torch import nn
 
 Shape = Literal["cosine", "constant", "wsd"]
 
@@ -43,18 +42,3 @@ class Schedule:
         # The warm-up comes first: a decay that would begin within it begins at its end.
         length = min(max(self.steps * self.decay_share, 1), max(self.steps - self.warmup_steps, 1))
         return min((self.steps - step) / length, 1.0)
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two optimizer groups: matrices of linear layers, which decay, and all the rest.
-
-    A group's ``matrices`` says which it is.
-    """
-    matrices = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}
-    decay = [p for p in module.parameters() if id(p) in matrices]
-    plain = [p for p in module.parameters() if id(p) not in matrices]
-    groups = [
-        {"params": decay, "weight_decay": weight_decay, "matrices": True},
-        {"params": plain, "weight_decay": 0.0, "matrices": False},
-    ]
-    return [group for group in groups if group["params"]]

@@ -1,0 +1,122 @@
+"""What training runs: an objective, and a backend that takes its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from blt_core.types import Rows, StateMemory
+
+
+#: A target that is not scored: padding.
+UNSCORED = -100
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss over a batch of clean rows, with the figures it wants logged.
+
+    ``loss`` (nats a byte) is a mean over the rows whose target (b, r) is not UNSCORED. ``model`` is
+    a :class:`blt_core.model.Model`; place i of ``flags_br`` is flag i + 1. Random choices are drawn
+    from ``rng`` alone, a generator of the CPU on every device, which is seeded anew for each step.
+
+    Figures are numbers by name, the same names for every batch; those of the run's own
+    (``blt_plugins.training.objectives.figures.RESERVED``) are refused. An attribute ``block_bytes``
+    (optional) is the size of the blocks that it trains a decoder on, which the checkpoint then
+    tells.
+    """
+
+    def loss(
+        self,
+        model: Any,
+        rows: Rows,
+        flags_br: Tensor,
+        targets_br: Tensor,
+        rng: torch.Generator,
+    ) -> tuple[Tensor, dict[str, float]]: ...
+
+
+@runtime_checkable
+class TrainingBackend(Protocol):
+    """Runs optimizer steps on a module: in one process, data-parallel or sharded.
+
+    A run of several processes makes every call in each of them, in the same order. ``rank`` and
+    ``world_size`` are known from the start; a process group is there from ``start`` to ``close``.
+    """
+
+    rank: int
+    world_size: int
+
+    def start(
+        self,
+        module: nn.Module,
+        groups: Sequence[dict[str, Any]],
+        *,
+        clip: float,
+        accumulate: int,
+    ) -> nn.Module:
+        """Begin to train ``module``; returns what to call in its place.
+
+        AdamW on ``groups`` (dicts of "params" and "weight_decay"), gradients clipped to the norm
+        ``clip``. A step is a ``backward`` of ``accumulate`` passes in each process, then ``step``.
+        A later start lets the former module go.
+        """
+        ...
+
+    def backward(self, losses: Iterable[Callable[[], Tensor]]) -> None:
+        """Run a step's passes and add their gradients; the mean over passes and processes counts.
+
+        Each function calls what ``start`` gave and returns the loss of one pass. The iterable is
+        read in this thread, as passes begin; a backend may call several functions at once, in
+        threads, where each draws from a generator of its own.
+        """
+        ...
+
+    def step(self, learning_rate: float) -> float:
+        """Apply the accumulated gradients; returns their norm before clipping."""
+        ...
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """Each value's mean over the processes, the same in all of them; also a barrier."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within it the parts of the module can be called themselves, for scores; no training."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """The module's ``state_dict`` in full in process 0, on the CPU; empty in the others."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimizer into an existing folder, for ``load``."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Go on from what ``save`` wrote, perhaps in another number of processes.
+
+        Raises CheckpointError, which says what to do instead, where that is not possible.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let the module and the process group go."""
+        ...
+
+
+@runtime_checkable
+class MemoryPlanner(Protocol):
+    """An optional ability of a training backend: to say what it keeps, for ``blt train --plan``.
+
+    ``memory`` is asked before any ``start``, about a module whose parameters hold no data, and for
+    any number of processes, whatever ``world_size`` the backend itself has. accumulate: as in
+    ``start``, the passes of a step in each process.
+    """
+
+    def memory(self, module: nn.Module, *, processes: int, accumulate: int) -> StateMemory: ...

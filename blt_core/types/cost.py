@@ -1,0 +1,50 @@
+"""Counted passes, the parameters that each reads, and their price."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+
+@attrs.frozen
+class Passes:
+    """Forward passes (NFE) that one request caused, counted as if it ran alone.
+
+    decoder: N_dec. encoder: N_enc, passes of encoder + global model. encoder_bytes: passes of the
+    encoder's byte part (equal to ``encoder`` unless the decoder reads byte states). scorer: passes
+    of the patcher over new bytes.
+    """
+
+    decoder: int = 0
+    encoder: int = 0
+    encoder_bytes: int = 0
+    scorer: int = 0
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(
+            self.decoder + other.decoder,
+            self.encoder + other.encoder,
+            self.encoder_bytes + other.encoder_bytes,
+            self.scorer + other.scorer,
+        )
+
+
+@attrs.frozen
+class Parameters:
+    """Parameter counts of each part. ``tables`` are look-ups: their bytes are not streamed."""
+
+    decoder: int
+    encoder: int
+    global_model: int
+    tables: int = 0
+    scorer: int = 0
+
+
+@attrs.frozen
+class Cost:
+    """Weight traffic in GB (1e9 bytes): the total, its lines, and lines shown apart from it."""
+
+    gigabytes: float
+    lines: Mapping[str, float]
+    apart: Mapping[str, float] = attrs.field(factory=dict)
