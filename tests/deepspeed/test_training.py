@@ -37,7 +37,7 @@ import blt_plugins.deepspeed as package
 from blt_core.cli.app import run
 from blt_core.wiring.config import load_config
 from blt_core.plugins.loading import load_plugins
-from blt_plugins.training.setup.config import make_job
+from blt_plugins.training.run.make_job import make_job
 
 for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
     importlib.import_module(module.name)

@@ -186,8 +186,8 @@ def test_a_best_score_that_an_older_version_stored_is_not_believed(new_job, sile
     settings = {"steps": 4, "validate_every": 1, "checkpoint_every": 1, "scorer": {"steps": 0}}
     scored(2.5, 2.0, 3.0)
     trainer = Trainer(new_job(**settings), silent(stop))
-    trainer._best = NAN
-    trainer._validate = lambda *_: None
+    trainer._judge.best = NAN
+    trainer._judge._score_model = lambda *_: None
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     assert Trainer(new_job(**settings), silent()).run().best_bits_per_byte == 2.0
@@ -195,7 +195,7 @@ def test_a_best_score_that_an_older_version_stored_is_not_believed(new_job, sile
 
 def test_a_scorer_whose_score_is_no_number_stops_the_run(new_job, silent, monkeypatch):
     monkeypatch.setattr(
-        "blt_plugins.training.run.trainer.evaluate_scorer", lambda *_: HeldOut(NAN, 1, 0.5)
+        "blt_plugins.training.run.judge.evaluate_scorer", lambda *_: HeldOut(NAN, 1, 0.5)
     )
     with pytest.raises(RunError, match="scorer step 6: the held-out score is nan"):
         Trainer(new_job(), silent()).run()

@@ -30,11 +30,13 @@ from blt_plugins.training.backends.parameters import parameter_groups
 from blt_plugins.training.backends.torch import TorchBackend, TorchBackendParams
 from blt_plugins.training.cli.threshold import write_threshold
 from blt_plugins.training.data.load import load_data
+from blt_plugins.training.run.folder import RunFolder
 from blt_plugins.training.run.job import Job
+from blt_plugins.training.run.judge import of_first
 from blt_plugins.training.run.make_job import make_job
 from blt_plugins.training.run.phases import make_phases
 from blt_plugins.training.run.states import OtherSettingsError
-from blt_plugins.training.run.trainer import Trainer, of_first
+from blt_plugins.training.run.trainer import Trainer
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -152,7 +154,7 @@ def test_accumulated_passes_make_the_step_of_one_pass_over_all_of_them(new_job, 
     job.backend.start(
         phase.module, parameter_groups(phase.module, 0), clip=1.0, accumulate=accumulate
     )
-    figures, size = Trainer(job, silent())._step(phase, phase.module, 0)
+    figures, size = Trainer(job, silent())._step(phase, phase.module, 0, job.backend)
     assert size == scored
     assert figures["grad_norm"] == pytest.approx(float(expected), rel=1e-9)
 
@@ -187,13 +189,13 @@ def test_the_best_model_is_kept_and_a_worse_last_one_written_beside_it(new_job, 
 
 
 def test_a_run_that_is_killed_after_its_last_step_has_written_all(new_job, silent, monkeypatch):
-    def stop(self, phase, step, states, **scored):
+    def stop(self, phase, step, backend, **state):
         if (phase.name, step) == ("model", 12):
             raise KeyboardInterrupt
-        save(self, phase, step, states, **scored)
+        save(self, phase, step, backend, **state)
 
-    save = Trainer._save
-    monkeypatch.setattr(Trainer, "_save", stop)
+    save = RunFolder.save
+    monkeypatch.setattr(RunFolder, "save", stop)
     job = new_job(steps=12, validate_every=4)
     job = attrs.evolve(job, objective=Scaled(job.objective, -1.0, since=7))
     with pytest.raises(KeyboardInterrupt):
@@ -275,7 +277,7 @@ for holder, name in (
 
 from blt_core.wiring.config import Config
 from blt_core.plugins.loading import load_plugins
-from blt_plugins.training.setup.config import make_job
+from blt_plugins.training.run.make_job import make_job
 from blt_plugins.training.run.trainer import Trainer
 from blt_plugins.training.run.metrics import Metrics
 from blt_plugins.training.run.report import SilentReport

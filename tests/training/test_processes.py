@@ -30,8 +30,8 @@ from blt_plugins.training.run.trainer import Trainer
 
 look_after = Trainer._look_after
 
-def halting(self, phase, done, states):
-    look_after(self, phase, done, states)
+def halting(self, phase, done, backend):
+    look_after(self, phase, done, backend)
     here = str(done) if phase.name == "model" else ""
     if here == os.environ.get("HALT"):
         os._exit(0)

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from blt_core.component import BuildContext, Component, at_least
-from blt_core.errors import CheckpointError, RunError
-from blt_core.storage.safetensors import StoredTensors
+from blt_core.errors import RunError
 from blt_core.types import IdScheme, StateMemory
-from blt_plugins.training.backends.memory import replicated, sharded
+from blt_plugins.training.backends import saving
 from blt_plugins.training.backends.optimizers import (
     OptimizerName,
     make_optimizers,
     optimizer_bytes,
-    optimizer_of,
     stacked_rows,
 )
 from blt_plugins.training.backends.side_by_side import SideBySide
-
-#: What ``save`` writes: the whole weights and optimizer, whatever they were spread over.
-TENSORS = "training.safetensors"
-_WEIGHT, _OPTIMIZER = "weight/", "optimizer/"
+from blt_plugins.training.backends.strategies import STRATEGIES, Alone, StrategyName
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +39,7 @@ class TorchBackendParams:
     there is a single process; faster on a CPU, and each takes memory of its own.
     """
 
-    strategy: Literal["ddp", "fsdp"] = "ddp"
+    strategy: StrategyName = "ddp"
     optimizer: OptimizerName = "adamw"
     parallel_passes: int = attrs.field(default=1, validator=at_least(1))
 
@@ -61,11 +54,12 @@ class TorchBackend:
     def __init__(self, params: TorchBackendParams, context: BuildContext) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        self._strategy, self._name = params.strategy, params.optimizer
+        self._of_several = STRATEGIES[params.strategy]()
+        self._strategy = self._of_several if self.world_size > 1 else Alone()
+        self._name = params.optimizer
         self.parallel_passes = params.parallel_passes
         self._side_by_side: SideBySide | None = None
         self._outputs = context.scheme.size
-        self._sharded = params.strategy == "fsdp" and self.world_size > 1
         self._module: nn.Module = nn.Module()
         self._called: nn.Module = self._module
         self._optimizers: list[torch.optim.Optimizer] = []
@@ -85,18 +79,13 @@ class TorchBackend:
         """Begin to train ``module``; what was trained before is let go."""
         self.release()
         self._join()
-        self._module = self._called = module
-        if self._sharded:
-            from blt_plugins.training.backends.sharding import shard
-
-            groups = shard(module, groups)
-        elif self.world_size > 1:
-            self._called = DistributedDataParallel(module)
+        self._module = module
+        self._called, groups = self._strategy.wrap(module, groups)
         self._optimizers = make_optimizers(
             groups,
             self._name,
             outputs=self._outputs,
-            fused=not self._sharded,
+            fused=self._strategy.plain,
             stacked=stacked_rows(module),
         )
         self._clip, self._accumulate = clip, accumulate
@@ -112,7 +101,8 @@ class TorchBackend:
             self._side_by_side.add(losses, trained, accumulate=self._accumulate)
             return
         for number, loss in enumerate(losses, start=1):
-            self._prepare_pass(last=number == self._accumulate)
+            # Gradients meet those of the other processes in the last pass of a step alone.
+            self._strategy.sync(self._called, active=number == self._accumulate)
             (loss() / self._accumulate).backward()
 
     def step(self, learning_rate: float) -> float:
@@ -124,7 +114,7 @@ class TorchBackend:
                 group["lr"] = learning_rate
             optimizer.step()
         self._module.zero_grad(set_to_none=True)
-        return float(self._full(norm))
+        return float(self._strategy.full(norm))
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """Each value's mean over the processes."""
@@ -138,76 +128,28 @@ class TorchBackend:
 
     def whole(self) -> AbstractContextManager[None]:
         """Within it every process holds all of the weights."""
-        if not self._sharded:
-            return nullcontext()
-        from blt_plugins.training.backends.sharding import gathered
-
-        return gathered(self._module)
+        return self._strategy.whole(self._module)
 
     def weights(self) -> dict[str, Tensor]:
         """The module's whole ``state_dict`` in process 0."""
-        return self._gathered(self._module.state_dict())
+        return saving.whole_tensors(self._module.state_dict(), self._strategy, main=self.rank == 0)
 
     def save(self, folder: Path) -> None:
         """Process 0 writes one file."""
-        named = self._parameters()
-        state = {
-            f"{name}|{key}": value
-            for optimizer in self._running()
-            for name, parameter in named.items()
-            for key, value in optimizer.state.get(parameter, {}).items()
-        }
-        weights = self.weights()
-        moments = self._gathered(state)
-        if self.rank == 0:
-            tensors = {_WEIGHT + name: tensor for name, tensor in weights.items()}
-            tensors |= {_OPTIMIZER + name: tensor for name, tensor in moments.items()}
-            save_file(tensors, folder / TENSORS)
+        saving.save(folder, self._module, self._running(), self._strategy, main=self.rank == 0)
 
     def load(self, folder: Path) -> None:
         """Go on from ``save``, of this backend with any strategy and number of processes."""
-        path = folder / TENSORS
-        if not path.exists():
-            raise CheckpointError(
-                f"{folder}: holds no {TENSORS}, so another training backend wrote it\n"
-                "  fix: go on with that backend, or start anew from OUT/model as [run] checkpoint"
-            )
-        tensors = StoredTensors(path)
-        found = optimizer_of(tensors)
-        if found not in (None, self._name):
-            raise CheckpointError(
-                f"{folder}: holds the state of optimizer {found!r}, not of {self._name!r}\n"
-                f"  fix: training_backend.optimizer = {found!r}, or start anew from OUT/model as "
-                "[run] checkpoint"
-            )
-        own, parameters = self._module.state_dict(), self._parameters()
-        optimizers = {
-            parameter: optimizer
-            for optimizer in self._running()
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
-        for full in tensors:
-            if full.startswith(_WEIGHT):
-                name = full.removeprefix(_WEIGHT)
-                _known(name, own, folder)
-                with torch.no_grad():
-                    own[name].copy_(self._like(tensors[full], own[name]))
-            else:
-                name, _, key = full.removeprefix(_OPTIMIZER).rpartition("|")
-                _known(name, parameters, folder)
-                value, parameter = tensors[full].clone(), parameters[name]
-                optimizers[parameter].state[parameter][key] = (
-                    self._like(value, parameter) if value.dim() else value.to(parameter.device)
-                )
+        saving.load(folder, self._module, self._running(), self._strategy, self._name)
 
     def memory(self, module: nn.Module, *, processes: int, accumulate: int) -> StateMemory:
         """What each of ``processes`` keeps while it trains ``module``."""
-        if self._strategy == "fsdp":
-            found = sharded(module, processes=processes, accumulate=accumulate)
-        else:
-            kept = optimizer_bytes(module, self._name, outputs=self._outputs)
-            found = replicated(module, processes=processes, optimizer=kept)
+        found = self._of_several.memory(
+            module,
+            processes=processes,
+            accumulate=accumulate,
+            optimizer=optimizer_bytes(module, self._name, outputs=self._outputs),
+        )
         return attrs.evolve(found, passes_at_once=self._passes_at_once(processes, accumulate))
 
     def release(self) -> None:
@@ -220,10 +162,7 @@ class TorchBackend:
 
     def close(self) -> None:
         """Let the module and the process group go; without waiting, as others may have died."""
-        if self._sharded:
-            from blt_plugins.training.backends.sharding import leave_group
-
-            leave_group(self._module)
+        self._strategy.leave(self._module)
         self.release()
         if self._owns_group and distributed.is_initialized():
             distributed.destroy_process_group()
@@ -233,13 +172,6 @@ class TorchBackend:
         """How many passes of a step a process runs at a time: no more than torch has threads."""
         limit = self.parallel_passes if processes == 1 else 1
         return min(limit, accumulate, torch.get_num_threads())
-
-    def _prepare_pass(self, *, last: bool) -> None:
-        """Gradients meet those of the other processes in the last pass of a step alone."""
-        if self._sharded:
-            self._called.set_requires_gradient_sync(last)  # type: ignore[operator]
-        elif isinstance(self._called, DistributedDataParallel):
-            self._called.require_backward_grad_sync = last
 
     def _join(self) -> None:
         """Meet the other processes, once."""
@@ -252,34 +184,6 @@ class TorchBackend:
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             )
             self._owns_group = True
-
-    def _gathered(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Whole copies on the CPU in process 0; the others take part and keep nothing."""
-        found = {}
-        for name, tensor in tensors.items():
-            whole = self._full(tensor)
-            if self.rank == 0:
-                found[name] = whole.detach().to("cpu", copy=True).contiguous()
-        return found
-
-    def _full(self, tensor: Tensor) -> Tensor:
-        if not self._sharded:
-            return tensor
-        from blt_plugins.training.backends.sharding import full
-
-        return full(tensor)
-
-    def _like(self, tensor: Tensor, own: Tensor) -> Tensor:
-        """``tensor`` on the device of ``own``, and spread as it is."""
-        tensor = tensor.to(own.device)
-        if not self._sharded:
-            return tensor
-        from blt_plugins.training.backends.sharding import like
-
-        return like(tensor, own)
-
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self._module.named_parameters())
 
     def _running(self) -> list[torch.optim.Optimizer]:
         if not self._optimizers:
@@ -294,11 +198,6 @@ def scorer_backend(backend: object, scheme: IdScheme) -> TorchBackend:
     """
     parallel = backend.parallel_passes if isinstance(backend, TorchBackend) else 1
     return TorchBackend(TorchBackendParams(parallel_passes=parallel), BuildContext(scheme))
-
-
-def _known(name: str, own: Mapping[str, object], folder: Path) -> None:
-    if name not in own:
-        raise CheckpointError(f"{folder}: has {name!r}, which the trained module does not have")
 
 
 TORCH_BACKEND = Component(

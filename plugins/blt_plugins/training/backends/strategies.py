@@ -1,0 +1,115 @@
+"""How several processes share a step: each holds the whole model (DDP), or a part of it (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from blt_core.types import StateMemory
+from blt_plugins.training.backends.memory import replicated, sharded
+
+Groups = Sequence[dict[str, Any]]
+
+
+class Alone:
+    """A single process, which shares nothing."""
+
+    #: Whether parameters are plain tensors, as fused optimizers ask for.
+    plain = True
+
+    def wrap(self, module: nn.Module, groups: Groups) -> tuple[nn.Module, Groups]:
+        """What is called in place of ``module``, and the optimizer groups of what it holds."""
+        return module, groups
+
+    def sync(self, called: nn.Module, *, active: bool) -> None:
+        """Whether gradients of the coming pass meet those of the other processes."""
+
+    def whole(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Within it every process holds all weights of ``module``."""
+        return nullcontext()
+
+    def full(self, tensor: Tensor) -> Tensor:
+        """The whole of a tensor, wherever its parts are; all processes take part."""
+        return tensor
+
+    def like(self, tensor: Tensor, own: Tensor) -> Tensor:
+        """A whole tensor, spread as ``own`` is."""
+        return tensor
+
+    def leave(self, module: nn.Module) -> None:
+        """Have ``module`` hold nothing of the process group, which is about to end."""
+
+    def memory(
+        self, module: nn.Module, *, processes: int, accumulate: int, optimizer: int
+    ) -> StateMemory:
+        """What each process keeps; optimizer: bytes of a whole optimizer's state."""
+        return replicated(module, processes=processes, optimizer=optimizer)
+
+
+class Ddp(Alone):
+    """Each process holds the whole model; gradients are averaged in the last pass of a step."""
+
+    def wrap(self, module: nn.Module, groups: Groups) -> tuple[nn.Module, Groups]:
+        """The module in DDP."""
+        return DistributedDataParallel(module), groups
+
+    def sync(self, called: nn.Module, *, active: bool) -> None:
+        """Whether DDP averages after the coming pass."""
+        called.require_backward_grad_sync = active
+
+
+class Fsdp(Alone):
+    """Weights, gradients and optimizer are spread over the processes (FSDP2), layer by layer.
+
+    What shards is imported when it is called: that takes seconds.
+    """
+
+    plain = False
+
+    def wrap(self, module: nn.Module, groups: Groups) -> tuple[nn.Module, Groups]:
+        """The module, whose parameters are shards from now on, and groups of these."""
+        from blt_plugins.training.backends.sharding import shard
+
+        return module, shard(module, groups)
+
+    def sync(self, called: nn.Module, *, active: bool) -> None:
+        """Whether gradients are reduced in the coming pass."""
+        called.set_requires_gradient_sync(active)  # type: ignore[operator]
+
+    def whole(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Within it every layer is gathered."""
+        from blt_plugins.training.backends.sharding import gathered
+
+        return gathered(module)
+
+    def full(self, tensor: Tensor) -> Tensor:
+        """The shards of all processes in one."""
+        from blt_plugins.training.backends.sharding import full
+
+        return full(tensor)
+
+    def like(self, tensor: Tensor, own: Tensor) -> Tensor:
+        """This process's shard of a whole tensor."""
+        from blt_plugins.training.backends.sharding import like
+
+        return like(tensor, own)
+
+    def leave(self, module: nn.Module) -> None:
+        """Take the group out of the module, which may outlive it."""
+        from blt_plugins.training.backends.sharding import leave_group
+
+        leave_group(module)
+
+    def memory(
+        self, module: nn.Module, *, processes: int, accumulate: int, optimizer: int
+    ) -> StateMemory:
+        """A part of all, and what is gathered at a time."""
+        return sharded(module, processes=processes, accumulate=accumulate)
+
+
+StrategyName = Literal["ddp", "fsdp"]
+STRATEGIES: dict[str, type[Alone]] = {"ddp": Ddp, "fsdp": Fsdp}
