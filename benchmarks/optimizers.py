@@ -94,7 +94,7 @@ def train(optimizer: str, rate: float, seed: int, options: argparse.Namespace) -
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(tables(optimizer, rate, seed, options), load_plugins(), out=Path(folder))
         if optimizer == WHOLE:
-            for layer in job.model.modules().modules():
+            for layer in job.model.module_dict().modules():
                 if isinstance(layer, Linear):
                     layer.stacked = (layer.out_features,)
         score = Trainer(job, clock).run().held_out

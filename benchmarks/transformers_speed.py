@@ -293,7 +293,7 @@ def bandwidth(pipeline: Pipeline, text: bytes, count: int) -> dict[str, float]:
     def add(module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
         counted[0] += module.weight.nbytes
 
-    for module in pipeline.model.modules().modules():
+    for module in pipeline.model.module_dict().modules():
         if isinstance(module, torch.nn.Linear):
             hooks += [module.register_forward_hook(add)]
     for index, _ in enumerate(pipeline.steps([text], max_new_bytes=count)):

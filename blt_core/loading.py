@@ -111,7 +111,7 @@ def build_model(plan: Plan, tensors: Mapping[str, Tensor] | None) -> Model:
     model = new_model(plan, tensors, plan.run.seed)
     if tensors is None:
         logger().warning("no checkpoint is named: the weights are random", config=str(plan.place))
-    model.modules().requires_grad_(requires_grad=False).eval()
+    model.module_dict().requires_grad_(requires_grad=False).eval()
     return model
 
 
@@ -147,7 +147,7 @@ def stored_model(
 
     with NoRandomWeights():
         model = _assemble(plan)
-    adopt_tensors(model.modules(), tensors, str(plan.run.checkpoint), cast)
+    adopt_tensors(model.module_dict(), tensors, str(plan.run.checkpoint), cast)
     return model
 
 

@@ -31,25 +31,25 @@ class Model:
     context_bytes: int = 4096
     settings: Mapping[str, Any] = attrs.field(factory=dict)
 
-    def modules(self) -> nn.ModuleDict:
+    def module_dict(self) -> nn.ModuleDict:
         """The parts that hold parameters, by kind: tensor names are dotted config paths."""
         parts = {kind: getattr(self, kind) for kind in MODEL_KINDS}
         return nn.ModuleDict({k: part for k, part in parts.items() if isinstance(part, nn.Module)})
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Model:
         """Move all parameters, in place, to ``part_dtype`` of each part; returns the model."""
-        for kind, part in self.modules().items():
+        for kind, part in self.module_dict().items():
             part.to(device=device, dtype=part_dtype(kind, dtype))
         return self
 
     @property
     def device(self) -> torch.device:
         """Where the decoder's parameters are."""
-        for parameter in self.modules().parameters():
+        for parameter in self.module_dict().parameters():
             return parameter.device
         return torch.device("cpu")
 
-    def parameters(self) -> Parameters:
+    def parameter_counts(self) -> Parameters:
         """Parameter counts by part; the byte scorer, and an encoder's look-up tables, apart.
 
         An encoder tells the size of its tables by an attribute ``table_parameters``.

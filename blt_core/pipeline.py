@@ -114,7 +114,7 @@ class Pipeline:
         self.price(Passes())
 
     def __repr__(self) -> str:
-        counts = attrs.astuple(self.parameters)
+        counts = attrs.astuple(self.parameter_counts)
         return (
             f"Pipeline(model={self.settings.checkpoint or str(self.plan.place)!r}, "
             f"sampler={self._name('sampler')!r}, cost_model={self._name('cost_model')!r}, "
@@ -263,7 +263,7 @@ class Pipeline:
         Raises ComponentError, which names the cost model, for what is no finite Cost.
         """
         with naming():
-            cost = self.cost_model.cost(passes, parameters or self.parameters)
+            cost = self.cost_model.cost(passes, parameters or self.parameter_counts)
         if not isinstance(cost, Cost):
             raise broken(self.cost_model, f"gave {cost!r}; expected a Cost")
         figures: dict[str, Any] = {"gigabytes": cost.gigabytes, **cost.lines, **cost.apart}
@@ -287,9 +287,9 @@ class Pipeline:
         return node.presets[0] if node.presets else node.name
 
     @property
-    def parameters(self) -> Parameters:
+    def parameter_counts(self) -> Parameters:
         """Parameter counts of the model's parts."""
-        return self.model.parameters()
+        return self.model.parameter_counts()
 
 
 def _characters(pieces: Iterator[bytes]) -> Iterator[str]:

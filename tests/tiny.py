@@ -66,7 +66,7 @@ def write_checkpoint(folder: Path, seed: int = 0) -> Path:
     plan, _ = plan_run(Config.from_mapping(config(run={"seed": seed})), plugins)
     model = build_model(plan, None)
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.modules().parameters():
+    for parameter in model.module_dict().parameters():
         if parameter.dim() > 1:
             parameter.normal_(0, 1.5 / parameter.shape[1] ** 0.5, generator=generator)
     node = resolve_component("checkpoint_format", {"use": "folder"}, plugins)

@@ -87,7 +87,7 @@ def compare(  # noqa: PLR0913 -- one parameter an option
     if pictures:
         plotting.plot(rows, pictures)
     if as_json:
-        priced = parameters or pipeline.parameters
+        priced = parameters or pipeline.parameter_counts
         output_json(as_report(rows, len(prompts), priced, pipeline))
     else:
         _show(rows)

@@ -62,7 +62,7 @@ def convert(
         tensors = {name: _cast(name, t, getattr(torch, dtype)) for name, t in tensors.items()}
     writer.write(target, model_config(model), tensors)
     # A tied weight has several names and is one.
-    state = model.modules().state_dict(keep_vars=True)
+    state = model.module_dict().state_dict(keep_vars=True)
     parameters = sum({id(t): t.numel() for t in state.values()}.values())
     size = sum(tensor.nbytes for tensor in tensors.values())
     if as_json:

@@ -40,7 +40,7 @@ def model_config(model: Model) -> dict[str, Any]:
 
 def model_tensors(model: Model, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """All parameters and buffers by name, on the CPU; floating ones as ``dtype`` if given."""
-    state = model.modules().state_dict()
+    state = model.module_dict().state_dict()
     return {name: _stored(tensor, dtype) for name, tensor in state.items()}
 
 

@@ -39,7 +39,7 @@ class Unlisted:
 
 def unlisted(model: Model) -> Unlisted:
     """What the parts of a model hold beside their ``state_dict``."""
-    state = model.modules().state_dict(keep_vars=True)
+    state = model.module_dict().state_dict(keep_vars=True)
     walk = _Walk({id(tensor) for tensor in state.values()})
     for kind in MODEL_KINDS:
         walk.enter(kind, getattr(model, kind), registered=True)

@@ -308,8 +308,8 @@ def test_a_whole_model_is_rebuilt_from_its_folder(folder, tmp_path, dtype):
     assert again.context_bytes == 32
     assert again.scheme == model.scheme
     assert again.scheme.mask is None
-    for name, tensor in model.modules().state_dict().items():
-        stored = again.modules().state_dict()[name]
+    for name, tensor in model.module_dict().state_dict().items():
+        stored = again.module_dict().state_dict()[name]
         assert stored.dtype == torch.float32
         assert torch.equal(stored, tensor if dtype is None else tensor.to(dtype).float())
     assert model_config(again) == model_config(model)

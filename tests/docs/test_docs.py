@@ -115,7 +115,7 @@ def test_every_field_of_the_json_output_is_documented(tmp_path):
 
     pipeline = Pipeline.from_config(config())
     rows = compare(pipeline, {"ar": "ar"}, ["x"], max_new_bytes=4)
-    report = as_report(rows, 1, pipeline.parameters, pipeline)
+    report = as_report(rows, 1, pipeline.parameter_counts, pipeline)
     page = read("docs/cli.md")
     for field in [*rows[0].results[0].to_dict(), *report, *report["samplers"][0]]:
         assert re.search(rf"[`\"]{field}[`\"]", page), field

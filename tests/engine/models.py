@@ -137,7 +137,7 @@ def model(index: int) -> Model:
     )
     scheme = attrs.evolve(CONTEXT.scheme, outputs_specials=s.outputs_specials)
     built = Model(_patcher(s), encoder, global_model, decoder, scheme, CONTEXT_BYTES)
-    built.to("cpu", torch.float64).modules().requires_grad_(requires_grad=False).eval()
+    built.to("cpu", torch.float64).module_dict().requires_grad_(requires_grad=False).eval()
     _scale(built, s)
     if isinstance(built.patcher, EntropyPatcher):
         _calibrate(built.patcher, index)
@@ -160,7 +160,7 @@ def _patcher(s: Shape) -> Patcher:
 
 def _scale(built: Model, s: Shape) -> None:
     """Weights that keep signals of size 1 and spread logits by several nats."""
-    for name, weight in built.modules().named_parameters():
+    for name, weight in built.module_dict().named_parameters():
         if weight.dim() > 1:
             lookup = name.endswith(("embed.weight", "table.weight"))
             weight.normal_(0.0, 1.0 if lookup else 1.5 * weight.shape[1] ** -0.5)

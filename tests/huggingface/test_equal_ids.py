@@ -67,7 +67,7 @@ def test_a_batch_of_unequal_prompts_equals_single_runs(name, sampler, pipeline_o
 def test_byte_passes_of_drafts_are_counted_and_priced(pipeline_of):
     pipeline = pipeline_of("plain", max_new_bytes=30).with_sampler("blt-s draft_bytes=4")
     result = pipeline.generate(b"counted")
-    passes, sizes = result.passes, pipeline.parameters
+    passes, sizes = result.passes, pipeline.parameter_counts
     # The decoder starts from the encoder's byte states: each of its passes needs one of those.
     assert passes.encoder_bytes == passes.decoder > passes.encoder > 0
     gb = 2 / 1e9

@@ -41,7 +41,7 @@ run(small)
 open("/proc/self/clear_refs", "w").write("5")
 before = kilobytes("VmRSS")
 pipeline = run(folder)
-weights = sum(p.nbytes for p in pipeline.model.modules().parameters())
+weights = sum(p.nbytes for p in pipeline.model.module_dict().parameters())
 table = pipeline.model.encoder.ngrams.table.weight
 table.sum()  # a table is touched where it is looked up; count all of it
 print(json.dumps({"weights": weights, "peak": (kilobytes("VmHWM") - before) * 1024}))

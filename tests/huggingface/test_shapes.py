@@ -66,7 +66,7 @@ def test_each_parameter_has_its_published_tensors(name):
         own: (sum(source.shape[0] for source in sources), *sources[0].shape[1:])
         for own, sources in layout_of(tables).items()
     }
-    assert found == {own: tuple(t.shape) for own, t in model.modules().state_dict().items()}
+    assert found == {own: tuple(t.shape) for own, t in model.module_dict().state_dict().items()}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -56,7 +56,7 @@ def test_unknown_request_setting_is_refused_before_any_work(pipeline):
 def test_config_without_a_checkpoint_builds_random_weights_from_the_seed():
     build = lambda seed: Pipeline.from_config(config(run={"seed": seed}))  # noqa: E731
     first, again, other = build(1), build(1), build(2)
-    state = [p.model.modules().state_dict()["decoder.head.weight"] for p in (first, again, other)]
+    state = [p.model.decoder.head.weight for p in (first, again, other)]
     assert torch.equal(state[0], state[1])
     assert not torch.equal(state[0], state[2])
 

@@ -152,7 +152,7 @@ def test_a_pipeline_shows_what_it_is_made_of(pipeline, checkpoint):
     shown = repr(pipeline.with_sampler("blt-s draft_bytes=3"))
     assert shown.startswith(f"Pipeline(model={str(checkpoint)!r}, sampler='blt-s', ")
     assert "cost_model='bandwidth'" in shown
-    assert f"parameters={sum(attrs.astuple(pipeline.parameters)):_})" in shown
+    assert f"parameters={sum(attrs.astuple(pipeline.parameter_counts)):_})" in shown
     own = pipeline.with_sampler("ar")
     own.sampler = type("Mine", (), {})()
     assert "sampler='Mine'" in repr(own)

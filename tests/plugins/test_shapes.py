@@ -25,7 +25,7 @@ def test_parameter_counts_are_the_printed_ones(name, global_model, encoder, deco
     plan, _ = plan_run(load_config(resource("configs") / f"{name}.toml"), load_plugins())
     with torch.device("meta"):
         model = Model(**{kind: plan.build(kind) for kind in MODEL_KINDS})
-    counts = model.parameters()
+    counts = model.parameter_counts()
     assert rounded(counts.global_model, 3) == global_model
     assert rounded(counts.encoder, 2) == encoder
     assert rounded(counts.decoder, 2) == decoder

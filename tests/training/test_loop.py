@@ -59,7 +59,7 @@ def stored(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def tensors_of(job) -> dict[str, torch.Tensor]:
-    return {name: t.clone() for name, t in job.model.modules().state_dict().items()}
+    return {name: t.clone() for name, t in job.model.module_dict().state_dict().items()}
 
 
 def assert_same_run(one, other) -> None:
@@ -96,7 +96,7 @@ def test_a_tiny_model_learns_and_its_checkpoint_is_the_model(new_job, silent, tm
     stored = pipeline.model
     assert stored.patcher.threshold == job.model.patcher.threshold == result.threshold > 0
     assert stored.context_bytes == 64
-    load_tensors(stored.modules(), tensors_of(job), "test")  # the same names and shapes
+    load_tensors(stored.module_dict(), tensors_of(job), "test")  # the same names and shapes
     assert len(pipeline.generate("def ", max_new_bytes=8).output) <= 8
 
 

@@ -19,7 +19,7 @@ def model(new_job):
     model = new_job().model.to("cpu", torch.float64)
     model.patcher.threshold = 5.55
     torch.manual_seed(0)
-    for parameter in model.modules().parameters():  # so that bytes differ in their loss
+    for parameter in model.module_dict().parameters():  # so that bytes differ in their loss
         if parameter.dim() > 1:
             parameter.data.normal_(0, 0.3)
     return model
@@ -59,7 +59,7 @@ def test_every_trained_parameter_gets_a_gradient(model):
     flags = model.patcher.flags(batch.rows, None)
     objective = NextByte(NextByteParams(), None)
     objective.loss(model, batch.rows, flags, batch.targets_br, torch.Generator())[0].backward()
-    for name, parameter in model.modules().named_parameters():
+    for name, parameter in model.module_dict().named_parameters():
         trained = not name.startswith("patcher.")
         moved = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
         assert moved == trained, name

@@ -374,7 +374,7 @@ def test_the_recipes_have_the_paper_s_sizes_and_need_less_in_more_processes(
     for phase in (train, train["scorer"]):
         phase["batch_bytes"] //= 8
     found = Planner(config.with_table("train", train), load_plugins())
-    sizes = found.model.parameters()
+    sizes = found.model.parameter_counts()
     assert sizes.global_model == pytest.approx(global_model, rel=0.005)
     assert sizes.encoder == pytest.approx(encoder, rel=0.03)
     assert sizes.decoder == pytest.approx(160e6, rel=0.015)

@@ -124,7 +124,7 @@ def test_training_on_shards_is_training_on_the_corpus_bit_for_bit(more, tmp_path
         assert (batch.opens_br is None) == (not losses)
         Trainer(job, report).run()
         losses.append((report.losses, data.digest))
-        weights.append({k: t.clone() for k, t in job.model.modules().state_dict().items()})
+        weights.append({k: t.clone() for k, t in job.model.module_dict().state_dict().items()})
         calls_of_steps = len(calls)
     assert losses[0] == losses[1]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -63,7 +63,7 @@ def test_what_comes_out_otherwise_at_every_load_is_refused(holding, way):
 def test_what_is_listed_or_computed_alike_trains_and_reloads(holding, silent, way, dtype):
     job = holding(way, save_dtype=dtype, steps=6)
     assert Trainer(job, silent()).run().best_bits_per_byte is not None
-    assert job.model.modules().training, "scores leave the modules in training"
+    assert job.model.module_dict().training, "scores leave the modules in training"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -130,12 +130,12 @@ def test_tied_weights_are_trained_stored_and_tied_again(tied, silent, dtype):
     config = Config.from_mapping({"schema": 1, "run": {"checkpoint": str(job.out / "model")}})
     loaded = Pipeline.load(config, parts.plugins()).model
     assert_tied(loaded)
-    own = job.model.modules().state_dict()
-    for name, tensor in loaded.modules().state_dict().items():
+    own = job.model.module_dict().state_dict()
+    for name, tensor in loaded.module_dict().state_dict().items():
         assert torch.equal(tensor, own[name].to(getattr(torch, dtype)).float())
-    assert loaded.parameters() == job.model.parameters()
+    assert loaded.parameter_counts() == job.model.parameter_counts()
     count = sum(p.numel() for p in loaded.decoder.parameters())
-    assert loaded.parameters().decoder == count
+    assert loaded.parameter_counts().decoder == count
 
 
 def test_a_run_with_tied_weights_resumes_bit_for_bit(tied, silent):
@@ -150,7 +150,7 @@ def test_a_run_with_tied_weights_resumes_bit_for_bit(tied, silent):
             Trainer(tied("again"), silent(stop)).run()
     Trainer(again, silent()).run()
     assert_tied(again.model)
-    ours, theirs = (job.model.modules().state_dict() for job in (whole, again))
+    ours, theirs = (job.model.module_dict().state_dict() for job in (whole, again))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -161,7 +161,7 @@ def test_tied_weights_are_converted_and_counted_once(
     monkeypatch.setattr("blt_core.cli.converting.load_plugins", parts.plugins)
     job = tied("out", steps=1)
     Trainer(job, silent()).run()
-    count = sum(p.numel() for p in job.model.modules().parameters())
+    count = sum(p.numel() for p in job.model.module_dict().parameters())
     source = job.out / "model"
     for target in (tmp_path / "there", tmp_path / "back"):
         done = blt("convert", source, target, "--json", *(["--dtype", dtype] if dtype else []))

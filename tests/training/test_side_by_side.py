@@ -86,7 +86,7 @@ def test_a_pass_that_fails_ends_the_step(pairs):
 def trained(job: Job, report: Any) -> tuple[dict[tuple[str, int], float], dict[str, Tensor]]:
     """The losses of a run, and the weights it ends with."""
     Trainer(job, report).run()
-    return report.losses, {k: t.clone() for k, t in job.model.modules().state_dict().items()}
+    return report.losses, {k: t.clone() for k, t in job.model.module_dict().state_dict().items()}
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def model():
     tables = config(run={"dtype": "float64"}, decoder={**config()["decoder"], "denoises": True})
     model = build_model(plan_run(Config.from_mapping(tables), load_plugins())[0], None)
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.modules().parameters():
+    for parameter in model.module_dict().parameters():
         if parameter.dim() > 1:
             parameter.normal_(0, 1.5 / parameter.shape[1] ** 0.5, generator=generator)
     return model

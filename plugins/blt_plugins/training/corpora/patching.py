@@ -36,7 +36,7 @@ def fingerprint(model: Model) -> str:
     """A name for a patcher: its configuration and its weights, as they are in memory."""
     table = {k: v for k, v in model.settings.get("patcher", {}).items() if k not in APART}
     total = hashlib.sha256(json.dumps(table, sort_keys=True).encode())
-    modules = model.modules()
+    modules = model.module_dict()
     tensors = modules["patcher"].state_dict() if "patcher" in modules else {}
     for name, tensor in sorted(tensors.items()):
         total.update(f"|{name} {tensor.dtype} {tuple(tensor.shape)}|".encode())

@@ -49,7 +49,7 @@ class ModelLoss(nn.ModuleDict):
         checkpointing: bool,
         label: str = "the objective",
     ) -> None:
-        parts = {name: part for name, part in model.modules().items() if name != "patcher"}
+        parts = {name: part for name, part in model.module_dict().items() if name != "patcher"}
         super().__init__(parts)
         self._model, self._objective, self._label = model, objective, label
         self._autocast, self._checkpointing = precision == "bfloat16", checkpointing

@@ -132,7 +132,7 @@ class Planner:
         state = backend.memory(phase.loss, processes=processes, accumulate=passes)
         trained = list(phase.loss.parameters())
         names = {id(parameter) for parameter in trained}
-        others = (p for p in self.model.modules().parameters() if id(p) not in names)
+        others = (p for p in self.model.module_dict().parameters() if id(p) not in names)
         frozen = parameter_bytes(others)
         trace = self._trace(phase, state.passes_in)
         return PhasePlan(
@@ -299,7 +299,7 @@ def traced_phases(model: Model, training: TrainingPlan) -> list[TracedPhase]:
         phases.append(
             TracedPhase(
                 SCORER,
-                model.modules(),
+                model.module_dict(),
                 ScorerLoss(scorer),
                 lambda batch: evaluate_scorer(part, [batch], model.scheme),
                 own.steps,
@@ -319,7 +319,7 @@ def traced_phases(model: Model, training: TrainingPlan) -> list[TracedPhase]:
         phases.append(
             TracedPhase(
                 MODEL,
-                model.modules(),
+                model.module_dict(),
                 loss,
                 lambda batch: evaluate_model(planned, [batch]),
                 settings.steps,

@@ -105,7 +105,7 @@ class RunFolder:
     def _put_back(self, state: TrainingState, folder: Path) -> None:
         """Give the model what a state holds of it: parts that its phase does not train."""
         model = self._job.model
-        own = model.modules().state_dict()
+        own = model.module_dict().state_dict()
         for name, tensor in state.rest.items():
             if name not in own or own[name].shape != tensor.shape:
                 raise CheckpointError(f"{folder}: {name!r} does not fit the model of this config")
@@ -211,7 +211,7 @@ class RunFolder:
 
     def _rest(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The model's tensors that are not among the trained ones."""
-        state = self._job.model.modules().state_dict()
+        state = self._job.model.module_dict().state_dict()
         return {k: t.detach().cpu().contiguous() for k, t in state.items() if k not in trained}
 
     def plot(self) -> Path | None:

@@ -52,7 +52,7 @@ def check_rebuilds(plan: Plan, model: Model) -> None:
     if not found.computed:
         return
     with _own_draws():
-        again = new_model(plan, model.modules().state_dict(), plan.run.seed)
+        again = new_model(plan, model.module_dict().state_dict(), plan.run.seed)
     if changed := _changed(found.computed, unlisted(again).computed):
         raise PluginError(
             f"{_owners(plan, changed)}: {', '.join(changed)} differs whenever the model is built, "
@@ -70,14 +70,14 @@ def outputs_of(model: Model, flags_br: Tensor | None = None) -> Outputs:
     ids_br = torch.tensor([[model.scheme.bos, *text]], device=model.device)
     rows = Rows(ids_br, (ids_br.shape[1],))
     found: dict[str, Tensor] = {}
-    with torch.no_grad(), _evaluating(model.modules()):
+    with torch.no_grad(), _evaluating(model.module_dict()):
         own_br = model.patcher.flags(rows, None)
         scorer = trainable_scorer(model)
         found["the byte scorer's logits"] = (
             scorer.part.logits(rows, None) if scorer is not None else own_br.float()
         )
         flags_br = own_br if flags_br is None else flags_br.to(own_br.device)
-        if "decoder" in model.modules():
+        if "decoder" in model.module_dict():
             clean = model.forward(rows, flags_br).clean
             if clean is not None:
                 found["the logits"] = clean.logits
@@ -127,7 +127,7 @@ def check_reloads(
             again = stored_model(plan, whole, cpu, dtype).to(cpu, dtype)
     except CheckpointError as error:
         raise RunError(f"{folder}: cannot be loaded: {error}") from error
-    again.modules().requires_grad_(requires_grad=False)
+    again.module_dict().requires_grad_(requires_grad=False)
     theirs = outputs_of(again, outputs.flags_br).values
     wrong = [name for name, own in outputs.values.items() if not _close(own, theirs[name], dtype)]
     if not wrong:
@@ -142,7 +142,7 @@ def check_reloads(
 
 def _main_part(model: Model) -> nn.Module:
     """The part whose dtype is that of the model."""
-    modules = model.modules()
+    modules = model.module_dict()
     found: nn.Module = modules["decoder"] if "decoder" in modules else modules  # noqa: SIM401
     return found
 
