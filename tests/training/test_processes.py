@@ -22,10 +22,13 @@ CLOSE = {"rel": 1e-6, "abs": 1e-6}
 BLOCKS = {"use": "block-diffusion", "block_bytes": 4, "share": 0.5, "stale_share": 0.5}
 
 #: ``blt`` whose processes vanish after step HALT of the model, or whose launcher is pressed Ctrl-C
-#: after step INTERRUPT; process 0 goes on once the launcher has told it.
+#: after step INTERRUPT; process 0 goes on once the launcher has told it. With SCORING, a folder,
+#: process 0 gets a SIGTERM in the first batch of held-out text; each leaves the batches it scored.
 PROGRAM = """
 import os, signal, time
+from pathlib import Path
 from blt_core.cli import main
+from blt_plugins.training.run.judge import Judge
 from blt_plugins.training.run.trainer import Trainer
 
 look_after = Trainer._look_after
@@ -41,6 +44,18 @@ def halting(self, phase, done, backend):
             time.sleep(0.01)
 
 Trainer._look_after = halting
+if folder := os.environ.get("SCORING"):
+    until_asked = Judge._until_asked
+
+    def scoring(self, items, backend):
+        for number, item in enumerate(until_asked(self, items, backend)):
+            with Path(folder, os.environ["RANK"]).open("a") as file:
+                file.write(f"{number} ")
+            if os.environ["RANK"] == "0":
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield item
+
+    Judge._until_asked = scoring
 if os.environ.get("PARTS"):
     from blt_plugins.training.cli import train
     from tests.training.parts import plugins
@@ -169,6 +184,17 @@ def test_ctrl_c_to_the_launcher_saves_the_state_and_the_same_command_goes_on(run
     assert "interrupted at model step 8, which is saved" in done.stderr
     found, done = runs.train("pressed", 2)
     assert "resumed at model step 8" in done.stderr
+    whole, _ = runs.once("ddp", 2)
+    for name in ("loss", "bits_per_byte"):
+        assert [r.get(name) for r in found.values()] == [r.get(name) for r in whole.values()]
+
+
+def test_a_sigterm_to_one_process_ends_the_scores_of_all_after_the_same_batch(runs, tmp_path):
+    _, done = runs.train("scoring", 2, env={"SCORING": str(tmp_path)}, code=1)
+    assert "interrupted at scorer step 6, which is saved" in done.stderr
+    assert {(tmp_path / rank).read_text() for rank in "01"} == {"0 "}
+    found, done = runs.train("scoring", 2)
+    assert "resumed at scorer step 6" in done.stderr
     whole, _ = runs.once("ddp", 2)
     for name in ("loss", "bits_per_byte"):
         assert [r.get(name) for r in found.values()] == [r.get(name) for r in whole.values()]
