@@ -24,7 +24,7 @@ from blt_core.wiring.config import Config
 from blt_plugins.training.backends.torch import TorchBackend, TorchBackendParams
 from blt_plugins.training.run.job import Job
 from blt_plugins.training.run.make_job import make_job
-from blt_plugins.training.run.states import OtherSettingsError
+from blt_plugins.training.run.resume import OtherSettingsError
 from blt_plugins.training.run.trainer import Trainer
 from tests.training.runs import assert_same_run, metrics, sends, stored
 

@@ -11,12 +11,8 @@ import pytest
 import torch
 
 from blt_core.errors import CheckpointError, DataError
-from blt_plugins.training.run.states import (
-    OtherSettingsError,
-    States,
-    TrainingState,
-    check_same_settings,
-)
+from blt_plugins.training.run.resume import OtherSettingsError, check_same_settings
+from blt_plugins.training.run.states import States, TrainingState
 
 
 def state(**keys) -> TrainingState:

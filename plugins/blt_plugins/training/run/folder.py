@@ -1,4 +1,4 @@
-"""The folder of a run: what it writes, what a resumed run goes on from, and what is tidied away.
+"""The folder of a run: what it writes, keeps and tidies away.
 
 ``model/`` is the best model so far, ``model-last/`` the last one where that is another,
 ``state/PHASE-STEP/`` what a run goes on from, ``metrics.jsonl`` its log. Process 0 writes them; the
@@ -7,49 +7,34 @@ others take part where weights are gathered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor
 
-from blt_core.errors import CheckpointError, DataError
+from blt_core.errors import DataError
 from blt_core.files import is_dross
-from blt_core.protocols import ThresholdPatcher, TrainingBackend
+from blt_core.protocols import TrainingBackend
 from blt_core.storage.folders import MODEL_FILES, check_replaceable, file_errors
 from blt_core.storage.tensors import model_config
-from blt_plugins.training.objectives.losses import MODEL, PATCHES, SCORER
 from blt_plugins.training.run.job import BEST, LAST, Job
 from blt_plugins.training.run.metrics import Metrics, plot_losses
 from blt_plugins.training.run.phases import Phase
 from blt_plugins.training.run.rebuild import check_reloads, check_written, outputs_of
-from blt_plugins.training.run.states import (
-    Found,
-    States,
-    TrainingState,
-    check_same_settings,
-    discard,
-    tidy_model,
-)
-
-#: Settings that may change when a run is resumed, since no step depends on them.
-FREE = (
-    *("out", "log_every", "checkpoint_every", "validate_every", "keep_states"),
-    *("valid_drafts", "tensorboard"),
-)
+from blt_plugins.training.run.states import States, TrainingState, discard, tidy_model
 
 
 class RunFolder:
     """What one run writes, in all of its processes.
 
-    text: what names the corpus and its order; a resumed run must share it. Nothing is read or
-    written before ``resume``.
+    phases: their names. settings: what each state tells of the run that it is of. Nothing is read
+    or written before the folder is opened.
     """
 
-    def __init__(self, job: Job, phases: Sequence[Phase], text: Mapping[str, Any]) -> None:
-        self._job, self._phases, self._text = job, phases, text
+    def __init__(self, job: Job, phases: Sequence[str], settings: Mapping[str, Any]) -> None:
+        self._job, self._phases, self.settings = job, tuple(phases), settings
         self._main = job.backend.rank == 0
         events = job.out / "tensorboard" if job.settings.tensorboard else None
         self._metrics = Metrics(job.out / "metrics.jsonl", events)
@@ -57,76 +42,34 @@ class RunFolder:
         self.saved: Path | None = None
         # Whether a model that was written has been read again.
         self._reloads = False
-        self._states: States
+        self.states: States
 
-    # -- going on --------------------------------------------------------------------------------
-
-    def resume(self, note: Callable[[str], None], *, fresh: bool) -> Found | None:
-        """The state to go on from, put back but for what the backend holds; None for a new run.
-
-        ``note`` is told of it. Raises OtherSettingsError if the state belongs to another
-        configuration, DataError if something is in the way of what is to be written.
-        """
-        self._open()
-        found = None if fresh else self._states.latest(note)
-        if found is None:
-            if self._main:
-                self._forget()
-            return None
-        state = found.state
-        check_same_settings(self._job.out, state, self._tables())
-        self._put_back(state, found.folder)
-        self.saved = found.folder
-        finished = self._is_finished(state)
-        if self._main:
-            self._tidy()
-            self._rewind_metrics(state, finished=finished)
-        if finished:
-            note(f"already finished ({state.name}); --fresh trains anew")
-        else:
-            note(f"resumed at {state.name}")
-        return attrs.evolve(found, state=attrs.evolve(state, rest={}))  # it may be a whole model
-
-    def _open(self) -> None:
-        """Make the folder, where all that will be written must have room."""
+    def open(self) -> None:
+        """Make the folder, where all that will be written must have room, or raise DataError."""
         job = self._job
         with file_errors(job.out, DataError):
             job.out.mkdir(parents=True, exist_ok=True)
         # Process 0 writes them; beside the others it may already remove what an older run left.
         for name in (BEST, LAST) if self._main else ():
             check_replaceable(job.out / name, MODEL_FILES)
-        names = tuple(phase.name for phase in self._phases)
-        self._states = States(job.out / "state", names, job.settings.keep_states)
+        self.states = States(job.out / "state", self._phases, job.settings.keep_states)
 
-    def _is_finished(self, state: TrainingState) -> bool:
-        last = self._phases[-1]
-        return (state.phase, state.step) == (last.name, last.steps) and state.scored
+    def go_on(
+        self, state: Path, logged: Mapping[str, int], unscored: tuple[str, int] | None
+    ) -> None:
+        """Go on from a state: tidy up, and cut the log back (see :meth:`Metrics.rewind`)."""
+        self.saved = state
+        if self._main:
+            self._tidy()
+            self._metrics.rewind(logged, unscored)
 
-    def _put_back(self, state: TrainingState, folder: Path) -> None:
-        """Give the model what a state holds of it: parts that its phase does not train."""
-        model = self._job.model
-        own = model.module_dict().state_dict()
-        for name, tensor in state.rest.items():
-            if name not in own or own[name].shape != tensor.shape:
-                raise CheckpointError(f"{folder}: {name!r} does not fit the model of this config")
-            own[name].copy_(tensor)
-        if state.threshold is not None and isinstance(model.patcher, ThresholdPatcher):
-            model.patcher.threshold = state.threshold
-        torch.set_rng_state(state.generator)
-
-    def _rewind_metrics(self, state: TrainingState, *, finished: bool) -> None:
-        """Take out of the log what will be logged again."""
-        steps = {phase.name: phase.steps for phase in self._phases}
-        done = {SCORER: steps.get(SCORER, 0), PATCHES: 0} if state.phase == MODEL else {}
-        done |= {PATCHES: 0} if self._phases[-1].name == SCORER and finished else {}
-        unscored = None if state.scored else (state.phase, state.step)
-        self._metrics.rewind({**done, state.phase: state.step}, unscored)
-
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Remove what an older run has left, but for its best model, which stays until a new one.
 
         Raises DataError, and removes nothing, if someone else's file lies beside its last model.
         """
+        if not self._main:
+            return
         last = self._job.out / LAST
         with file_errors(last, DataError):
             # What editors keep counts here: it may be somebody's work, and would go with the model.
@@ -136,7 +79,7 @@ class RunFolder:
                 f"{last}: not removed, since it holds {', '.join(sorted(others))} beside the last "
                 "model of an older run\n  fix: move it away, or choose another --out"
             )
-        self._states.clear()
+        self.states.clear()
         self._metrics.rewind({})
         if last.exists():
             discard(last)
@@ -144,17 +87,9 @@ class RunFolder:
 
     def _tidy(self) -> None:
         """Remove what a run that was killed could not."""
-        self._states.tidy()
+        self.states.tidy()
         for name in (BEST, LAST):
             tidy_model(self._job.out / name)
-
-    def _tables(self) -> dict[str, Any]:
-        """What must not change between the parts of a run."""
-        settings = attrs.asdict(self._job.settings)
-        train = {key: value for key, value in settings.items() if key not in FREE}
-        return {**self._job.tables, "train": train, **self._text}
-
-    # -- writing ---------------------------------------------------------------------------------
 
     def save(
         self,
@@ -175,10 +110,10 @@ class RunFolder:
             step=step,
             threshold=getattr(self._job.model.patcher, "threshold", None),
             best=best,
-            settings=self._tables(),
+            settings=self.settings,
             rest=self._rest(phase.module.state_dict()),
         )
-        self.saved = self._states.save(
+        self.saved = self.states.save(
             state, backend.save, main=self._main, barrier=lambda: backend.mean([])
         )
 

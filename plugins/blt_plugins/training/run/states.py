@@ -283,39 +283,3 @@ def tidy_model(folder: Path) -> None:
         for path in target.parent.iterdir():
             if temporary.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def check_same_settings(folder: Path, state: TrainingState, settings: Mapping[str, Any]) -> None:
-    """Raise RunError that lists the settings in which a state and a configuration differ."""
-    before, now = _flat(state.settings), _flat(settings)
-    differences = [
-        f"{key}: {_show(before, key)} there, {_show(now, key)} now"
-        for key in {**before, **now}
-        if before.get(key) != now.get(key)
-    ]
-    if differences:
-        lines = "\n".join(f"  {line}" for line in differences)
-        raise OtherSettingsError(
-            f"{folder}: this run was started with another configuration:\n{lines}\n"
-            "  fix: restore these settings, choose another --out, or start anew with --fresh"
-        )
-
-
-class OtherSettingsError(RunError):
-    """A run's folder belongs to another configuration."""
-
-    exit_code = 2
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def _show(flat: Mapping[str, Any], key: str) -> str:
-    return repr(flat[key]) if key in flat else "not set"

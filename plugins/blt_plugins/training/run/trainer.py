@@ -29,13 +29,15 @@ from blt_plugins.training.run.judge import Judge, is_score
 from blt_plugins.training.run.malloc import keep_freed_memory
 from blt_plugins.training.run.phases import Phase, make_phases
 from blt_plugins.training.run.report import Report
+from blt_plugins.training.run.resume import resume, settings_of
 from blt_plugins.training.run.states import Found
 
 
 class Trainer:
     """Runs a job; raises DataError, when it is made, where the corpus is unfit.
 
-    What a run keeps on the disk is :class:`RunFolder`'s, its scores are :class:`Judge`'s.
+    What a run keeps on the disk is :class:`RunFolder`'s, its scores are :class:`Judge`'s; what it
+    goes on from, :func:`resume` finds.
     """
 
     def __init__(self, job: Job, report: Report) -> None:
@@ -54,7 +56,8 @@ class Trainer:
         )
         self._alone = self._phases[-1].name == SCORER
         text = {"text": self._data.digest, "order": ORDER}
-        self._folder = RunFolder(job, self._phases, text)
+        names = [phase.name for phase in self._phases]
+        self._folder = RunFolder(job, names, settings_of(job, text))
         self._judge = Judge(job, self._data, self._folder, report, self._interrupts)
 
     def run(self, *, fresh: bool = False) -> TrainResult:
@@ -67,7 +70,7 @@ class Trainer:
         job = self._job
         keep_freed_memory()
         self._report.note(self._data.summary)
-        found = self._folder.resume(self._report.note, fresh=fresh)
+        found = resume(job, self._phases, self._folder, self._report.note, fresh=fresh)
         # States of older versions may hold a best score that is no number.
         if found is not None and is_score(found.state.best):
             self._judge.best = found.state.best
