@@ -17,7 +17,7 @@ from blt_core.faults import naming
 from blt_core.log import configure, logger
 from blt_core.plugins.commands import Commands, find_commands, new_app
 from blt_core.plugins.entry_points import let_torch_be_imported
-from blt_core.plugins.manifest import load_manifest
+from blt_core.plugins.registry_file import load_manifest
 
 INTERRUPTED = 1
 #: What the option parser returns after Ctrl-C.

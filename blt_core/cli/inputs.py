@@ -12,7 +12,7 @@ import typer
 
 from blt_core.errors import DataError, RequestError, near_match
 from blt_core.files import is_stray
-from blt_core.plugins.manifest import load_manifest
+from blt_core.plugins.registry_file import load_manifest
 from blt_core.resources import resource
 from blt_core.wiring.config import Config, load_config
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from blt_core.errors import PluginError
 from blt_core.plugins.entry_points import COMMANDS, BrokenPlugin, Point, attempt, find
-from blt_core.plugins.manifest import Manifest
+from blt_core.plugins.registry_file import Manifest
 
 if TYPE_CHECKING:
     import typer

@@ -18,8 +18,8 @@ import attrs
 from blt_core.errors import BltError
 from blt_core.log import logger
 from blt_core.plugins.entry_points import PLUGINS, BrokenPlugin, Found, Origin, find
-from blt_core.plugins.manifest import Manifest, load_manifest
 from blt_core.plugins.registry import Registry
+from blt_core.plugins.registry_file import Manifest, load_manifest
 from blt_core.plugins.shelf import Candidate, LoadedPlugin, Shelf
 
 if TYPE_CHECKING:

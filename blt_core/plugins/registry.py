@@ -19,7 +19,7 @@ import attrs
 from blt_core.component import Component, Preset, nested_kinds
 from blt_core.errors import PluginError, near_match
 from blt_core.plugins.entry_points import BrokenPlugin, Origin, canonical
-from blt_core.plugins.manifest import Known, Manifest
+from blt_core.plugins.registry_file import Known, Manifest
 from blt_core.plugins.signatures import mismatches
 from blt_core.tables.structure import UnsupportedType, article, check_params
 

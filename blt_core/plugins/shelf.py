@@ -25,8 +25,8 @@ from blt_core import hookspecs
 from blt_core.component import Component, Kind, Preset
 from blt_core.errors import PluginError, near_match
 from blt_core.plugins.entry_points import BrokenPlugin, Origin, attempt, canonical
-from blt_core.plugins.manifest import Manifest, Supplier
 from blt_core.plugins.registry import Entry, check_record
+from blt_core.plugins.registry_file import Manifest, Supplier
 from blt_core.tables.structure import UnsupportedType, check_params
 
 #: Top-level keys of a config that belong to the core.

@@ -10,7 +10,7 @@ from blt_core.cli import inspecting
 from blt_core.component import Component
 from blt_core.hookspecs import hookimpl
 from blt_core.plugins.loading import load_plugins
-from blt_core.plugins.manifest import load_manifest
+from blt_core.plugins.registry_file import load_manifest
 from blt_core.wiring.resolve import resolve_component
 
 

@@ -15,7 +15,7 @@ from blt_core.component import Component, Preset, at_least, nested, overridable
 from blt_core.errors import ConfigError
 from blt_core.hookspecs import hookimpl
 from blt_core.plugins.loading import Plugins, load_plugins
-from blt_core.plugins.manifest import Manifest, load_manifest
+from blt_core.plugins.registry_file import Manifest, load_manifest
 
 
 class Part:

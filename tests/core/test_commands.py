@@ -11,7 +11,7 @@ import structlog
 from blt_core.cli import app
 from blt_core.plugins.commands import find_commands
 from blt_core.plugins.entry_points import COMMANDS
-from blt_core.plugins.manifest import load_manifest
+from blt_core.plugins.registry_file import load_manifest
 
 GROW = """
 import typer

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import blt_core
-from blt_core.plugins import manifest
+from blt_core.plugins import registry_file
 
 MODULE_OF = {name: module for module, names in blt_core._MODULES.items() for name in names}
 
@@ -41,7 +41,7 @@ def test_every_name_is_the_one_of_its_module(name):
 
 
 def test_the_protocol_of_every_kind_of_the_core_is_there():
-    protocols = {kind.protocol for kind in manifest.load_manifest().kinds.values()}
+    protocols = {kind.protocol for kind in registry_file.load_manifest().kinds.values()}
     names = {p.rpartition(":")[2] for p in protocols if p.startswith("blt_core.protocols:")}
     assert len(names) >= 10
     assert names <= set(blt_core.__all__)

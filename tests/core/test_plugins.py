@@ -14,7 +14,7 @@ from blt_core.hookspecs import hookimpl
 from blt_core.plugins import loading as plugins_module
 from blt_core.plugins.entry_points import PLUGINS
 from blt_core.plugins.loading import load_plugins
-from blt_core.plugins.manifest import load_manifest
+from blt_core.plugins.registry_file import load_manifest
 from blt_core.wiring.config import Config
 from blt_core.wiring.resolve import resolve
 

@@ -10,8 +10,8 @@ import torch
 from blt_core.component import Component, Preset, nested
 from blt_core.errors import PluginError
 from blt_core.hookspecs import hookimpl
-from blt_core.plugins.manifest import load_manifest
 from blt_core.plugins.registry import check_record
+from blt_core.plugins.registry_file import load_manifest
 from blt_core.protocols import Sampler
 
 

@@ -14,7 +14,7 @@ from blt_core.loading import DEFAULTS, plan_run
 from blt_core.pipeline import Pipeline
 from blt_core.plugins.commands import find_commands
 from blt_core.plugins.loading import load_plugins
-from blt_core.plugins.manifest import load_manifest
+from blt_core.plugins.registry_file import load_manifest
 from blt_core.requests import REQUEST_KEYS
 from blt_core.wiring.config import Config
 from blt_core.wiring.resolve import resolve_component

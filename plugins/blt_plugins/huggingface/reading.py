@@ -11,7 +11,7 @@ from typing import Any
 
 from blt_core.errors import CheckpointError
 from blt_core.wiring.config import without_none
-from blt_plugins.huggingface.table import JsonTable
+from blt_plugins.huggingface.config_json import JsonTable
 
 EPS = 1e-5
 #: Byte v is id v + 4; 0 is BOE, 3 the delimiter of another tokenizer. All may be output.

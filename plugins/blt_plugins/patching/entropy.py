@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from blt_core.component import BuildContext, Component, at_least, nested, overridable
 from blt_core.protocols import ByteScorer
 from blt_core.types import Rows
-from blt_plugins.patching.rules import PatchHistory, scan
+from blt_plugins.patching.scan import PatchHistory, scan
 
 
 @attrs.frozen(kw_only=True)

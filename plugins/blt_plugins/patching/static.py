@@ -7,7 +7,7 @@ from torch import Tensor
 
 from blt_core.component import BuildContext, Component, at_least, overridable
 from blt_core.types import Rows
-from blt_plugins.patching.rules import PatchHistory, scan
+from blt_plugins.patching.scan import PatchHistory, scan
 
 
 @attrs.frozen(kw_only=True)

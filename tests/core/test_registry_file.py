@@ -9,10 +9,10 @@ import pytest
 from blt_core import hookspecs
 from blt_core.component import Kind
 from blt_core.errors import PluginError
-from blt_core.plugins import manifest as manifest_module
+from blt_core.plugins import registry_file
 from blt_core.plugins.entry_points import canonical
 from blt_core.plugins.loading import load_plugins
-from blt_core.plugins.manifest import Supplier, load_manifest, manifest_files
+from blt_core.plugins.registry_file import Supplier, load_manifest, manifest_files
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_a_users_file_that_cannot_be_looked_at(tmp_path, monkeypatch, problems) 
 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(Path, "stat", stat)
-    monkeypatch.setattr(manifest_module, "resource", Path)
+    monkeypatch.setattr(registry_file, "resource", Path)
     assert problems(manifest_files) == [
         f"{tmp_path}/blt/registry.toml: cannot be read: Permission denied"
     ]
