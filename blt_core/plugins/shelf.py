@@ -2,7 +2,8 @@
 
 A plugin is taken whole or not at all. One that cannot be loaded is remembered with its cause; the
 others work on. Those that the shipped index names are imported when something of theirs is wanted,
-the others at once: only an import tells what they supply.
+the others at once: only an import tells what they supply. (An index that plugins write into their
+own metadata would be a second place where components are named, and could disagree with the first.)
 
 Why not ``load_setuptools_entrypoints``: it skips a second entry point of the same name silently,
 and one failing import stops the rest.
