@@ -35,7 +35,7 @@ def measured_peak(
     }
     done = subprocess.run(
         [*launcher, str(PROGRAM), str(path), phase],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
+        env=environment, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: int = json.loads(done.stdout[done.stdout.index('{"peak"') :])["peak"]

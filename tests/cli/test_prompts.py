@@ -38,7 +38,7 @@ def test_a_file_without_an_end_is_refused_like_any_that_is_too_long(run_config, 
     with Path("/dev/zero").open("rb") as endless:
         done = subprocess.run(
             [*RUN, "generate", str(run_config()), *option],
-            check=False, stdin=endless, capture_output=True, text=True, timeout=60,
+            check=False, stdin=endless, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert f"{option[-1] if option else 'stdin'}: {LONG}" in done.stderr

@@ -23,7 +23,7 @@ def imported(*arguments: str, **environment: str) -> tuple[str, set[str]]:
     """What a command line prints, and the modules that it imports."""
     done = subprocess.run(
         [sys.executable, "-c", RUN, *arguments], check=False, capture_output=True, text=True,
-        env={**os.environ, **environment}, timeout=120,
+        env={**os.environ, **environment}, timeout=300,
     )  # fmt: skip
     out, _, last = done.stdout.rstrip("\n").rpartition("\n")
     assert last.startswith("["), done.stderr
@@ -66,7 +66,7 @@ def complete(words: str) -> set[str]:
     """The completions of the last word, as bash asks for them; imports nothing heavy."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", "from blt_core.cli import main; main()"],
-        check=False, capture_output=True, text=True, timeout=120,
+        check=False, capture_output=True, text=True, timeout=300,
         env={
             **os.environ,
             "_BLT_COMPLETE": "complete_bash",
@@ -104,7 +104,7 @@ def test_the_core_is_imported_without_torch_and_gives_its_names_when_they_are_us
         "except AttributeError as error: print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=300
     )
     assert done.stdout == "module 'blt_core' has no attribute 'nothing'\n", done.stderr
 

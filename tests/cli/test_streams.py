@@ -26,7 +26,7 @@ def shell(command, redirection):
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     return done.returncode, done.stderr
 
@@ -35,7 +35,7 @@ def test_a_reader_that_has_enough_ends_the_run_quietly(generate):
     with subprocess.Popen(generate, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.read(1)
         process.stdout.close()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=300) == 0
         assert process.stderr.read() == b""
 
 
@@ -55,7 +55,7 @@ def pipe(command):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        command, check=False, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
+        command, check=False, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300
     )
     os.close(writer)
     return done.returncode, done.stderr
@@ -85,7 +85,7 @@ def test_a_report_that_nobody_can_read_ends_no_run(generate):
         ["sh", "-c", 'exec "$@" 2> /dev/full', "sh", *generate],
         check=False,
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0
     assert len(done.stdout) == 200
@@ -154,7 +154,7 @@ def noisy(tmp_path):
             check=False,
             capture_output=True,
             env={**os.environ, "PYTHONPATH": path},
-            timeout=60,
+            timeout=300,
         )
 
     return call
@@ -193,7 +193,7 @@ assert sys.stdout is before and not structlog.is_configured()
 print("mine")
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, timeout=60
+        [sys.executable, "-c", program], check=False, capture_output=True, timeout=300
     )
     assert (done.returncode, done.stdout) == (0, b"mine\n"), done.stderr
 
@@ -212,7 +212,7 @@ def test_ctrl_c_says_so_and_exits_with_1(generate):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.read(1)  # it generates
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=300)
     assert process.returncode == 1
     assert error.decode().strip().splitlines()[-1] == "interrupted"
 
@@ -223,7 +223,7 @@ def test_a_narrow_terminal_encoding_costs_characters_not_the_command():
         check=False,
         capture_output=True,
         env={"PYTHONIOENCODING": "ascii", "PATH": ""},
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0
     assert b"BLT-D-4" in done.stdout

@@ -32,7 +32,7 @@ def probe(tmp_path: Path, *paths: Path, code: str = PROBE) -> dict:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True,
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     return json.loads(done.stdout)
 
@@ -41,7 +41,7 @@ def probe(tmp_path: Path, *paths: Path, code: str = PROBE) -> dict:
 def unpacked_wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
-    subprocess.run(build, check=True, capture_output=True, timeout=300)
+    subprocess.run(build, check=True, capture_output=True, timeout=900)
     [wheel] = folder.glob("*.whl")
     shutil.unpack_archive(wheel, folder / "site", "zip")
     return folder / "site"

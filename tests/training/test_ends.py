@@ -64,7 +64,7 @@ def launched(folder: Path, tables: dict[str, Any], fail: str) -> list[dict[str, 
         env={**os.environ, "OMP_NUM_THREADS": "1", "FAIL": fail, "DS_ACCELERATOR": "cpu"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert all((folder / rank).exists() for rank in "01"), done.stderr

@@ -240,7 +240,7 @@ def test_a_killed_run_goes_on_and_writes_the_same_shards(more, tmp_path, monkeyp
     arguments = [json.dumps(more), str(out), str(workers)]
     # The pipe is closed when the last process that holds it has ended: workers do not stay behind.
     done = subprocess.run(
-        [sys.executable, str(script), *arguments], stdout=subprocess.PIPE, timeout=120, check=False
+        [sys.executable, str(script), *arguments], stdout=subprocess.PIPE, timeout=300, check=False
     )
     assert done.returncode == -signal.SIGKILL
     stopped = load_manifest(out)

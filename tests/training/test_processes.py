@@ -107,7 +107,7 @@ class Runs:
             env={**os.environ, "OMP_NUM_THREADS": "1", **env},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
         )
         assert (done.returncode == 0) == (code == 0), done.stderr

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.slow
 
-#: Seconds; a machine with two cores takes a quarter of it.
+#: Seconds of one core, whatever else the machine does; it takes a quarter of it.
 LIMIT = 300
+
+
+def core_seconds() -> float:
+    """What the processes that this one has started and that have ended took of all cores."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def blt(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -24,10 +30,10 @@ def blt(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_quick_start_ends_soon_with_a_model_that_generates(tmp_path):
     texts, out = str(Path(asyncio.__file__).parent), str(tmp_path / "run")
-    began = time.perf_counter()
+    began = core_seconds()
     done = blt("train", "quickstart-train", "--corpus", texts, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - began < LIMIT
+    assert core_seconds() - began < LIMIT
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line) for line in lines]
     model = [record["loss"] for record in losses if record["phase"] == "model" and "loss" in record]

@@ -57,7 +57,7 @@ def test_two_passes_run_at_once_and_no_more_are_begun(pairs):
         with lock:
             inside += 1
             most = max(most, inside)
-        meeting.wait(timeout=30)  # fails unless another pass arrives
+        meeting.wait(timeout=120)  # fails unless another pass arrives
         with lock:
             inside, done = inside - 1, done + 1
         return module.a.sum()
