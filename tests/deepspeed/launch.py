@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("program.py")
-SECONDS = 120
+SECONDS = 600
 
 
 def environment(extensions: Path) -> dict[str, str]:
