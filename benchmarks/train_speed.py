@@ -52,17 +52,31 @@ from dense_masks import dense_masks
 from torch import Tensor, distributed
 
 import blt_core
-from blt_core.plugins.loading import load_plugins
-from blt_core.storage.tensors import model_config, model_tensors
-from blt_core.wiring.config import Config, load_config
-from blt_plugins.training.backends.torch import TorchBackend, TorchBackendParams
-from blt_plugins.training.data.load import load_data
-from blt_plugins.training.run.job import Job
-from blt_plugins.training.run.make_job import make_job
-from blt_plugins.training.run.phases import Phase, make_phases
-from blt_plugins.training.run.report import LineReport
-from blt_plugins.training.run.trainer import Trainer
-from blt_plugins.training.setup.settings import TrainSettings
+
+try:
+    from blt_core.plugins.loading import load_plugins
+    from blt_core.storage.tensors import model_config, model_tensors
+    from blt_core.wiring.config import Config, load_config
+    from blt_plugins.training.backends.torch import TorchBackend, TorchBackendParams
+    from blt_plugins.training.data.load import load_data
+    from blt_plugins.training.run.job import Job
+    from blt_plugins.training.run.make_job import make_job
+    from blt_plugins.training.run.phases import Phase, make_phases
+    from blt_plugins.training.run.report import LineReport
+    from blt_plugins.training.run.trainer import Trainer
+    from blt_plugins.training.setup.settings import TrainSettings
+except ModuleNotFoundError:  # --before: an older checkout, where they stood elsewhere
+    from blt_core.checkpoint import model_config, model_tensors
+    from blt_core.config import Config, load_config
+    from blt_plugins.training.backend import TorchBackend, TorchBackendParams
+    from blt_plugins.training.job import make_job
+    from blt_plugins.training.loop import Job, Trainer
+    from blt_plugins.training.phases import Phase, make_phases
+    from blt_plugins.training.report import LineReport
+    from blt_plugins.training.settings import TrainSettings
+
+    from blt_core.plugins import load_plugins
+    from blt_plugins.training.data import load_data
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 CONFIG = Path(__file__).with_suffix(".toml")

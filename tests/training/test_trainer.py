@@ -8,10 +8,12 @@ import attrs
 import pytest
 import torch
 
+from blt_core.component import BuildContext
 from blt_core.pipeline import Pipeline
 from blt_core.plugins.loading import load_plugins
 from blt_core.storage.tensors import load_tensors
 from blt_plugins.training.backends.parameters import parameter_groups
+from blt_plugins.training.backends.torch import TorchBackend, TorchBackendParams
 from blt_plugins.training.cli.threshold import write_threshold
 from blt_plugins.training.data.load import load_data
 from blt_plugins.training.run.phases import make_phases
@@ -96,6 +98,33 @@ def test_accumulated_passes_make_the_step_of_one_pass_over_all_of_them(new_job, 
     figures, size = Trainer(job, silent())._step(phase, phase.module, 0, job.backend)
     assert size == scored
     assert figures["grad_norm"] == pytest.approx(float(expected), rel=1e-9)
+
+
+class Strict(TorchBackend):
+    """A backend that has nothing to answer with before it is started, as many have not."""
+
+    started = False
+
+    def start(self, *arguments, **keys):
+        self.started = True
+        return super().start(*arguments, **keys)
+
+    def mean(self, values):
+        assert self.started, "it was not started"
+        return super().mean(values)
+
+
+@pytest.mark.parametrize("phases", [("scorer",), ("model",), ("scorer", "model")])
+def test_a_backend_is_asked_only_once_it_is_started(new_job, silent, tables, phases):
+    if phases == ("scorer",):
+        for kind in ("encoder", "global_model", "decoder"):
+            del tables[kind]
+        tables["train"]["steps"] = 0
+    for _ in range(2):  # again when it is found finished
+        job = new_job(scorer={"steps": 8 if "scorer" in phases else 0})
+        strict = Strict(TorchBackendParams(), BuildContext(job.model.scheme))
+        assert Trainer(attrs.evolve(job, backend=strict), silent()).run().threshold is not None
+        assert strict.started == ("model" in phases)
 
 
 def test_a_run_begins_by_telling_how_much_text_there_is(new_job, silent):

@@ -81,7 +81,8 @@ class Trainer:
                         continue  # it was over when the state was saved
                     self._run_phase(phase, found)
                     found = None
-                job.backend.mean([])  # no process leaves while another still waits for it
+                # No process leaves while another still waits for it.
+                self._backend_of(self._phases[-1]).mean([])
         except Stopped:
             last = self._folder.saved
             saved = f"what was saved ({last})" if last else "nothing, which"
@@ -111,8 +112,12 @@ class Trainer:
             plot=self._folder.plot(),
         )
 
+    def _backend_of(self, phase: Phase) -> TrainingBackend:
+        """The job's backend for the model alone: a run without one never starts it."""
+        return self._job.backend if phase.name == MODEL else self._scorer_backend
+
     def _run_phase(self, phase: Phase, found: Found | None) -> None:
-        backend = self._job.backend if phase.name == MODEL else self._scorer_backend
+        backend = self._backend_of(phase)
         clock, first = Clock(), found.state.step if found is not None else 0
         if found is None and phase.name == MODEL:
             self._judge.fix_patches(self._scorer_backend)  # the model's is not on

@@ -40,8 +40,8 @@ class TrainSettings:
 
     steps: of the model; without any the scorer is trained alone. batch_bytes: bytes of one step,
     padding included; split over ``accumulate`` passes, which are dealt out to the processes.
-    precision: see :class:`blt_plugins.training.run.phases.ModelLoss`. gradient_checkpointing:
-    forget the inside of layers and compute it again, for less memory.
+    precision: see :class:`blt_plugins.training.objectives.losses.ModelLoss`.
+    gradient_checkpointing: forget the inside of layers and compute it again, for less memory.
     context_bytes: length of the windows (default: the model's). weight_decay: of matrices only.
     schedule, final_rate, decay_share: the learning rate's shape, where it ends as a share of
     learning_rate, and how long a wsd schedule decays, as a share of the steps (see
