@@ -1,7 +1,9 @@
 """Repeat short runs of ``blt train`` in several processes, and count those that do not end with 0.
 
 A finished run must exit with 0, however busy the machine is: whoever starts it, torchrun for one,
-takes anything else for a failure. ``--busy`` adds processes that compute without end beside it.
+takes anything else for a failure. ``--busy`` adds processes that compute without end beside it;
+``--starve`` makes the threads of process groups late, so that one which outlives the command is
+often still at work when the interpreter ends; with ``--busy 0``, or they get no time at all.
 
     python benchmarks/stress_exits.py --runs 50 --busy 2 --strategy fsdp
 
@@ -21,7 +23,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from torch import distributed
 
 from blt_core.cli.app import run
 
@@ -93,6 +99,25 @@ def surroundings(count: int) -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
+def starve(rank: int) -> None:
+    """Give the threads of groups made from now on no time while this process computes; on Linux.
+
+    They share a core with it, at the lowest priority. So a thread that tells of the end of a
+    collective gives way before it has let the tensors go, for which it may need the interpreter.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
+    begin = distributed.init_process_group
+
+    def begin_starved(*given: Any, **named: Any) -> None:
+        before = set(Path("/proc/self/task").iterdir())
+        begin(*given, **named)
+        for thread in set(Path("/proc/self/task").iterdir()) - before:
+            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+
+    distributed.init_process_group = begin_starved
+
+
 def torchrun(folder: Path, number: int, processes: int) -> list[int]:
     """The exit code of one run as users start it."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
@@ -109,7 +134,7 @@ def torchrun(folder: Path, number: int, processes: int) -> list[int]:
     return [done.returncode]
 
 
-def fork(folder: Path, number: int, processes: int) -> list[int]:
+def fork(folder: Path, number: int, processes: int, *, late: bool) -> list[int]:
     """The exit code of each process of one run, which share what this program has imported."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -128,6 +153,8 @@ def fork(folder: Path, number: int, processes: int) -> list[int]:
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(port),
             )
+            if late:
+                starve(rank)
             arguments = [
                 "train",
                 str(folder / "config.toml"),
@@ -146,7 +173,7 @@ def stress(strategy: str, given: argparse.Namespace) -> int:
     if strategy == "deepspeed":
         backend = 'use = "deepspeed"\nstage = 3'
     codes: list[int] = []
-    launch = torchrun if given.torchrun else fork
+    launch = torchrun if given.torchrun else partial(fork, late=given.starve)
     began = time.perf_counter()
     with surroundings(given.busy) as folder:
         (folder / "config.toml").write_text(CONFIG.format(texts=folder, backend=backend))
@@ -169,9 +196,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="processes of a run")
     parser.add_argument("--busy", type=int, default=1, help="busy processes beside them")
     parser.add_argument("--torchrun", action="store_true", help="start each run by torchrun: slow")
+    parser.add_argument("--starve", action="store_true", help="late threads: see above")
     strategies = ("ddp", "fsdp", "deepspeed")
     parser.add_argument("--strategy", action="append", choices=strategies, help="repeatable")
     given = parser.parse_args()
+    if given.starve and given.torchrun:
+        parser.error("--starve: only processes that are forked can be starved")
     os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
     for name in () if given.torchrun else BEFORE:
         importlib.import_module(name)
