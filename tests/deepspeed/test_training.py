@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import shutil
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ TORCHRUN = (
 )  # fmt: skip
 DEEPSPEED = (
     sys.executable, str(BLT.with_name("deepspeed")), "--num_accelerators", "2",
-    "--no_local_rank", "--no_python",
+    "--no_local_rank", "--no_python", "--master_port", "PORT",
 )  # fmt: skip
 #: Sums in another order round apart.
 CLOSE = {"rel": 0, "abs": 1e-6}
@@ -61,6 +62,12 @@ launch = load(FOLDER / "launch.py", "launch")
 TINY = load(FOLDER.parent / "training" / "conftest.py", "training_conftest").TINY
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 class Runs:
     """Trains a tiny config in a folder of its own."""
 
@@ -95,6 +102,8 @@ class Runs:
     def train(self, out: str, backend: dict[str, Any], launcher: Sequence[str] = ()) -> str:
         """What a run wrote; all of its files lie in ``folder / out``."""
         command = ("train", self.config(out, backend), "--out", str(self.folder / out))
+        # DeepSpeed's own port is one for all that run on a machine.
+        launcher = [free_port() if word == "PORT" else word for word in launcher]
         written = self.start(*launcher, str(BLT), *command)
         assert (self.folder / out / "model" / "config.toml").exists(), written
         return written
