@@ -54,14 +54,14 @@ def naming(running: object = None) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         named = _named(error, running)
         if named is error:
             raise
         raise named from error
 
 
-def _named(error: Exception, running: object) -> Exception:
+def _named(error: Exception | SystemExit, running: object) -> Exception | SystemExit:
     if isinstance(error, EngineError):
         return error if error.component else _named_engine_error(error, running)
     if isinstance(error, BltError) or _is_nobodys(error):
@@ -79,7 +79,7 @@ def _named(error: Exception, running: object) -> Exception:
     return ComponentError(f"{name} failed: {what} ({place})")
 
 
-def _is_nobodys(error: Exception) -> bool:
+def _is_nobodys(error: BaseException) -> bool:
     """Whether an error is no component's fault: memory has run out."""
     torch = sys.modules.get("torch")  # which takes seconds to import, and an error here does not
     return isinstance(error, (MemoryError, torch.OutOfMemoryError) if torch else MemoryError)
@@ -91,7 +91,7 @@ def _named_engine_error(error: EngineError, running: object) -> EngineError:
     return EngineError(f"{name}: {error}", component=name) if name else error
 
 
-def _innermost(error: Exception) -> tuple[str, list[FrameType]]:
+def _innermost(error: BaseException) -> tuple[str, list[FrameType]]:
     """The innermost component in a traceback, and the frames from its own on."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for index in range(len(frames) - 1, -1, -1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import Any
 
 import attrs
@@ -149,7 +150,7 @@ def _meanings(params: type) -> dict[str, str]:
     begin = re.compile(rf"(?:^|(?<=[.;:] ))((?:{names})(?:, (?:{names}))*)( [^:.]{{1,40}})?: ")
     found = list(begin.finditer(text))
     meanings: dict[str, str] = {}
-    for match, after in zip(found, [*found[1:], None], strict=True):
+    for match, after in zip_longest(found, found[1:]):
         said = text[match.end() : after.start() if after else len(text)].strip()
         for name in match[1].split(", "):
             meanings[name] = f"{match[2].strip()}: {said}" if match[2] else said

@@ -95,6 +95,10 @@ class Table(dict[str, Any]):
         return value
 
 
+#: Bytes of the largest TOML file that is read: some files have no end.
+LARGEST = 1 << 24
+
+
 def parse_toml(text: str) -> dict[str, Any]:
     """The tables of a TOML text.
 
@@ -118,12 +122,19 @@ def read_toml(path: Path) -> Table:
     return Table(read_tables(path), Place(str(path)))
 
 
+def _all_of(data: bytes) -> bytes:
+    if len(data) > LARGEST:
+        raise ValueError(f"larger than {LARGEST} bytes, or without an end: no file of tables")
+    return data
+
+
 def read_tables(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; ConfigError if it is missing, unreadable or malformed."""
     place, data = Place(str(path)), b""
     try:
-        data = path.read_bytes()
-        return parse_toml(decode(data))
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+        return parse_toml(decode(_all_of(data)))
     except FileNotFoundError:
         problem = place.problem("no such file")
     except OSError as error:

@@ -12,7 +12,14 @@ from typing import Any
 import attrs
 
 from blt_core.component import ABILITIES, MANY, NESTED, Ability, BuildContext, Component, Preset
-from blt_core.errors import ConfigError, PluginError, Problem, near_match
+from blt_core.errors import (
+    BltError,
+    ComponentError,
+    ConfigError,
+    PluginError,
+    Problem,
+    near_match,
+)
 from blt_core.faults import remember
 from blt_core.plugins.loading import Plugins
 from blt_core.plugins.registry import Entry, Registry
@@ -137,8 +144,9 @@ class Plan:
     def build(self, kind: str, context: BuildContext | None = None) -> Any:
         """Build the component of a top-level table, nested ones first.
 
-        Raises ConfigError if a factory refuses its params, PluginError if what it makes does not
-        fulfil the protocol of its kind.
+        Raises ConfigError if a factory refuses its params (by a ValueError or an error of ours),
+        ComponentError if it fails otherwise, PluginError if what it makes does not fulfil the
+        protocol of its kind.
         """
         node = self.node(kind)
         return build_node(node, context or BuildContext(self.model.scheme), self.registry)
@@ -211,9 +219,12 @@ def build_node(node: Node, context: BuildContext, registry: Registry) -> Any:
     children = node.map_children(lambda child: build_node(child, context, registry))
     try:
         instance = node.component.factory(attrs.evolve(node.params, **children), context)
-    except Exception as error:
+    except (BltError, ValueError) as error:  # it refuses its params
         text = f"{node.label} cannot be built: {reason(error)}"
         raise ConfigError([node.place.written.problem(text)]) from error
+    except Exception as error:
+        text = f"{node.entry.label} cannot be built: {reason(error)}"
+        raise ComponentError(str(node.place.written.problem(text))) from error
     registry.check_instance(node.entry, instance)
     remember(instance, node.entry.label)
     return instance

@@ -136,6 +136,40 @@ def test_every_example_is_toml_and_checks_where_nothing_is_required():
             assert meant or all(key["required"] for key in shown["keys"]), shown["name"]
 
 
+@attrs.frozen
+class Bare:
+    draft_bytes: int = 4
+
+
+@attrs.frozen
+class Wordy:
+    """Says nothing of its keys."""
+
+    draft_bytes: int = 4
+
+
+@pytest.mark.parametrize("params", [Bare, Wordy])
+def test_keys_without_a_word_in_the_docstring_are_shown_without_a_meaning(params):
+    from blt_core.cli.describing import describe
+
+    class Plugin:
+        @hookimpl
+        def blt_components(self):
+            return [Component("drafter", "acme/echo", Echo, params, "repeats the last byte")]
+
+    loaded = load_plugins(extra=[("blt-acme", "acme", Plugin())])
+    assert not loaded.broken
+    shown = describe(loaded, loaded.registry.lookup("drafter", "acme/echo"))
+    [key] = shown["keys"]
+    assert (key["name"], key["default"], key["meaning"]) == ("draft_bytes", 4, None)
+
+
+class Echo:
+    def __init__(self, params, context): ...
+
+    def draft(self, ops, limit, sampling, draws): ...
+
+
 @pytest.mark.parametrize(
     ("sampler", "note"),
     [

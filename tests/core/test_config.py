@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import string
+from pathlib import Path
 
 import pytest
 import tomli_w
@@ -24,6 +25,12 @@ def test_a_file_gives_its_tables(tmp_path) -> None:
     assert config.tables == {"schema": 1, "run": {"checkpoint": "demo:x"}, "sampler": {"use": "ar"}}
     assert config.checkpoint == "demo:x"
     assert str(config.tables["sampler"].place_of("use")) == f"{path}: sampler.use"
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a file without an end")
+def test_a_file_without_an_end_is_refused(problems) -> None:
+    [problem] = problems(load_config, Path("/dev/zero"))
+    assert problem.startswith("/dev/zero: larger than 16777216 bytes, or without an end")
 
 
 def test_syntax_errors_have_line_and_column(tmp_path, problems) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blt_core.component import BuildContext, Preset, nested, nested_table
-from blt_core.errors import ConfigError, PluginError
+from blt_core.errors import ComponentError, ConfigError, PluginError
 from blt_core.types import IdScheme
 from blt_core.wiring.config import Config
 from blt_core.wiring.merge import merge_checkpoint
@@ -415,11 +415,6 @@ def failing(error: Exception):
     [
         (ValueError("dim must divide heads"), "dim must divide heads"),
         (PluginError("no"), "no"),
-        (ModuleNotFoundError("no module 'x'"), "ModuleNotFoundError: no module 'x'"),
-        (RuntimeError("can't allocate memory"), "RuntimeError: can't allocate memory"),
-        (MemoryError(), "MemoryError"),
-        (TypeError("no len()"), "TypeError: no len()"),
-        (KeyError("oops"), "KeyError: 'oops'"),
     ],
 )
 def test_factories_that_refuse_name_their_place(load, fakes, problems, error, text) -> None:
@@ -432,11 +427,30 @@ def test_factories_that_refuse_name_their_place(load, fakes, problems, error, te
     ]
 
 
-def test_bugs_of_a_factory_keep_their_traceback(load, fakes) -> None:
-    bug = fakes.component("sampler", "ar", failing(KeyError("oops")))
-    with pytest.raises(ConfigError) as caught:
-        resolve(config('[sampler]\nuse = "ar"'), load(bug)).build("sampler", BuildContext())
-    assert isinstance(caught.value.__cause__, KeyError)
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ModuleNotFoundError("no module 'x'"), "ModuleNotFoundError: no module 'x'"),
+        (RuntimeError("can't allocate memory"), "RuntimeError: can't allocate memory"),
+        (MemoryError(), "MemoryError"),
+        (TypeError("no len()"), "TypeError: no len()"),
+        (KeyError("oops"), "KeyError: 'oops'"),
+    ],
+)
+def test_factories_that_fail_name_place_and_distribution_and_keep_the_cause(
+    load, fakes, error, text
+) -> None:
+    drafter = fakes.component("drafter", "self", failing(error))
+    others = [record for record in fakes.COMPONENTS if record.name != "self"]
+    plugins = load(drafter, *others)
+    table = '[sampler]\nuse = "speculative"\ndrafter = { use = "self" }'
+    with pytest.raises(ComponentError) as caught:
+        resolve(config(table), plugins).build("sampler", BuildContext())
+    label = plugins.registry.lookup("drafter", "self").label
+    assert str(caught.value) == f"tiny.toml: sampler.drafter: {label} cannot be built: {text}"
+    assert "(" in label, "its distribution"
+    assert caught.value.exit_code == 1
+    assert caught.value.__cause__ is error
 
 
 def test_what_a_function_makes_is_checked_once_it_is_made(load, fakes) -> None:

@@ -31,6 +31,11 @@ class Drafter(Base):
         return [1 / 0 for _ in limit]
 
 
+class Leaver(Base):
+    def draft(self, ops, limit, sampling, draws):
+        raise SystemExit(7)
+
+
 class Meddler(Base):
     def draft(self, ops, limit, sampling, draws):
         ops.rewind([0 for _ in limit])
@@ -69,7 +74,7 @@ class Plugin:
     @hookimpl
     def blt_components(self):
         parts = {
-            "drafter": {"x": Drafter, "meddler": Meddler},
+            "drafter": {"x": Drafter, "meddler": Meddler, "leaver": Leaver},
             "verification": {"x": Verification},
             "unmasking": {"x": Unmasking},
             "sampler": {"x": Sampler},
@@ -104,6 +109,8 @@ def pipeline(plugins):
          ZeroDivisionError),
         ("speculative drafter.use=cascade drafter.drafter.use=acme/x",
          "drafter 'acme/x' (blt-acme) failed: ZeroDivisionError", ZeroDivisionError),
+        ("speculative drafter.use=acme/leaver",
+         "drafter 'acme/leaver' (blt-acme) failed: SystemExit: 7", SystemExit),
         ("speculative verification.use=acme/x",
          "verification 'acme/x' (blt-acme) failed: KeyError: 'accepted'", KeyError),
         ("blt-d unmasking.use=acme/x",
