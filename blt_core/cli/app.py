@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -12,12 +13,12 @@ from typer.core import TyperGroup
 
 from blt_core import __version__
 from blt_core.cli import streams
-from blt_core.errors import BltError, DataError, RunError
+from blt_core.errors import BltError, ConfigError, DataError, RunError
 from blt_core.faults import naming
 from blt_core.log import configure, logger
 from blt_core.plugins.commands import Commands, find_commands, new_app
 from blt_core.plugins.entry_points import let_torch_be_imported
-from blt_core.plugins.registry_file import load_manifest
+from blt_core.plugins.registry_file import Manifest, load_manifest, manifest_files
 
 INTERRUPTED = 1
 #: What the option parser returns after Ctrl-C.
@@ -44,8 +45,9 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    commands = None
     try:
-        commands = find_commands(load_manifest())
+        commands = find_commands(_policy(arguments))
         if commands.unreadable:
             let_torch_be_imported()
         command = build_group(commands)
@@ -65,10 +67,27 @@ def _run(arguments: list[str]) -> int:
         # Usage errors of the option parser know how to show themselves; all else is a bug.
         show = getattr(error, "show", None)
         if show is None:
-            raise
+            name = next((each for each in arguments if not each.startswith("-")), "")
+            owner = commands.owner(name) if commands is not None else None
+            if owner is None:
+                raise
+            logger().debug("where the error comes from", exc_info=error)
+            what = "".join(traceback.format_exception_only(error)).strip()
+            return _say(f"command {name!r} ({owner}) failed: {what}", RunError.exit_code)
         show()
         return int(getattr(error, "exit_code", 2))
     return _say("interrupted", INTERRUPTED) if code == _PARSER_INTERRUPTED else code
+
+
+def _policy(arguments: list[str]) -> Manifest:
+    """The policy of plugins; where a file of it is faulty, for what needs none the shipped one."""
+    try:
+        return load_manifest()
+    except ConfigError as error:
+        if arguments not in (["--version"], ["--help"]):
+            raise
+        _say(str(error), error.exit_code)
+        return load_manifest(manifest_files()[:1])
 
 
 def _say(text: str, code: int) -> int:

@@ -12,7 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from blt_core.errors import PluginError
-from blt_core.plugins.entry_points import COMMANDS, BrokenPlugin, Point, attempt, find
+from blt_core.plugins.entry_points import (
+    COMMANDS,
+    CORE,
+    BrokenPlugin,
+    Point,
+    attempt,
+    canonical,
+    find,
+)
 from blt_core.plugins.registry_file import Manifest
 
 if TYPE_CHECKING:
@@ -55,6 +63,11 @@ class Commands(Mapping[str, "Command"]):
     def __len__(self) -> int:
         return len(self._points)
 
+    def owner(self, name: str) -> str | None:
+        """The distribution of a command that is not the core's; None for others."""
+        point = self._points.get(name)
+        return _owner(point) if point is not None and not _is_core(point) else None
+
     def broken(self) -> tuple[BrokenPlugin, ...]:
         """The commands that cannot be used. Imports all, to find out."""
         made = [self._make(name) for name in self]
@@ -69,10 +82,21 @@ class Commands(Mapping[str, "Command"]):
 
 
 def find_commands(manifest: Manifest) -> Commands:
-    """The commands of all installed distributions that are not blocked; none is imported."""
+    """The commands of all installed distributions that are not blocked; none is imported.
+
+    The core's own cannot be blocked: they tell what is.
+    """
     found = find(COMMANDS)
-    points = [p for p in found.points if not manifest.blocks_distribution(p.origin.distribution)]
+    points = [
+        point
+        for point in found.points
+        if _is_core(point) or not manifest.blocks_distribution(_owner(point))
+    ]
     return Commands(points, found.broken)
+
+
+def _is_core(point: Point) -> bool:
+    return canonical(_owner(point)) == CORE
 
 
 def _owner(point: Point) -> str:

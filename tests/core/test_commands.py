@@ -146,3 +146,34 @@ def test_ctrl_c_during_an_import_names_the_command(install, commands, call) -> N
         found = call(commands(), *arguments)
         assert found.stderr == "interrupted while command 'grow' (acme) was imported\n"
         assert found.code == 1
+
+
+RAISES = """
+def raiser() -> None:
+    raise ValueError("no good")
+"""
+
+
+def test_an_error_in_a_command_of_a_plugin_names_it(install, commands, call) -> None:
+    install("acme", {COMMANDS: {"raiser": "acme_r:raiser"}}, {"acme_r": RAISES})
+    done = call(commands(), "raiser")
+    assert (done.code, done.stdout) == (1, "")
+    assert done.stderr == "command 'raiser' (acme) failed: ValueError: no good\n"
+
+
+def test_help_and_version_need_no_policy_of_a_folder(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "registry.toml").write_text("schema = 1\nblocked = [\n")
+    monkeypatch.chdir(tmp_path)
+    assert app.run(["--version"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("blt ")
+    assert shown.err.startswith("registry.toml:")
+    assert app.run(["check"]) == 2
+    assert capsys.readouterr().err.startswith("registry.toml:")
+
+
+def test_the_core_s_commands_cannot_be_blocked(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "registry.toml").write_text('schema = 1\nblocked = ["blt-core"]\n')
+    monkeypatch.chdir(tmp_path)
+    assert app.run(["check"]) == 2
+    assert "blocked" in capsys.readouterr().err
