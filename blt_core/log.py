@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,10 +29,46 @@ def logger() -> structlog.typing.FilteringBoundLogger:
 
 
 def configure(*, verbose: bool = False) -> None:
-    """Show warnings and errors, or everything if ``verbose``."""
+    """Show warnings and errors, or everything if ``verbose``.
+
+    structlog itself is configured when somebody imports it: that takes a third of ``blt --help``.
+    """
+    level = logging.DEBUG if verbose else logging.WARNING
+    sys.meta_path[:] = [each for each in sys.meta_path if not isinstance(each, _Awaited)]
+    if "structlog" in sys.modules:
+        _configure(level)
+    else:
+        sys.meta_path.insert(0, _Awaited("structlog", lambda: _configure(level)))
+
+
+class _Awaited(MetaPathFinder):
+    """Calls ``then`` once a module has been imported, whoever imports it."""
+
+    def __init__(self, name: str, then: Callable[[], None]) -> None:
+        self._name, self._then = name, then
+
+    def find_spec(
+        self, name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec that others find, with a loader that calls ``then`` afterwards."""
+        if name != self._name or self not in sys.meta_path:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                self._then()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _configure(level: int) -> None:
     import structlog
 
-    level = logging.DEBUG if verbose else logging.WARNING
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -17,6 +17,7 @@ code = run(sys.argv[1:])
 print("\\n" + json.dumps([code, sorted(sys.modules)]))
 """
 HEAVY = {"torch", "numpy", "safetensors", "transformers", "deepspeed", "matplotlib", "pyarrow"}
+HEAVY |= {"structlog", "rich.traceback"}
 
 
 def imported(*arguments: str, **environment: str) -> tuple[str, set[str]]:
