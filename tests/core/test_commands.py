@@ -172,8 +172,7 @@ def test_help_and_version_need_no_policy_of_a_folder(tmp_path, monkeypatch, caps
     assert capsys.readouterr().err.startswith("registry.toml:")
 
 
-def test_the_core_s_commands_cannot_be_blocked(tmp_path, monkeypatch, capsys) -> None:
+def test_the_core_s_commands_cannot_be_blocked(tmp_path, monkeypatch) -> None:
     (tmp_path / "registry.toml").write_text('schema = 1\nblocked = ["blt-core"]\n')
     monkeypatch.chdir(tmp_path)
-    assert app.run(["check"]) == 2
-    assert "blocked" in capsys.readouterr().err
+    assert {"generate", "check", "plugins", "train"} <= set(find_commands(load_manifest()))
