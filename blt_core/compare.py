@@ -22,9 +22,8 @@ from blt_core.requests import (
     read_requests,
     shows_settings,
     to_bytes,
-    to_texts,
 )
-from blt_core.types import Draws, Parameters, Passes, Rows, Sampling
+from blt_core.types import Draws, Parameters, Passes, RoundCounts, Rows, Sampling
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -73,6 +72,7 @@ class Row:
     rounds: int
     drafted: int
     accepted: int
+    counts: RoundCounts
     gigabytes: float
     relative_gigabytes: float | None
     bytes_per_second: float
@@ -111,20 +111,21 @@ def compare(
     counts that price the passes (default: the model's own). request: as for ``generate``. All is
     checked before any work. progress(name, prompt index) is called before each run.
     """
-    texts = to_texts(prompts, "prompt")
+    requests, sampling = read_requests(prompts, request, pipeline.settings)
     pipelines = {name: pipeline.with_sampler(spec) for name, spec in samplers.items()}
     for each in pipelines.values():
-        each.check(texts, **request)
+        each.check(prompts, **request)
     most = request.get("max_new_bytes") or pipeline.settings.max_new_bytes
-    short: RequestSettings = {**request, "max_new_bytes": min(most, WARM_UP_BYTES)}
+    first: RequestSettings = {**request, "seed": requests[0].seed, "samples": 1}
+    short: RequestSettings = {**first, "max_new_bytes": min(most, WARM_UP_BYTES)}
     for each in pipelines.values():
-        each.generate(texts[0], **short)
+        each.generate(requests[0].prompt, **short)
     results: dict[str, list[Generation]] = {name: [] for name in pipelines}
-    for index, prompt in enumerate(texts):
+    for index, one in enumerate(requests):
+        alone: RequestSettings = {**request, "seed": one.seed, "samples": 1}
         for name, each in pipelines.items():
             progress(name, index)
-            results[name].append(each.generate(prompt, **request))
-    requests, sampling = read_requests(prompts, request, pipeline.settings)
+            results[name].append(each.generate(one.prompt, **alone))
     rows: list[Row] = []
     for name, each in pipelines.items():
         named = _names(name, samplers[name])
@@ -178,6 +179,7 @@ def _row(
         rounds=sum(result.rounds for result in results),
         drafted=sum(result.drafted for result in results),
         accepted=sum(result.accepted for result in results),
+        counts=sum((result.counts for result in results), RoundCounts()),
         gigabytes=cost.gigabytes,
         relative_gigabytes=_ratio(cost.gigabytes, reference.gigabytes) if reference else 1.0,
         bytes_per_second=speed,

@@ -48,6 +48,8 @@ class Ability(NamedTuple):
 ABILITIES: Mapping[str, Ability] = {
     "denoises": Ability("that denoises", "was trained without blocks"),
     "reads_byte_states": Ability("that reads byte states", "embeds bytes by itself"),
+    "stops_early": Ability("that can stop early", "knows no probabilities to stop by"),
+    "gives_q": Ability("that tells what it draws from", "does not draw its bytes one by one"),
 }
 
 
@@ -67,7 +69,8 @@ class Component:
     params: attrs class of its TOML keys. summary: one line for ``blt plugins``. dims: named sizes
     and the params field that holds each; components that name the same size must agree on it.
     provides(params): abilities, such as ``denoises``. requires: abilities of other parts that it
-    cannot work without, as ``"decoder.denoises"``. notes(params): what a user should know of keys
+    cannot work without, as ``"decoder.denoises"``: of a part that it nests, or else of one beside
+    it, or else of a top-level one. notes(params): what a user should know of keys
     that are served but hardly meant; nested fields of ``params`` hold the nodes of a plan.
     """
 
@@ -87,14 +90,16 @@ class Preset:
     """A name for a table of another component of the same kind.
 
     expand(params) gives that table, ``use`` included: ``blt-s`` is ``speculative`` with the drafter
-    ``self``. ``blt check`` prints the expansion.
+    ``self``. ``blt check`` prints the expansion. adapts: whether it is expand(params, abilities),
+    with what the parts of the model can do, as ``"decoder.denoises"``.
     """
 
     kind: str
     name: str
     params: type
-    expand: Callable[[Any], dict[str, Any]]
+    expand: Callable[..., dict[str, Any]]
     summary: str
+    adapts: bool = False
 
 
 def _import_path(_: object, __: attrs.Attribute[str], value: str) -> None:

@@ -19,14 +19,17 @@ import attrs
 
 from blt_core.component import BuildContext
 from blt_core.decoding.engine import Progress, Request, Step, StopReason, check_requests, decode
+from blt_core.errors import RequestError
 from blt_core.faults import broken, naming
+from blt_core.likelihood import Likelihood
 from blt_core.loading import build_model, plan_run, warn_of_blocks
 from blt_core.model import Model
 from blt_core.plugins.loading import Plugins, load_plugins
 from blt_core.protocols import CostModel, Sampler
-from blt_core.requests import RequestSettings, TextLike, read_requests, shows_settings
+from blt_core.requests import RequestSettings, TextLike, read_requests, shows_settings, to_texts
+from blt_core.scoring import Score, score
 from blt_core.tables.inline import parse_inline
-from blt_core.types import Cost, Parameters, Passes
+from blt_core.types import Cost, Parameters, Passes, RoundCounts
 from blt_core.wiring.config import Config, RunSettings, load_config
 from blt_core.wiring.resolve import Plan, resolve
 
@@ -38,26 +41,32 @@ if TYPE_CHECKING:
 class Generation:
     """What one prompt gave. Times are wall-clock seconds, shared with the rest of its batch.
 
-    output: the new bytes; ids: theirs, and special ids that show as no byte. rounds: sampler rounds
-    after the one that read the prompt. drafted: ids that were drafted, in full; accepted: those of
-    them that are in the output. passes: what this prompt cost as if it ran alone; ``cost`` prices
-    them. prefill_seconds: until the first output; seconds: after it, to the end of this
-    output; bytes_per_second: the output after the first by ``seconds``. stop_reason: "length",
-    "eos" or "stop"; None while it goes on.
+    seed: with it this prompt alone gives this output. output: the new bytes; ids: theirs, and
+    special ids that show as no byte. rounds: sampler rounds after the one that read the prompt.
+    drafted: ids that were drafted, in full; accepted: those of them that are in the output. counts:
+    the rounds by how much they drafted and accepted. passes: what this prompt cost as if it ran
+    alone; ``cost`` prices them. prefill_seconds: until the first output; seconds: after it, to the
+    end of this output; bytes_per_second: the output after the first by ``seconds``. stop_reason:
+    "length", "eos" or "stop"; None while it goes on. likelihoods: of each of ``ids``, and ``eos``
+    of the EOS that ended them, if one did; None unless logprobs were asked for.
     """
 
     prompt: bytes
+    seed: int
     output: bytes
     ids: tuple[int, ...]
     passes: Passes
     rounds: int
     drafted: int
     accepted: int
+    counts: RoundCounts
     cost: Cost
     prefill_seconds: float
     seconds: float
     bytes_per_second: float
     stop_reason: StopReason | None
+    likelihoods: tuple[Likelihood, ...] | None = None
+    eos: Likelihood | None = None
 
     @property
     def text(self) -> str:
@@ -73,17 +82,41 @@ class Generation:
             "text": self.text,
             "bytes_base64": base64.b64encode(self.output).decode("ascii"),
             "ids": [int(token) for token in self.ids],
+            "seed": self.seed,
             "n_dec": self.passes.decoder,
             "n_enc": self.passes.encoder,
             "rounds": self.rounds,
             "drafted": self.drafted,
             "accepted": self.accepted,
+            **told_rounds(self.counts, self.passes, len(self.ids)),
             "gigabytes": float(self.cost.gigabytes),
             "prefill_seconds": self.prefill_seconds,
             "seconds": self.seconds,
             "bytes_per_second": self.bytes_per_second,
             "stop_reason": self.stop_reason,
+            **self._told(),
         }
+
+    def _told(self) -> dict[str, Any]:
+        """Log-probabilities, where they were asked for."""
+        if self.likelihoods is None:
+            return {}
+        eos = self.eos
+        return {
+            "logprobs": [each.logprob for each in self.likelihoods],
+            "top_logprobs": [[list(pair) for pair in each.top] for each in self.likelihoods],
+            "eos_logprob": eos.logprob if eos is not None else None,
+        }
+
+
+def told_rounds(counts: RoundCounts, passes: Passes, size: int) -> dict[str, Any]:
+    """How drafts went, as records have it. size: ids of the output."""
+    return {
+        "accepted_rounds": list(counts.accepted),
+        "accepted_by_place": list(counts.by_place),
+        "bytes_per_round": counts.bytes_per_round,
+        "bytes_per_pass": size / passes.decoder if passes.decoder else None,
+    }
 
 
 @attrs.frozen
@@ -187,23 +220,32 @@ class Pipeline:
     def generate(
         self, prompts: TextLike | Sequence[TextLike], **request: Unpack[RequestSettings]
     ) -> Generation | list[Generation]:
-        """Continue one prompt, or several as one batch.
+        """Continue one prompt, or several as one batch; a list for several, and with ``samples``.
 
-        request: max_new_bytes, temperature, top_k, top_p, seed, stop; what is not given comes from
-        ``[run]``. A stop string ends the output, and is kept, where it is in the output: one that
-        begins in the prompt does not count. Raises RequestError, before any work, for what cannot
-        be served.
+        request: max_new_bytes, temperature, top_k, top_p, seed, samples, logprobs, stop; what is
+        not given comes from ``[run]``. With several samples those of a prompt follow one another. A
+        stop string ends the output, and is kept, where it is in the output: one that begins in the
+        prompt does not count. Raises RequestError, before any work, for what cannot be served.
         """
         progress: Sequence[Progress] = ()
         for step in self.steps(prompts, **request):
             progress = step.progress
         results = [self.generation(record) for record in progress]
-        return results[0] if isinstance(prompts, TextLike) else results
+        one = isinstance(prompts, TextLike) and request.get("samples") is None
+        return results[0] if one else results
 
     @shows_settings
     def stream(self, prompt: TextLike, **request: Unpack[RequestSettings]) -> Iterator[bytes]:
-        """The new bytes of one prompt as they are committed; requests as for ``generate``."""
+        """The new bytes of one prompt as they are committed; requests as for ``generate``.
+
+        Raises RequestError for several samples.
+        """
         steps = self.steps([prompt], **request)
+        if len(self.requests([prompt], **request)) > 1:
+            raise RequestError(
+                "samples: one text at a time can be streamed\n"
+                "  fix: leave samples out, or take generate or steps"
+            )
         return (step.new[0] for step in steps if step.new[0])
 
     @shows_settings
@@ -219,6 +261,13 @@ class Pipeline:
         requests, sampling = read_requests(prompts, request, self.settings)
         rounds = decode(self.model, self.sampler, requests, sampling)
         return self._observed(Run(self, requests), rounds)
+
+    @shows_settings
+    def requests(
+        self, prompts: TextLike | Sequence[TextLike], **request: Unpack[RequestSettings]
+    ) -> tuple[Request, ...]:
+        """What ``generate`` serves: a request for each sample of each prompt, with its seed."""
+        return read_requests(prompts, request, self.settings)[0]
 
     @shows_settings
     def check(
@@ -244,18 +293,59 @@ class Pipeline:
         """What a prompt gave, so far: its progress with the cost of its passes."""
         return Generation(
             prompt=record.request.prompt,
+            seed=record.request.seed,
             output=record.output,
             ids=record.ids,
             passes=record.passes,
             rounds=record.rounds,
             drafted=record.drafted,
             accepted=record.accepted,
+            counts=record.counts,
             cost=self.price(record.passes),
             prefill_seconds=record.prefill_seconds,
             seconds=record.seconds,
             bytes_per_second=record.bytes_per_second,
             stop_reason=record.stop_reason,
+            likelihoods=record.likelihoods,
+            eos=record.eos,
         )
+
+    @overload
+    def score(  # type: ignore[overload-overlap]  # a string is a sequence of strings
+        self, texts: TextLike, *, prompts: TextLike | Sequence[TextLike] = b"", top: int = 0
+    ) -> Score: ...
+    @overload
+    def score(
+        self,
+        texts: Sequence[TextLike],
+        *,
+        prompts: TextLike | Sequence[TextLike] = b"",
+        top: int = 0,
+    ) -> list[Score]: ...
+    def score(
+        self,
+        texts: TextLike | Sequence[TextLike],
+        *,
+        prompts: TextLike | Sequence[TextLike] = b"",
+        top: int = 0,
+    ) -> Score | list[Score]:
+        """How likely texts are: the log-probability of each byte, and of EOS after them, in nats.
+
+        prompts: what each text continues, which is read and not scored; one for all, or one for
+        each. top: how many of the likeliest ids to tell of each place. Texts longer than the
+        model's context are read in windows, as held-out scores are.
+        """
+        given, before = to_texts(texts, "text"), to_texts(prompts, "prompt")
+        if isinstance(prompts, TextLike):
+            before = before * len(given)
+        if len(before) != len(given):
+            raise RequestError(
+                f"prompts: {len(before)} for {len(given)} texts; give one or as many"
+            )
+        if top < 0:
+            raise RequestError(f"top: expected 0 or more, got {top}")
+        scores = score(self.model, list(zip(before, given, strict=True)), top=top)
+        return scores[0] if isinstance(texts, TextLike) else scores
 
     def price(self, passes: Passes, parameters: Parameters | None = None) -> Cost:
         """What passes cost, for these parameter counts (default: the model's own).

@@ -9,11 +9,14 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
+import attrs
+
+from blt_core.component import at_least
 from blt_core.decoding.engine import Request
 from blt_core.errors import RequestError, near_match
 from blt_core.tables.place import Place, Table
 from blt_core.tables.structure import Invalid, plain, read_table, show
-from blt_core.types import Sampling
+from blt_core.types import Sampling, seed_of_prompt, seed_of_sample
 from blt_core.wiring.config import RunSettings
 
 #: What stands for a text: a string for its UTF-8, anything else for its bytes.
@@ -25,19 +28,25 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
 class RequestSettings(TypedDict, total=False):
     """What a request may set; ``[run]`` says what is not given, or None.
 
-    temperature: 0 is greedy, where top_k, top_p and seed have nothing to do. stop: a text, or
-    several, that end the output; they are looked for in the output alone, not across the prompt.
+    temperature: 0 is greedy, where top_k, top_p and seed have nothing to do. seed: one number, from
+    which each prompt gets a seed of its own (the first this one), or a number for each prompt.
+    samples: texts of each prompt, with a seed each; the prompt is read once. logprobs: 0 tells the
+    log-probability of each byte of the output, k that of the k likeliest in its place too. stop: a
+    text, or several, that end the output; they are looked for in the output alone, not across the
+    prompt.
     """
 
     max_new_bytes: int | None
     temperature: float | None
     top_k: int | None
     top_p: float | None
-    seed: int | None
+    seed: int | Sequence[int] | None
+    samples: int | None
+    logprobs: int | None
     stop: TextLike | Sequence[TextLike] | None
 
 
-#: The settings of a request, keys of ``[run]``.
+#: The settings of a request: keys of ``[run]``, and those of :class:`CallSettings`.
 REQUEST_KEYS = tuple(RequestSettings.__annotations__)
 
 
@@ -56,14 +65,53 @@ def shows_settings(function: FunctionT) -> FunctionT:
 def read_requests(
     prompts: TextLike | Sequence[TextLike], given: Mapping[str, Any], defaults: RunSettings
 ) -> tuple[tuple[Request, ...], Sampling]:
-    """A request for each prompt from what was given, and from ``defaults`` where that is silent."""
+    """The requests of each prompt from what was given, and from ``defaults`` where it is silent.
+
+    Those of one prompt, a request for each of its samples, follow one another.
+    """
     _refuse_surplus(given)
     texts = to_texts(prompts, "prompt")
     given = {key: value for key, value in given.items() if value is not None}
     stop = to_texts(given.pop("stop", defaults.stop), "stop")
+    called = _read_call({k: given.pop(k) for k in ("samples", "logprobs") if k in given})
+    own = given.pop("seed") if _is_list(given.get("seed")) else None
     run = _read_settings(defaults, given)
-    requests = (Request(text, run.max_new_bytes, stop, run.seed) for text in texts)
+    seeds = _own_seeds(own, texts, defaults) if own is not None else None
+    seeds = seeds or [seed_of_prompt(run.seed, index) for index in range(len(texts))]
+    requests = (
+        Request(text, run.max_new_bytes, stop, seed_of_sample(seed, sample), called.logprobs)
+        for text, seed in zip(texts, seeds, strict=True)
+        for sample in range(called.samples)
+    )
     return tuple(requests), run.sampling
+
+
+@attrs.frozen
+class CallSettings:
+    """What a call may ask for that has no default in ``[run]``."""
+
+    samples: int = attrs.field(default=1, validator=at_least(1))
+    logprobs: int | None = attrs.field(default=None, validator=at_least(0))
+
+
+def _read_call(given: Mapping[str, Any]) -> CallSettings:
+    try:
+        return read_table(CallSettings, Table(dict(given), Place("request")), "a request")
+    except Invalid as error:
+        raise RequestError("\n".join(map(str, error.problems))) from error
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, TextLike)
+
+
+def _own_seeds(seeds: Sequence[Any], texts: Sequence[bytes], defaults: RunSettings) -> list[int]:
+    """A seed for each prompt, checked as one is; RequestError for fewer or more."""
+    if len(seeds) != len(texts):
+        raise RequestError(
+            f"seed: {len(seeds)} seeds for {len(texts)} prompts; give one number, or one a prompt"
+        )
+    return [_read_settings(defaults, {"seed": seed}).seed for seed in seeds]
 
 
 def _refuse_surplus(given: Mapping[str, Any]) -> None:

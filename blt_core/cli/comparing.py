@@ -75,7 +75,8 @@ def compare(  # noqa: PLR0913 -- one parameter an option
     samplers = _labelled(sampler) if sampler else _default_samplers(pipeline)
     inputs.show_notes(*(pipeline.with_sampler(s).plan for s in samplers.values()))
     with progress_bar() as bar:
-        task = bar.add_task("", total=len(samplers) * len(prompts))
+        texts = len(pipeline.requests(prompts))
+        task = bar.add_task("", total=len(samplers) * texts)
 
         def advance(name: str, index: int) -> None:
             begun = (name, index) != (next(iter(samplers)), 0)
@@ -141,6 +142,8 @@ def as_report(
 
 
 def _record(row: Row) -> dict[str, Any]:
+    from blt_core.pipeline import told_rounds
+
     return {
         "name": row.name,
         "spec": row.spec,
@@ -155,6 +158,7 @@ def _record(row: Row) -> dict[str, Any]:
         "rounds": row.rounds,
         "drafted": row.drafted,
         "accepted": row.accepted,
+        **told_rounds(row.counts, row.passes, sum(len(each.ids) for each in row.results)),
         "gigabytes": row.gigabytes,
         "relative_gigabytes": row.relative_gigabytes,
         "bytes_per_second": row.bytes_per_second,

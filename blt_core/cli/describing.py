@@ -11,12 +11,13 @@ import attrs
 import tomli_w
 
 from blt_core.cli.streams import output
-from blt_core.component import NESTED, Component, Preset, range_of
+from blt_core.component import ABILITIES, NESTED, Component, Preset, range_of
 from blt_core.errors import PluginError, near_match
 from blt_core.plugins.loading import Plugins
 from blt_core.plugins.registry import Entry
 from blt_core.tables.structure import default_of, describe_field, params_fields, plain
 from blt_core.wiring.config import without_none
+from blt_core.wiring.resolve import resolve_component
 
 
 def find_entries(loaded: Plugins, kind: str, name: str) -> list[Entry]:
@@ -50,7 +51,7 @@ def describe(loaded: Plugins, entry: Entry) -> dict[str, Any]:
         "entry_point": entry.origin.entry_point,
         "object": f"{getattr(made_by, '__module__', '?')}:{_qualified(made_by)}",
         "keys": [_key(field, _meanings(record.params)) for field in _fields(record).values()],
-        "provides": _provides(record),
+        "provides": _provides(record, loaded),
         "requires": sorted(record.requires) if isinstance(record, Component) else [],
         "dims": dict(record.dims) if isinstance(record, Component) else {},
         "expands_to": _expansion(record),
@@ -157,10 +158,13 @@ def _meanings(params: type) -> dict[str, str]:
     return meanings
 
 
-def _provides(record: Component | Preset) -> list[str] | None:
+def _provides(record: Component | Preset, loaded: Plugins) -> list[str] | None:
     """Abilities with default keys; None where keys without a default decide."""
+    if isinstance(record, Preset):
+        return []
     try:
-        return sorted(record.provides(record.params())) if isinstance(record, Component) else []
+        node = resolve_component(record.kind, {"use": record.name}, loaded)
+        return sorted(node.component.provides(node.params))
     except Exception:  # noqa: BLE001 -- params that need keys, or a plugin's fault
         return None
 
@@ -169,8 +173,10 @@ def _expansion(record: Component | Preset) -> dict[str, Any] | None:
     """What a preset stands for with its defaults; None where it needs keys, or is none."""
     if isinstance(record, Component):
         return None
+    # For a model that can do whatever presets ask for.
+    known = (frozenset(f"decoder.{name}" for name in ABILITIES),) if record.adapts else ()
     try:
-        return without_none(plain(record.expand(record.params())))  # type: ignore[no-any-return]
+        return without_none(plain(record.expand(record.params(), *known)))  # type: ignore[no-any-return]
     except Exception:  # noqa: BLE001 -- params that need keys, or a plugin's fault
         return None
 

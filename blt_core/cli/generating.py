@@ -33,6 +33,13 @@ def generate(  # noqa: PLR0913 -- one parameter an option
     top_k: inputs.TopKOption = None,
     top_p: inputs.TopPOption = None,
     seed: inputs.SeedOption = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="Texts of each prompt.")
+    ] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(min=0, help="With --json: log-probabilities, and those of the k likeliest."),
+    ] = None,
     stop: Annotated[
         list[str] | None,
         typer.Option("--stop", help="End after this text in the output (repeatable)."),
@@ -59,16 +66,20 @@ def generate(  # noqa: PLR0913 -- one parameter an option
     )
     pipeline = Pipeline.load(inputs.with_sampler(settings, sampler))
     prompts = inputs.read_prompts(prompt, prompt_file, pipeline.model.context_bytes)
-    pipeline.check(prompts)
-    inputs.note_idle(pipeline, top_k=top_k, top_p=top_p, seed=seed)
+    pipeline.check(prompts, logprobs=logprobs)
+    inputs.note_idle(pipeline, top_k=top_k, top_p=top_p, seed=seed, samples=samples)
     inputs.show_notes(pipeline.plan)
-    if batch or as_json:
-        groups = [prompts] if batch else [[each] for each in prompts]
-        for group in groups:
-            for result in pipeline.generate(group):
+    if logprobs is not None and not as_json:
+        raise typer.BadParameter("--json shows them", param_hint="--logprobs")
+    seeds = [request.seed for request in pipeline.requests(prompts)]
+    if batch or as_json or samples is not None:
+        alone = [([text], [seed]) for text, seed in zip(prompts, seeds, strict=True)]
+        for texts, own in [(prompts, seeds)] if batch else alone:
+            results = pipeline.generate(texts, seed=own, samples=samples or 1, logprobs=logprobs)
+            for result in results:
                 _print_result(result, as_json=as_json)
     else:
-        _stream(pipeline, prompts)
+        _stream(pipeline, prompts, seeds)
 
 
 def _print_result(result: Generation, *, as_json: bool) -> None:
@@ -78,14 +89,14 @@ def _print_result(result: Generation, *, as_json: bool) -> None:
         output(result.output + b"\n")
 
 
-def _stream(pipeline: Pipeline, prompts: Sequence[bytes]) -> None:
+def _stream(pipeline: Pipeline, prompts: Sequence[bytes], seeds: Sequence[int]) -> None:
     """Write each prompt's bytes as they come; on a terminal the prompt is shown before them."""
     terminal = results().isatty()
-    for prompt in prompts:
+    for prompt, seed in zip(prompts, seeds, strict=True):
         if terminal:
             output(prompt)
         step = None
-        for step in pipeline.steps([prompt]):
+        for step in pipeline.steps([prompt], seed=seed):
             output(step.new[0])
         if terminal or len(prompts) > 1:
             output(b"\n")

@@ -5,6 +5,8 @@ Axes: b batch rows, B bytes of a block, V ids.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,17 @@ from blt_core.types import Draws, OpenBlock, Sampling
 STREAM = 1
 
 
+class Filled(NamedTuple):
+    """How a block was filled.
+
+    passes: decoder passes. logits_bBV: what each byte that was masked was chosen from (of others
+    without meaning); None if none was.
+    """
+
+    passes: int
+    logits_bBV: Tensor | None
+
+
 def fill(
     ops: DecodeOps,
     block: OpenBlock,
@@ -24,19 +37,20 @@ def fill(
     draws: Draws,
     *,
     stream: int = STREAM,
-) -> int:
-    """Fill all masks of ``block``, in place; returns the number of decoder passes.
+) -> Filled:
+    """Fill all masks of ``block``, in place.
 
     Each pass predicts all masked bytes; ``unmasking`` says which of them to fill, ``sampling``
     chooses the ids (Fast BLT, arXiv 2605.08044, BLT-D). A batch row takes part until it is full.
     ``stream``: 0 for a draft, which then is drawn as the model's own bytes are. Raises
     ComponentError if the unmasking fills nothing, or gives no choice of places.
     """
-    passes = 0
+    passes, logits_of = 0, None
     while any(masked := [ops.scheme.mask in ids for ids in block.ids]):
         logits_bBV = ops.denoise(block, masked).cpu()
         masked_bB = _masked(block, ops.scheme.mask, logits_bBV.shape[1])
         chosen = _select(unmasking, sampling.belief(logits_bBV), masked_bB)
+        logits_of = _kept(logits_of, logits_bBV, chosen)
         for place in chosen.any(0).nonzero().flatten().tolist():
             here = chosen[:, place].tolist()
             at = [start + place for start in block.start]
@@ -45,7 +59,12 @@ def fill(
                 if on:
                     ids[place] = token
         passes += 1
-    return passes
+    return Filled(passes, logits_of)
+
+
+def _kept(before: Tensor | None, now: Tensor, chosen: Tensor) -> Tensor:
+    """The logits from which each place was filled so far."""
+    return now if before is None else torch.where(chosen[..., None], now, before)
 
 
 def _select(unmasking: Unmasking, probs_bBV: Tensor, masked_bB: Tensor) -> Tensor:

@@ -8,22 +8,32 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor
 
 from blt_core.faults import broken
-from blt_core.protocols import DecodeOps, Drafter, Verification
-from blt_core.types import Draft, Draws, Sampling
+from blt_core.protocols import DecodeOps, Drafter, StoppingDrafter, Verification
+from blt_core.types import Draft, Draws, Sampling, StopRule
 
 
 def propose(
-    drafter: Drafter, ops: DecodeOps, limit: Sequence[int], sampling: Sampling, draws: Draws
+    drafter: Drafter,
+    ops: DecodeOps,
+    limit: Sequence[int],
+    sampling: Sampling,
+    draws: Draws,
+    rule: StopRule | None = None,
 ) -> Draft:
     """What a drafter proposes, cut to ``limit`` ids a batch row.
 
-    Raises ComponentError, which names it, for what is no draft of ids.
+    rule: ends rows early; for drafters that can be told so. Raises ComponentError, which names the
+    drafter, for what is no draft of ids.
     """
-    draft = drafter.draft(ops, limit, sampling, draws)
+    if rule is None:
+        draft: object = drafter.draft(ops, limit, sampling, draws)
+    else:
+        draft = cast("StoppingDrafter", drafter).draft(ops, limit, sampling, draws, rule)
     if not isinstance(draft, Draft):
         raise broken(drafter, f"proposed {draft!r}; expected a Draft of {len(limit)} batch rows")
     try:
@@ -35,7 +45,23 @@ def propose(
     for row in ids:
         if not all(0 <= token < ops.scheme.size for token in row):
             raise broken(drafter, f"proposed {row}; these are not all ids below {ops.scheme.size}")
-    return Draft(ids, draft.probs_bkV)
+    found = Draft(ids, draft.probs_bkV)
+    if found.probs_bkV is not None:
+        _check_probs(drafter, found, ops.scheme.size)
+    return found
+
+
+def _check_probs(drafter: Drafter, draft: Draft, size: int) -> None:
+    """Raise ComponentError unless a draft tells what each of its ids was drawn from."""
+    probs, longest = draft.probs_bkV, max(map(len, draft.ids), default=0)
+    shape = tuple(probs.shape) if isinstance(probs, Tensor) else None
+    fits = shape is not None and len(shape) == 3 and shape[1] >= longest  # noqa: PLR2004 -- b, k, V
+    if not fits or shape is None or (shape[0], shape[2]) != (len(draft.ids), size):
+        wanted = (len(draft.ids), longest, size)
+        raise broken(drafter, f"gave probabilities of shape {shape}; expected {wanted}")
+    for row, ids in enumerate(draft.ids):
+        if not all(draft.probs(row, size)[place, token] > 0 for place, token in enumerate(ids)):
+            raise broken(drafter, f"drafted {ids}, of which some have a probability of 0")
 
 
 def verify(

@@ -15,9 +15,10 @@ import attrs
 from blt_core.decoding.state import DecodeState
 from blt_core.errors import EngineError, RequestError
 from blt_core.faults import naming
+from blt_core.likelihood import Likelihood, likelihoods
 from blt_core.model import Model
 from blt_core.protocols import Sampler
-from blt_core.types import Draws, IdScheme, Passes, Round, Sampling
+from blt_core.types import Draws, IdScheme, Passes, Round, RoundCounts, Sampling
 
 StopReason = Literal["length", "eos", "stop"]
 
@@ -28,18 +29,22 @@ class Request:
 
     prompt: any bytes, also none. max_new_bytes: at least 1. stop: output ends with the first of
     these byte strings, which is kept; they are looked for in the output alone, so one that begins
-    in the prompt is none. seed: of this request's own random draws.
+    in the prompt is none. seed: of this request's own random draws. logprobs: None, or how many of
+    the likeliest ids to tell of each place, beside the log-probability of the id itself.
     """
 
     prompt: bytes
     max_new_bytes: int = 256
     stop: tuple[bytes, ...] = ()
     seed: int = 0
+    logprobs: int | None = None
 
     def check(self, model: Model, index: int) -> None:
         """Raise RequestError if this request, number ``index``, cannot be served."""
         if self.max_new_bytes < 1:
             raise RequestError(f"max_new_bytes: expected at least 1, got {self.max_new_bytes}")
+        if self.logprobs is not None and self.logprobs < 0:
+            raise RequestError(f"logprobs: expected 0 or more, got {self.logprobs}")
         if any(not stop for stop in self.stop):
             raise RequestError("stop: a stop string must not be empty")
         room = model.context_bytes - len(self.prompt)
@@ -54,10 +59,14 @@ class Request:
 
 @attrs.define
 class Text:
-    """A growing output: its ids, and the bytes that they show as. Only the engine adds to it."""
+    """A growing output: its ids, and the bytes that they show as. Only the engine adds to it.
+
+    likelihoods: of its ids, and of an EOS after them, where the request asks for them.
+    """
 
     ids: list[int] = attrs.field(factory=list)
     shown: bytearray = attrs.field(factory=bytearray)
+    likelihoods: list[Likelihood] = attrs.field(factory=list)
 
 
 @attrs.frozen(eq=False)
@@ -67,7 +76,7 @@ class Progress:
     length: ids of the output; shown: the bytes that they show as. rounds counts sampler rounds,
     without one that only reads the prompt. drafted: all ids that were drafted; accepted: those of
     them that are in the output, so none that an EOS, a stop string or the length cut off, and none
-    of the model's own.
+    of the model's own. counts: the rounds by how much they drafted and accepted.
     """
 
     request: Request
@@ -75,6 +84,7 @@ class Progress:
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
+    counts: RoundCounts = attrs.field(factory=RoundCounts)
     passes: Passes = attrs.field(factory=Passes)
     stop_reason: StopReason | None = None
     first_ids: int = 0
@@ -93,6 +103,19 @@ class Progress:
     def ids(self) -> tuple[int, ...]:
         """The new ids so far: also special ids, which show as no byte, but never EOS."""
         return tuple(self.text.ids[: self.length])
+
+    @property
+    def likelihoods(self) -> tuple[Likelihood, ...] | None:
+        """How likely each of ``ids`` was; None unless the request asks for it."""
+        if self.request.logprobs is None:
+            return None
+        return tuple(self.text.likelihoods[: self.length])
+
+    @property
+    def eos(self) -> Likelihood | None:
+        """How likely the EOS was that ended the output, if one did and the request asks for it."""
+        told = self.stop_reason == "eos" and len(self.text.likelihoods) > self.length
+        return self.text.likelihoods[self.length] if told else None
 
     @property
     def bytes_per_second(self) -> float:
@@ -140,6 +163,12 @@ def check_requests(
         request.check(model, index)
     with naming():
         sampler.check(sampling)
+    told = any(request.logprobs is not None for request in requests)
+    if told and not getattr(sampler, "true_logits", False):
+        raise RequestError(
+            "logprobs: this sampler outputs bytes that no full pass of the model predicts\n"
+            "  fix: use ar or a verified sampler, or score the output afterwards"
+        )
 
 
 def _rounds(
@@ -149,6 +178,7 @@ def _rounds(
         model,
         [model.scheme.encode(request.prompt) for request in requests],
         [request.max_new_bytes for request in requests],
+        keeps_predictions=any(request.logprobs is not None for request in requests),
     )
     draws = Draws(tuple(request.seed for request in requests))
     progress = tuple(Progress(request) for request in requests)
@@ -233,19 +263,25 @@ def _account(
             after.append(before)
             continue
         ids, reason = end(before, done.ids[row], scheme)
+        if before.request.logprobs is not None:
+            shown = [*ids, scheme.eos] if reason == "eos" else ids
+            before.text.likelihoods += _likelihoods(state, row, shown, done, before.request)
         state.spend(row, left if reason else len(ids))
         new.append(scheme.decode(ids))
         before.text.ids += ids
         before.text.shown += new[-1]
+        # Accepted ids come first: what is cut off is the model's own before it is theirs.
+        accepted, counted = min(done.accepted[row], len(ids)), not done.prefill
+        here = RoundCounts.of(done.drafted[row], accepted, len(ids))
         after.append(
             attrs.evolve(
                 before,
                 length=before.length + len(ids),
                 shown=before.shown + len(new[-1]),
-                rounds=before.rounds + (not done.prefill),
+                rounds=before.rounds + counted,
                 drafted=before.drafted + done.drafted[row],
-                # Accepted ids come first: what is cut off is the model's own before it is theirs.
-                accepted=before.accepted + min(done.accepted[row], len(ids)),
+                accepted=before.accepted + accepted,
+                counts=before.counts + here if counted else before.counts,
                 passes=state.passes(row),
                 stop_reason=reason,
                 first_ids=len(ids) if first else before.first_ids,
@@ -254,6 +290,20 @@ def _account(
             )
         )
     return tuple(new), tuple(after)
+
+
+def _likelihoods(
+    state: DecodeState, row: int, ids: Sequence[int], done: Round, request: Request
+) -> list[Likelihood]:
+    """Those of the ids with which a round begins; EngineError if its last pass did not predict."""
+    begin = state.lengths[row] - len(done.ids[row])
+    logits = state.predictions(row, begin, len(ids))
+    if logits is None:
+        raise EngineError(
+            "the sampler says true_logits, and committed ids that its last next_logits did not "
+            f"predict, in batch row {row}"
+        )
+    return list(likelihoods(logits, ids, request.logprobs or 0))
 
 
 def end(

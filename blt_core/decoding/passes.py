@@ -20,7 +20,7 @@ from blt_core.errors import RunError
 from blt_core.faults import broken
 from blt_core.model import Model
 from blt_core.nn import RowCache
-from blt_core.protocols import Cache
+from blt_core.protocols import Cache, ReorderingCache, can_reorder
 from blt_core.types import Blocks, Latents, OpenBlock, Passes, Patches, Rows
 
 #: Where the patches of a batch row start, in ascending order; a last one may be provisional.
@@ -113,13 +113,16 @@ class ModelPasses:
         bounds: Sequence[Bounds],
         latents: Latents | None,
     ) -> Tensor:
-        """Logits (b, r, V) of the decoder's clean rows [begins, ends); new latents are read too."""
+        """Logits (b, r, V) of the decoder's clean rows [begins, ends); new latents are read too.
+
+        As the decoder gives them; see :meth:`without_banned`.
+        """
         clean = self._clean_rows(begins, ends, bounds)
         output = self._model.decoder.forward(clean, None, latents, self._decoder).clean
         self._count(clean.lengths, Passes(decoder=1))
         if output is None:
             raise broken(self._model.decoder, "returned no output for its clean rows")
-        return self._without_banned(output.logits)
+        return output.logits
 
     def denoise(
         self,
@@ -148,9 +151,25 @@ class ModelPasses:
         self._count(active, Passes(decoder=1))
         if output is None:
             raise broken(self._model.decoder, "returned no output for its block rows")
-        return self._without_banned(output.logits[:, 0])
+        return self.without_banned(output.logits[:, 0])
 
     # -- caches ----------------------------------------------------------------------------------
+
+    def reorders(self) -> bool:
+        """Whether all caches can copy what they hold of one batch row to others."""
+        return all(map(can_reorder, self._caches()))
+
+    def reorder(self, copied: Sequence[int], rows: Sequence[RowState]) -> None:
+        """Go on with ``rows``, of which each is a copy of the former batch row ``copied[b]``."""
+        for cache in self._caches():
+            if isinstance(cache, ReorderingCache):
+                cache.reorder(copied)
+        self._rows = rows
+
+    def _caches(self) -> tuple[Cache, ...]:
+        decoder = self._decoder
+        parts = (self._patcher, self._encoder, self._states, self._global)
+        return (*parts, decoder.rows, decoder.latents)
 
     def rewind(self) -> None:
         """Cut every cache back to what the rows' bookkeeping says."""
@@ -198,7 +217,7 @@ class ModelPasses:
         ids = _padded(row.ids[begin : begin + count] for row, begin, count in texts)
         return Rows(self._tensor(ids), tuple(counts))
 
-    def _without_banned(self, logits: Tensor) -> Tensor:
+    def without_banned(self, logits: Tensor) -> Tensor:
         """Ids that are never output get -inf. Raises RunError for logits that are no numbers."""
         if bool(logits.isnan().any()):
             raise RunError("the model's logits are no numbers: its weights are damaged")

@@ -39,6 +39,10 @@ class RowState:
         """The first byte of the patch of the last id, as far as flags are known."""
         return self.starts[bisect_right(self.starts, len(self.ids) - 1) - 1]
 
+    def copy(self) -> RowState:
+        """A row of its own with the same text and the same progress."""
+        return attrs.evolve(self, ids=list(self.ids), starts=list(self.starts))
+
     def cut(self, length: int) -> None:
         """Keep ``length`` ids, flags 0..length, and what was computed from these."""
         del self.ids[length:]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, cast
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -23,14 +24,37 @@ from blt_core.protocols import Cache, CacheT
 from blt_core.types import IdScheme, Latents, OpenBlock, Passes
 
 
+@attrs.frozen(eq=False)
+class Predicted:
+    """Logits of a true pass: ``rows[b]`` of each batch row, for the ids from ``starts[b]`` on."""
+
+    logits_brV: Tensor
+    starts: tuple[int, ...]
+    rows: tuple[int, ...]
+
+    def reorder(self, copied: Sequence[int]) -> Predicted:
+        """Batch row b becomes a copy of row ``copied[b]``."""
+        return Predicted(
+            self.logits_brV[list(copied)],
+            tuple(self.starts[row] for row in copied),
+            tuple(self.rows[row] for row in copied),
+        )
+
+
 class DecodeState:
     """Implements :class:`blt_core.protocols.DecodeOps` for one model; see there for the contract.
 
     prompts: ids of each batch row without BOS. limits: bytes that each row may output.
+    keeps_predictions: whether the logits of the last true pass can be asked for.
     """
 
     def __init__(
-        self, model: Model, prompts: Sequence[Sequence[int]], limits: Sequence[int]
+        self,
+        model: Model,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        *,
+        keeps_predictions: bool = False,
     ) -> None:
         self._model = model
         self._rows = [RowState([model.scheme.bos, *prompt]) for prompt in prompts]
@@ -41,6 +65,8 @@ class DecodeState:
         self._begun: list[bool] = []
         self._edits = 0
         self._attached: dict[int, tuple[object, Cache]] = {}
+        self._predicted: Predicted | None = None
+        self._keeps_predictions = keeps_predictions
 
     # -- what samplers see -----------------------------------------------------------------------
 
@@ -76,6 +102,17 @@ class DecodeState:
     def passes(self, row: int) -> Passes:
         """Passes counted for batch row ``row``, as if it ran alone."""
         return self._rows[row].passes
+
+    def predictions(self, row: int, position: int, count: int) -> Tensor | None:
+        """(count, V): what the last true pass said of the ids from ``position`` on, nothing masked.
+
+        None unless it predicted all of them.
+        """
+        found = self._predicted
+        offset = position - found.starts[row] if found is not None else -1
+        if found is None or offset < 0 or offset + count > found.rows[row]:
+            return None
+        return found.logits_brV[row, offset : offset + count]
 
     def flags(self, row: int) -> list[bool]:
         """The known flags of batch row ``row``: flags 0 to the number of scored ids."""
@@ -135,14 +172,21 @@ class DecodeState:
     @torch.inference_mode()
     def next_logits(self, rows: Sequence[int]) -> Tensor:
         """True passes; (b, max(rows), V) of the last ``rows[b]`` rows of each batch row."""
+        if (firsts := self._alike(rows)) is not None:
+            return self._once(firsts, lambda at: self.next_logits([rows[row] for row in at]))
         ends = self._ends(rows)
+        self._predicted = None
         self._drop_drafts()
         self._passes.score(ends)
         self._passes.encode_read(ends)
         latents = self._passes.close(self._bounds(rows))
         logits = self._decode([row.true for row in self._rows], ends, rows, latents)
         self._fresh = False
-        return logits
+        if self._keeps_predictions:
+            starts = tuple(end - on + 1 for end, on in zip(ends, rows, strict=True))
+            # A copy: what is given may be the end of the logits of a whole prompt.
+            self._predicted = Predicted(logits.clone(), starts, tuple(rows))
+        return self._passes.without_banned(logits)
 
     @torch.inference_mode()
     def draft_logits(self, rows: Sequence[int]) -> Tensor:
@@ -151,7 +195,8 @@ class DecodeState:
         self._refuse_fresh(rows)
         self._drop_provisional()
         self._passes.encode_read(ends)
-        return self._decode([row.decoded for row in self._rows], ends, rows, None)
+        logits = self._decode([row.decoded for row in self._rows], ends, rows, None)
+        return self._passes.without_banned(logits)
 
     def _decode(
         self,
@@ -217,6 +262,8 @@ class DecodeState:
             raise EngineError("this block was opened on a text that has changed since")
         if not block.scored:
             self._refuse_fresh(active)
+        if (firsts := self._alike(list(zip(block.ids, active, strict=True)))) is not None:
+            return self._denoise_once(firsts, block, active)
         if block is not self._block:
             if block.provisional:
                 self._drop_drafts()
@@ -250,6 +297,53 @@ class DecodeState:
         ]
         self._fresh = False
         return begins, ends, latents
+
+    # -- texts that begin alike ------------------------------------------------------------------
+
+    def _alike(self, asked: Sequence[object]) -> list[int] | None:
+        """For each batch row the first with the same text, of which the same is asked.
+
+        None where nothing is gained, or where a part has computed something already: only a first
+        pass, which reads the prompts, is shared.
+        """
+        if not self._fresh or any(row.scored or row.decoded or row.encoded for row in self._rows):
+            return None
+        texts = [(row.ids, each) for row, each in zip(self._rows, asked, strict=True)]
+        firsts = [texts.index(text) for text in texts]
+        alike = len(set(firsts)) < len(firsts)
+        return firsts if alike and self._passes.reorders() else None
+
+    def _once(self, firsts: Sequence[int], run: Callable[[list[int]], Tensor]) -> Tensor:
+        """What ``run`` gives for the rows that it is told of, and copies of it for those alike."""
+        at = list(dict.fromkeys(firsts))
+        copied = [at.index(first) for first in firsts]
+        rows, remaining = self._rows, self._remaining
+        self._rows, self._remaining = [rows[row] for row in at], [remaining[row] for row in at]
+        self._passes = ModelPasses(self._model, self._rows)
+        try:
+            given = run(at)
+            rows = [self._rows[row].copy() for row in copied]
+            self._passes.reorder(copied, rows)
+        finally:
+            self._rows, self._remaining = rows, remaining
+        if self._predicted is not None:
+            self._predicted = self._predicted.reorder(copied)
+        return given.index_select(0, torch.tensor(copied, device=given.device))
+
+    def _denoise_once(
+        self, firsts: Sequence[int], block: OpenBlock, active: Sequence[bool]
+    ) -> Tensor:
+        """The first pass over a block, for one of the texts that are alike."""
+
+        def run(at: list[int]) -> Tensor:
+            ids, start = [block.ids[row] for row in at], tuple(block.start[row] for row in at)
+            given = tuple(block.given[row] for row in at)
+            one = attrs.evolve(block, ids=ids, start=start, given=given)
+            return self.denoise(one, [active[row] for row in at])
+
+        logits = self._once(firsts, run)
+        self._block, self._begun = block, list(active)
+        return logits
 
     # -- what is true, and what is dropped -------------------------------------------------------
 

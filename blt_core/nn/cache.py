@@ -79,6 +79,16 @@ class RowCache:
         for row, length in enumerate(lengths):
             self._settled[row] = max(self._settled[row], min(length, self.lengths[row]))
 
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Batch row b becomes a copy of what row ``rows[b]`` was."""
+        self.lengths = [self.lengths[row] for row in rows]
+        self._base = [self._base[row] for row in rows]
+        self._settled = [self._settled[row] for row in rows]
+        self._lanes = {
+            name: lane.index_select(0, torch.tensor(rows, device=lane.device))
+            for name, lane in self._lanes.items()
+        }
+
     def extend(self, counts: Sequence[int], width: int, device: torch.device) -> Span:
         """Make room for ``counts[b]`` new rows (padded to ``width``) and say what they see."""
         starts = tuple(self.lengths)

@@ -14,6 +14,7 @@ from blt_core.protocols.decoding import (
     DecodeOps,
     Drafter,
     Sampler,
+    StoppingDrafter,
     Unmasking,
     Verification,
 )
@@ -34,7 +35,9 @@ from blt_core.protocols.parts import (
     Encoder,
     GlobalModel,
     Patcher,
+    ReorderingCache,
     ThresholdPatcher,
+    can_reorder,
 )
 from blt_core.protocols.training import UNSCORED, MemoryPlanner, Objective, TrainingBackend
 
@@ -58,10 +61,13 @@ __all__ = [
     "Objective",
     "PatchedDocuments",
     "Patcher",
+    "ReorderingCache",
     "Sampler",
+    "StoppingDrafter",
     "ThresholdPatcher",
     "TrainingBackend",
     "Unmasking",
     "Verification",
     "WeightedDocuments",
+    "can_reorder",
 ]

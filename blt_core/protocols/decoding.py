@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Passes,
         Round,
         Sampling,
+        StopRule,
     )
 
 
@@ -106,7 +107,9 @@ class Sampler(Protocol):
     """A way to generate: each round commits at least one id to every unfinished row.
 
     ``check`` refuses a request that the sampler cannot serve exactly (RequestError), before any
-    work. ``round`` appends what it commits and reports it; the engine applies the end rules.
+    work. ``round`` appends what it commits and reports it; the engine applies the end rules. An
+    attribute ``true_logits`` (optional) says that the last ``next_logits`` of each round predicted
+    all that it commits: then log-probabilities can be told.
     """
 
     def check(self, sampling: Sampling) -> None: ...
@@ -126,11 +129,30 @@ class Drafter(Protocol):
 
 
 @runtime_checkable
+class StoppingDrafter(Drafter, Protocol):
+    """A drafter that ends a row's draft where a rule says so (the ability ``stops_early``).
+
+    It asks the rule about every id with the distribution that the id is drawn from, in the order of
+    the text, and runs no pass for a row that has ended.
+    """
+
+    def draft(
+        self,
+        ops: DecodeOps,
+        limit: Sequence[int],
+        sampling: Sampling,
+        draws: Draws,
+        rule: StopRule | None = None,
+    ) -> Draft: ...
+
+
+@runtime_checkable
 class Verification(Protocol):
     """Decides how many drafted ids stand, and the id that follows them.
 
     ``logits_brV``: the model's own logits, row j for the id at ``positions[b] + j``; batch row b
-    has ``len(draft.ids[b]) + 1`` of them, or none if ``active[b]`` is False.
+    has ``len(draft.ids[b]) + 1`` of them, or none if ``active[b]`` is False. An attribute
+    ``draws_of_round`` (optional) that is true asks for draws of the round, for the drafter too.
     """
 
     def check(self, sampling: Sampling) -> None: ...

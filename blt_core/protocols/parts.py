@@ -32,6 +32,25 @@ class Cache(Protocol):
     def settle(self, lengths: Sequence[int]) -> None: ...
 
 
+@runtime_checkable
+class ReorderingCache(Cache, Protocol):
+    """A cache that can copy what it remembers of one batch row to others.
+
+    ``reorder``: batch row b becomes a copy of what row ``rows[b]`` was; there may be more or fewer
+    of them than before. With it, texts that begin alike are read once.
+    """
+
+    def reorder(self, rows: Sequence[int]) -> None: ...
+
+
+def can_reorder(cache: object) -> bool:
+    """Whether a cache, with those inside of it, is a :class:`ReorderingCache`.
+
+    One that holds others says so by an attribute ``reorders``.
+    """
+    return isinstance(cache, ReorderingCache) and bool(getattr(cache, "reorders", True))
+
+
 class DecoderCache(Protocol):
     """A decoder remembers two things that grow apart: byte rows, and keys/values of latents."""
 

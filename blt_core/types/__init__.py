@@ -10,10 +10,10 @@ command line use these values too.
 """
 
 from blt_core.types.cost import Cost, Parameters, Passes
-from blt_core.types.decoding import Draft, OpenBlock, Round, matches
+from blt_core.types.decoding import Draft, OpenBlock, Round, RoundCounts, StopRule, matches
 from blt_core.types.ids import IdScheme
 from blt_core.types.rows import Blocks, DecoderOutput, Latents, Output, Patches, Rows
-from blt_core.types.sampling import Draws, Sampling
+from blt_core.types.sampling import Draws, Sampling, seed_of_prompt, seed_of_sample
 from blt_core.types.training import StateBytes, StateMemory
 
 __all__ = [
@@ -30,9 +30,13 @@ __all__ = [
     "Passes",
     "Patches",
     "Round",
+    "RoundCounts",
     "Rows",
     "Sampling",
     "StateBytes",
     "StateMemory",
+    "StopRule",
     "matches",
+    "seed_of_prompt",
+    "seed_of_sample",
 ]

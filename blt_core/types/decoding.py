@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
@@ -30,6 +31,12 @@ class OpenBlock:
     edits: int = 0
 
 
+#: Asked about the next k ids of a batch row before they are drafted: ``rule(row, beliefs_kV)``
+#: tells how many of them are, given how likely each id is at each place. Fewer than k end the row's
+#: draft.
+StopRule: TypeAlias = "Callable[[int, Tensor], int]"
+
+
 def matches(drafted: Sequence[int], chosen: Sequence[int]) -> int:
     """How many drafted ids, from the first on, are those that were chosen."""
     pairs = enumerate(zip(drafted, chosen, strict=False))
@@ -47,10 +54,20 @@ class Draft:
     ids: list[list[int]]
     probs_bkV: Tensor | None = None
 
+    def probs(self, row: int, size: int) -> Tensor:
+        """(k, ``size``): what a row's ids were drawn from; a point mass on each where q is None."""
+        ids = self.ids[row]
+        if self.probs_bkV is not None:
+            return self.probs_bkV[row, : len(ids)]
+        import torch
+
+        return torch.eye(size, dtype=torch.float64)[ids]
+
     def cut(self, limit: Sequence[int]) -> Draft:
-        """This draft with at most ``limit[b]`` ids in each row."""
+        """This draft with at most ``limit[b]`` ids in each row, and the q of no more places."""
         ids = [row[:most] for row, most in zip(self.ids, limit, strict=True)]
-        return Draft(ids, self.probs_bkV)
+        longest = max(map(len, ids), default=0)
+        return Draft(ids, None if self.probs_bkV is None else self.probs_bkV[:, :longest])
 
 
 @attrs.frozen
@@ -66,3 +83,47 @@ class Round:
     drafted: list[int]
     accepted: list[int]
     prefill: bool = False
+
+
+@attrs.frozen
+class RoundCounts:
+    """How rounds went: place j counts those that drafted, or accepted, j ids.
+
+    committed: ids of all of them, the model's own included.
+    """
+
+    drafted: tuple[int, ...] = ()
+    accepted: tuple[int, ...] = ()
+    committed: int = 0
+
+    @classmethod
+    def of(cls, drafted: int, accepted: int, committed: int) -> RoundCounts:
+        """One round."""
+        return cls((0,) * drafted + (1,), (0,) * accepted + (1,), committed)
+
+    def __add__(self, other: RoundCounts) -> RoundCounts:
+        return RoundCounts(
+            _sum(self.drafted, other.drafted),
+            _sum(self.accepted, other.accepted),
+            self.committed + other.committed,
+        )
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds these are."""
+        return sum(self.accepted)
+
+    @property
+    def bytes_per_round(self) -> float | None:
+        """Ids that a round commits, on average; None without a round."""
+        return self.committed / self.rounds if self.rounds else None
+
+    @property
+    def by_place(self) -> tuple[float, ...]:
+        """For place 1, 2, …: the share of the drafts that reach so far which stand so far."""
+        places = range(1, len(self.drafted))
+        return tuple(sum(self.accepted[j:]) / sum(self.drafted[j:]) for j in places)
+
+
+def _sum(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip_longest(one, other, fillvalue=0))

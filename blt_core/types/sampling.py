@@ -146,9 +146,17 @@ class Draws:
     ``seeds[b]`` is the seed of batch row b. The place in a batch, the sampler's rounds and what
     was drawn before have no influence, so a batch repeats what each request gives alone, and a
     drafter can draw what its verification will.
+
+    begins: None, or where the round of each batch row began. Draws of a round depend on that too:
+    they are independent of ``ar``'s, and of those of another round for the same byte.
     """
 
     seeds: tuple[int, ...]
+    begins: tuple[int, ...] | None = None
+
+    def of_round(self, begins: Sequence[int]) -> Draws:
+        """The draws of a round that begins at these positions."""
+        return Draws(self.seeds, tuple(begins))
 
     def uniform(self, row: int, position: int, stream: int = 0) -> float:
         """A number in [0, 1) for the byte at ``position``; ``stream`` separates uses."""
@@ -171,8 +179,23 @@ class Draws:
     def _key(self, row: int, position: int, stream: int) -> int:
         """A hash of a row's seed, a position and a stream."""
         state = _mix(self.seeds[row] & _MASK64)
+        if self.begins is not None:
+            state = _mix(~state & _MASK64 ^ self.begins[row])
         state = _mix(state ^ (position & _MASK64))
         return _mix(state ^ (stream & _MASK64))
+
+
+def seed_of_prompt(seed: int, index: int) -> int:
+    """The seed of prompt ``index`` of a call: ``seed`` itself for the first, below 2^53 for others.
+
+    So every text of a call has draws of its own, and can be made again alone.
+    """
+    return seed if index == 0 else _mix(_mix(seed & _MASK64) ^ index) >> 11
+
+
+def seed_of_sample(seed: int, index: int) -> int:
+    """The seed of sample ``index`` of a prompt whose seed is ``seed``: itself for the first."""
+    return seed if index == 0 else _mix(_mix(~seed & _MASK64) ^ index) >> 11
 
 
 _MASK64 = (1 << 64) - 1

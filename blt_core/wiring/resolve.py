@@ -184,15 +184,21 @@ def resolve(config: Config, plugins: Plugins, *, needs: Iterable[str] = ()) -> P
     """
     tables, place = config.tables, config.tables.place
     found: dict[str, Any] = {"run": RunSettings()}
-    problems = [*config.problems]
     written = [(key, replaced) for replaced in config.replaced for key in replaced]
-    for key, source in [*written, *((key, tables) for key in {"schema": None, **tables})]:
+    written += [(key, tables) for key in {"schema": None, **tables}]
+    faults: dict[int, list[Problem]] = {}
+    # The parts of the model first: presets may depend on what these can do.
+    order = sorted(range(len(written)), key=lambda number: written[number][0] not in MODEL_KINDS)
+    for number in order:
+        key, source = written[number]
         try:
-            value = _read_top_level(key, source, plugins)
-        except Invalid as error:  # noqa: PERF203 -- to gather the problems of all
-            problems += error.problems
+            value = _read_top_level(key, source, plugins, _abilities(found))
+        except Invalid as error:
+            faults[number] = list(error.problems)
         else:
             found |= {key: value} if source is tables else {}
+    found = {key: found[key] for key in ("run", "schema", *tables) if key in found}
+    problems = [*config.problems, *(each for number in sorted(faults) for each in faults[number])]
     nodes = {key: value for key, value in found.items() if isinstance(value, Node)}
     needed = [*needs, *(["model"] if nodes.keys() & set(MODEL_KINDS) else [])]
     problems += [_missing(place, key) for key in dict.fromkeys(needed) if key not in tables]
@@ -236,6 +242,8 @@ def build_node(node: Node, context: BuildContext, registry: Registry) -> Any:
 @attrs.frozen
 class _Resolver:
     registry: Registry
+    #: What the parts of the model can do, for presets that adapt to it.
+    abilities: frozenset[str] = frozenset()
 
     def node(
         self, kind: str, value: Any, place: Place, path: str, presets: tuple[str, ...] = ()
@@ -317,7 +325,8 @@ class _Resolver:
         params: Any = read_table(preset.params, table, entry.label, read, self._takers(preset.kind))
         try:
             # A plugin's promise of a table is checked like a file's.
-            expansion: object = preset.expand(params)
+            known = (self.abilities,) if preset.adapts else ()
+            expansion: object = preset.expand(params, *known)
         except Exception as error:
             raise Invalid(table.place.problem(reason(error, entry.label))) from error
         if not isinstance(expansion, Mapping):
@@ -346,7 +355,13 @@ def _table(value: Any, place: Place) -> Table:
 # -- the whole configuration ---------------------------------------------------------------------
 
 
-def _read_top_level(key: str, tables: Table, plugins: Plugins) -> object:
+def _abilities(found: Mapping[str, object]) -> frozenset[str]:
+    """What the parts of the model can do, as far as they have been read."""
+    parts = [node for node in found.values() if isinstance(node, Node) and node.kind in MODEL_KINDS]
+    return frozenset(f"{n.kind}.{name}" for n in parts for name in n.component.provides(n.params))
+
+
+def _read_top_level(key: str, tables: Table, plugins: Plugins, abilities: frozenset[str]) -> object:
     """A node, settings, or the schema's number; raises Invalid with the problems of that key."""
     place, value = tables.place_of(key), tables.get(key)
     if key == "schema":
@@ -360,7 +375,7 @@ def _read_top_level(key: str, tables: Table, plugins: Plugins) -> object:
             raise Invalid(place.problem(error.text, *error.hints)) from error
         return read_table(keys, _table(value, place), f"[{key}]")
     if key in plugins.manifest.roots:
-        return _Resolver(plugins.registry).node(key, value, place, key)
+        return _Resolver(plugins.registry, abilities).node(key, value, place, key)
     if key in plugins.manifest.kinds:
         text = f"not a top-level table; {article(key)} belongs into the component that uses it"
         raise Invalid(place.problem(text))
@@ -403,21 +418,36 @@ def _disagreements(place: Place, nodes: Mapping[str, Node]) -> list[Problem]:
     return problems
 
 
+def _with_siblings(node: Node) -> Iterator[tuple[Node, Mapping[str, Node]]]:
+    """A node and all below it, each with the nodes that stand beside it in the same component."""
+    yield node, {}
+    for child in node.children.values():
+        for below, beside in _with_siblings(child):
+            yield below, node.children if below is child else beside
+
+
 def _unmet_requirements(config: Config, nodes: Mapping[str, Node]) -> list[Problem]:
-    """Abilities that a component needs of another part that lacks them."""
+    """Abilities that a component needs of another part that lacks them.
+
+    The part is the one of that kind in the component itself, or else the one beside it (a drafter,
+    for a verification), or else the top-level one.
+    """
     problems = []
-    for node in (below for root in nodes.values() for below in root.walk()):
+    for node, beside in ((n, b) for root in nodes.values() for n, b in _with_siblings(root)):
         for requirement in sorted(node.component.requires):
             kind, _, name = requirement.partition(".")
             ability = ABILITIES.get(name) or Ability(f"with {name!r}", "does not provide it")
             text = f"{node.label} needs {article(kind)} {ability.need}; "
-            part = nodes.get(kind)
-            if part is None:
-                # Report a missing table here; a faulty one has been reported already.
-                if kind not in config.tables:
-                    problems.append(node.place.written.problem(f"{text}there is no table [{kind}]"))
-            elif name not in part.component.provides(part.params):
-                origin = "from this checkpoint" if config.checkpoint else "as configured"
+            near = [n for each in (node.children, beside) for n in each.values() if n.kind == kind]
+            top = nodes.get(kind)
+            # Report a missing table here; a faulty one has been reported already.
+            if not near and top is None and kind not in config.tables:
+                problems.append(node.place.written.problem(f"{text}there is no table [{kind}]"))
+            for part in near or ([top] if top is not None else []):
+                if name in part.component.provides(part.params):
+                    continue
+                stored = config.checkpoint and part.kind in MODEL_KINDS
+                origin = "from this checkpoint" if stored else "as configured"
                 problems.append(
                     node.place.written.problem(f"{text}{part.name!r} {origin} {ability.lack}")
                 )

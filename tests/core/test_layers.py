@@ -24,15 +24,17 @@ CORE = {
     "nn": "errors types",
     "published": "types",
     "model": "protocols types",
-    "decoding": "errors faults types protocols nn model",
+    "likelihood": "",
+    "decoding": "errors faults types protocols nn model likelihood",
     "tables": "errors files component",
     "plugins": "errors files log resources hookspecs component tables",
     "wiring": "errors files faults types protocols component tables plugins",
     "storage": "errors files protocols model wiring",
     "loading": "errors log protocols component model plugins wiring storage",
-    "requests": "errors types decoding tables wiring",
-    "pipeline": "faults types protocols component model decoding tables plugins wiring loading "
-    "requests",
+    "scoring": "errors types model likelihood",
+    "requests": "errors types component decoding tables wiring",
+    "pipeline": "errors faults types protocols component model likelihood decoding scoring tables "
+    "plugins wiring loading requests",
     "compare": "errors types model decoding requests pipeline",
     "cli": "errors files log faults resources types component published model tables plugins "
     "wiring storage loading requests pipeline compare",

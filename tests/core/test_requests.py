@@ -21,7 +21,7 @@ from blt_core.requests import (
     to_bytes,
     to_texts,
 )
-from blt_core.types import Sampling
+from blt_core.types import Sampling, seed_of_prompt, seed_of_sample
 from blt_core.wiring.config import RunSettings
 
 DEFAULTS = RunSettings(max_new_bytes=9, stop=("end",), seed=4)
@@ -153,7 +153,8 @@ def test_settings_are_as_strict_as_a_file_and_all_faults_are_told(settings, part
 
 def test_what_is_not_given_comes_from_the_defaults():
     requests, sampling = read_requests(["a", b"\xff"], {"top_k": 3, "seed": None}, DEFAULTS)
-    assert requests == (Request(b"a", 9, (b"end",), 4), Request(b"\xff", 9, (b"end",), 4))
+    other = seed_of_prompt(4, 1)
+    assert requests == (Request(b"a", 9, (b"end",), 4), Request(b"\xff", 9, (b"end",), other))
     assert sampling == Sampling(0.0, 3)
 
 
@@ -166,3 +167,42 @@ def test_a_function_shows_the_settings_that_it_takes():
     assert set(REQUEST_KEYS) == RequestSettings.__annotations__.keys()
     assert all(shown.parameters[key].default is None for key in REQUEST_KEYS)
     assert shown.return_annotation in (int, "int")
+
+
+SEEDS = st.integers(0, 2**63 - 1)
+
+
+@given(SEEDS, st.integers(0, 50), st.integers(0, 50))
+def test_each_text_of_a_call_has_a_seed_of_its_own_with_which_it_can_be_made_alone(seed, i, j):
+    requests, _ = read_requests(["a"] * 51, {"seed": seed, "samples": 51}, DEFAULTS)
+    seeds = [request.seed for request in requests]
+    assert seeds[0] == seed
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= each < 2**53 for each in seeds[1:])
+    # No matter how the call is split: by prompts, then by samples, then each alone.
+    own = seeds[51 * i]
+    [*of_prompt], _ = read_requests("a", {"seed": own, "samples": 51}, DEFAULTS)
+    assert [request.seed for request in of_prompt] == seeds[51 * i : 51 * i + 51]
+    alone, _ = read_requests(["a"], {"seed": [seeds[51 * i + j]]}, DEFAULTS)
+    assert alone[0].seed == seeds[51 * i + j]
+
+
+def test_seeds_are_not_shifted_by_one_another():
+    """Calls with seeds that follow one another, as people number them, share no seed."""
+    found = [seed_of_prompt(seed, index) for seed in range(50) for index in range(50)]
+    found += [seed_of_sample(seed, index) for seed in range(50) for index in range(1, 50)]
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("seed", "part"),
+    [
+        ([1], "seed: 1 seeds for 2 prompts; give one number, or one a prompt"),
+        ([1, 2, 3], "seed: 3 seeds for 2 prompts"),
+        ([1, -2], "seed: expected 0 to"),
+        ([1, True], "seed: expected int, got"),
+        ("12", "seed: expected int, got"),
+    ],
+)
+def test_a_list_of_seeds_has_one_for_each_prompt(seed, part):
+    assert part in refusal(["a", "b"], seed=seed)

@@ -12,11 +12,20 @@ from blt_core.model import Model
 from blt_core.protocols import DecodeOps, Drafter, Sampler, Verification
 from blt_core.testing.reference import patches_of, true_flags
 from blt_core.types import Draws, Passes, Round, Sampling
+from blt_plugins.drafting.adaptive import AdaptiveDrafter, AdaptiveParams
 from blt_plugins.drafting.cascade import CascadeDrafter, CascadeParams
+from blt_plugins.drafting.first import FirstDrafter, FirstParams
+from blt_plugins.drafting.lookup import LookupDrafter, LookupParams
 from blt_plugins.drafting.self import SelfDrafter, SelfParams
+from blt_plugins.drafting.until import UntilDrafter, UntilParams
 from blt_plugins.sampling.autoregressive import Autoregressive, AutoregressiveParams
 from blt_plugins.sampling.speculative import Speculative, SpeculativeParams
 from blt_plugins.verification.replay import ReplayParams, ReplayVerification
+from blt_plugins.verification.sampled import (
+    BlockVerification,
+    RejectionVerification,
+    SampledParams,
+)
 from tests.engine import models
 from tests.engine.drafters import Recorded
 from tests.engine.seen import saw
@@ -37,6 +46,12 @@ def speculative(drafter: Drafter, verification: Verification | None = None) -> S
     )
 
 
+def verified_in_law(name: str) -> Verification:
+    """A verification that is equal to ``ar`` in law: ``rejection`` or ``block``."""
+    make = {"rejection": RejectionVerification, "block": BlockVerification}[name]
+    return make(SampledParams(), models.CONTEXT)
+
+
 def self_drafter(count: int) -> SelfDrafter:
     """The drafter of BLT-S with k = ``count``."""
     return SelfDrafter(SelfParams(draft_bytes=count), models.CONTEXT)
@@ -45,6 +60,29 @@ def self_drafter(count: int) -> SelfDrafter:
 def cascade_drafter(count: int, inner: Drafter) -> CascadeDrafter:
     """A cascade of k = ``count`` over ``inner``."""
     return CascadeDrafter(CascadeParams(draft_bytes=count, drafter=inner), models.CONTEXT)
+
+
+def lookup_drafter(least: int, files: tuple[str, ...] = ()) -> LookupDrafter:
+    """What followed the last ``least`` bytes and more."""
+    params = LookupParams(min_bytes=least, max_bytes=least + 3, files=files)
+    return LookupDrafter(params, models.CONTEXT)
+
+
+def first_drafter(inner: Sequence[Drafter]) -> FirstDrafter:
+    """The first of ``inner`` that proposes anything."""
+    named = {f"drafter {number}": each for number, each in enumerate(inner)}
+    return FirstDrafter(FirstParams(drafters=named), models.CONTEXT)
+
+
+def until_drafter(probability: float, inner: Drafter) -> UntilDrafter:
+    """``inner``, stopped below a probability."""
+    return UntilDrafter(UntilParams(probability=probability, drafter=inner), models.CONTEXT)
+
+
+def adaptive_drafter(most: int, inner: Drafter, latent_price: float = 5.0) -> AdaptiveDrafter:
+    """``inner``, asked for as many bytes as pay, at most so many."""
+    params = AdaptiveParams(drafter=inner, max_bytes=most, latent_price=latent_price)
+    return AdaptiveDrafter(params, models.CONTEXT)
 
 
 @attrs.frozen

@@ -8,9 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from blt_core.decoding.engine import Request
-from blt_core.protocols import Drafter, Unmasking
+from blt_core.protocols import Drafter, StoppingDrafter, Unmasking
 from blt_core.types import Sampling
 from blt_plugins.drafting.diffusion import DiffusionDrafter, DiffusionParams
+from blt_plugins.drafting.lookup import LookupDrafter, LookupParams
 from blt_plugins.unmasking.rules import (
     AllParams,
     Confidence,
@@ -21,7 +22,16 @@ from blt_plugins.unmasking.rules import (
 )
 from tests.engine import models
 from tests.engine.drafters import BlockSteps, Cascade, Oracle, RandomBytes
-from tests.engine.runs import GREEDY, ar_alone, ar_ids, cascade_drafter, self_drafter
+from tests.engine.runs import (
+    GREEDY,
+    adaptive_drafter,
+    ar_alone,
+    ar_ids,
+    cascade_drafter,
+    first_drafter,
+    self_drafter,
+    until_drafter,
+)
 
 C = models.CONTEXT
 #: max_examples of the profile "ci" (tests/conftest.py).
@@ -161,14 +171,73 @@ def diffusion_drafters(draw: st.DrawFn) -> DiffusionDrafter:
 
 @st.composite
 def own_drafters(draw: st.DrawFn, index: int) -> Drafter:
-    """The package's drafters, cascades nested in one another."""
-    kinds = ["self", "cascade"] + ["diffusion", "diffusion"] * (index in models.DENOISING)
+    """The package's drafters, nested in one another."""
+    kind = draw(st.sampled_from(["stopping", "stopping", "lookup", "first"]))
+    if kind == "lookup":
+        return draw(lookup_drafters())
+    if kind == "first":
+        inner = st.lists(own_drafters(index), min_size=1, max_size=3)
+        return first_drafter(draw(inner))
+    return draw(stopping_drafters(index))
+
+
+@st.composite
+def stopping_drafters(draw: st.DrawFn, index: int) -> StoppingDrafter:
+    """Those of them that can stop early."""
+    kinds = ["self", "cascade", "until", "first", "adaptive"]
+    kinds += ["diffusion", "diffusion"] * (index in models.DENOISING)
     kind, count = draw(st.sampled_from(kinds)), draw(st.integers(1, 12))
     if kind == "self":
         return self_drafter(count)
     if kind == "diffusion":
         return draw(diffusion_drafters())
-    return cascade_drafter(count, draw(own_drafters(index)))
+    if kind == "cascade":
+        return cascade_drafter(count, draw(own_drafters(index)))
+    if kind == "first":
+        inner = st.lists(stopping_drafters(index), min_size=1, max_size=3)
+        return first_drafter(draw(inner))
+    if kind == "adaptive":
+        price = draw(st.sampled_from([0.0, 2.0, 20.0]))
+        return adaptive_drafter(count, draw(stopping_drafters(index)), price)
+    bound = draw(st.sampled_from([0.0, 0.1, 0.4, 0.8, 1.0]))
+    return until_drafter(bound, draw(stopping_drafters(index)))
+
+
+@st.composite
+def drafters_with_q(draw: st.DrawFn, index: int) -> Drafter:
+    """Those that tell what they draw from, nested in one another."""
+    kinds = ["self", "cascade", "until", "first", "adaptive", "lookup"]
+    kinds += ["diffusion", "diffusion"] * (index in models.DENOISING)
+    kind, count = draw(st.sampled_from(kinds)), draw(st.integers(1, 10))
+    if kind == "self":
+        return self_drafter(count)
+    if kind == "lookup":
+        return draw(lookup_drafters())
+    if kind == "cascade":
+        return cascade_drafter(count, draw(own_drafters(index)))
+    if kind == "first":
+        return first_drafter(draw(st.lists(drafters_with_q(index), min_size=1, max_size=3)))
+    if kind == "diffusion":
+        start, closure = draw(st.sampled_from(STARTS))
+        all_at_once = FillAll(AllParams(), C)
+        params = DiffusionParams(
+            block_bytes=count, unmasking=all_at_once, start=start, closure=closure
+        )
+        return DiffusionDrafter(params, C)
+    inner = draw(st.sampled_from([self_drafter(count), cascade_drafter(count, self_drafter(2))]))
+    return until_drafter(0.3, inner) if kind == "until" else adaptive_drafter(count, inner)
+
+
+@st.composite
+def lookup_drafters(draw: st.DrawFn) -> LookupDrafter:
+    """Matches of one byte and more, which tiny models' repeating text is full of."""
+    least = draw(st.integers(1, 3))
+    params = LookupParams(
+        draft_bytes=draw(st.integers(1, 16)),
+        min_bytes=least,
+        max_bytes=least + draw(st.integers(0, 4)),
+    )
+    return LookupDrafter(params, C)
 
 
 OPS = ("append", "append", "rewind", "next", "next", "draft", "draft", "block", "settle", "attach")

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from blt_core.decoding.engine import Request
 from blt_core.types import Sampling
+from blt_plugins.sampling.diffusion import BlockDiffusion, BlockDiffusionParams
 from tests.engine import models
 from tests.engine.drafters import BlockSteps, Cascade
-from tests.engine.runs import ar, run, speculative
-from tests.engine.strategies import batches, drafters, examples, model_indices
+from tests.engine.runs import ar, run, speculative, verified_in_law
+from tests.engine.strategies import (
+    batches,
+    drafters,
+    drafters_with_q,
+    examples,
+    model_indices,
+    own_drafters,
+    rules,
+    samplings,
+)
 
 
 def record(progress):
@@ -23,6 +34,7 @@ def record(progress):
         progress.rounds,
         progress.drafted,
         progress.accepted,
+        progress.counts,
         progress.first_ids,
     )
 
@@ -40,6 +52,38 @@ def same_alone(index, sampler, batch, sampling):
 def test_verified_batches_equal_single_requests(data, index):
     batch = data.draw(batches(index, rows=4))
     same_alone(index, speculative(data.draw(drafters(index, batch))), batch, Sampling())
+
+
+@examples(80)
+@given(st.data(), model_indices, samplings)
+def test_batches_of_the_package_s_drafters_equal_single_requests(data, index, sampling):
+    batch = data.draw(batches(index, rows=4, sampling=sampling))
+    same_alone(index, speculative(data.draw(own_drafters(index))), batch, sampling)
+
+
+@examples(40)
+@given(st.data(), model_indices, samplings, st.sampled_from(["rejection", "block"]))
+def test_batches_that_are_verified_in_law_equal_single_requests(data, index, sampling, name):
+    batch = data.draw(batches(index, rows=4, sampling=sampling))
+    drafter = data.draw(drafters_with_q(index))
+    same_alone(index, speculative(drafter, verified_in_law(name)), batch, sampling)
+
+
+@examples(40)
+@given(st.data(), model_indices, samplings, st.integers(2, 4))
+def test_texts_that_begin_alike_equal_single_requests(data, index, sampling, copies):
+    """Their prompt is read once, and yet each counts as if it were alone."""
+    [request] = data.draw(batches(index, rows=1, sampling=sampling))
+    batch = [attrs.evolve(request, seed=seed) for seed in range(copies)]
+    batch += data.draw(batches(index, rows=2, sampling=sampling))
+    sampler = data.draw(st.sampled_from(["ar", "speculative", "blt-d"]))
+    if sampler == "blt-d" and index in models.DENOISING:
+        params = BlockDiffusionParams(block_bytes=5, unmasking=data.draw(rules()))
+        same_alone(index, BlockDiffusion(params, models.CONTEXT), batch, sampling)
+    elif sampler == "speculative":
+        same_alone(index, speculative(data.draw(own_drafters(index))), batch, sampling)
+    else:
+        same_alone(index, ar(), batch, sampling)
 
 
 @examples(40)

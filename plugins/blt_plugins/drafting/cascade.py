@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from blt_core.component import BuildContext, Component, at_least, nested
 from blt_core.decoding.drafting import propose
 from blt_core.protocols import DecodeOps, Drafter
-from blt_core.types import Draft, Draws, Sampling, matches
+from blt_core.types import Draft, Draws, Sampling, StopRule, matches
 
 
 @attrs.frozen(kw_only=True)
@@ -36,12 +39,18 @@ class CascadeDrafter:
         self.drafter = params.drafter
 
     def draft(
-        self, ops: DecodeOps, limit: Sequence[int], sampling: Sampling, draws: Draws
+        self,
+        ops: DecodeOps,
+        limit: Sequence[int],
+        sampling: Sampling,
+        draws: Draws,
+        rule: StopRule | None = None,
     ) -> Draft:
-        """At most ``draft_bytes`` ids of each row."""
+        """At most ``draft_bytes`` ids of each row, and what they were drawn from."""
         ids: list[list[int]] = [[] for _ in limit]
-        most = [min(self.draft_bytes, each) for each in limit]
-        while any(left := self._left(ids, most, ops.scheme.eos)):
+        q: list[list[Tensor]] = [[] for _ in limit]
+        left = [min(self.draft_bytes, most) for most in limit]
+        while any(left):
             begin = ops.lengths
             # The decoder adds a byte of its own to each proposal.
             room = [max(n - 1, 0) for n in left]
@@ -51,23 +60,37 @@ class CascadeDrafter:
                 ops.rewind(begin)
             ops.append(proposed.ids)
             rows = [len(p) + 1 if n else 0 for p, n in zip(proposed.ids, left, strict=True)]
-            chosen = sampling.picks(ops.draft_logits(rows), begin, rows, draws)
+            logits = ops.draft_logits(rows)
+            chosen = sampling.picks(logits, begin, rows, draws)
             kept = [
                 _to_eos(own[: matches(p, own) + 1], ops.scheme.eos)
                 for p, own in zip(proposed.ids, chosen, strict=True)
             ]
+            going = list(map(len, kept))
+            if rule is not None:
+                beliefs = sampling.belief(logits)
+                going = [n and rule(row, beliefs[row, :n]) for row, n in enumerate(going)]
+            for row, (new, most) in enumerate(zip(kept, going, strict=True)):
+                ended = most < len(new) or new[-1:] == [ops.scheme.eos]
+                kept[row] = new[:most]
+                ids[row] += kept[row]
+                left[row] = 0 if ended else left[row] - most
             ops.rewind(begin)
             ops.append(kept)
-            for done, new in zip(ids, kept, strict=True):
-                done.extend(new)
-        return Draft(ids)
+            if draws.begins is not None:
+                probs = sampling.probabilities(logits)
+                for row, new in enumerate(kept):
+                    q[row].append(probs[row, : len(new)])
+        return Draft(ids, _stacked(q))
 
-    @staticmethod
-    def _left(ids: Sequence[Sequence[int]], most: Sequence[int], eos: int) -> list[int]:
-        """Bytes still to draft in each row; 0 once it has drafted EOS."""
-        return [
-            0 if row and row[-1] == eos else n - len(row) for row, n in zip(ids, most, strict=True)
-        ]
+
+def _stacked(parts: Sequence[Sequence[Tensor]]) -> Tensor | None:
+    """(b, k, V) of what each row was drawn from, padded with zeros; None if that was not kept."""
+    found = [torch.cat(list(row)) if row else None for row in parts]
+    if (size := next((probs.shape[1] for probs in found if probs is not None), None)) is None:
+        return None
+    nothing = torch.zeros(0, size, dtype=torch.float64)
+    return pad_sequence([nothing if p is None else p for p in found], batch_first=True)
 
 
 def _to_eos(ids: list[int], eos: int) -> list[int]:
@@ -100,4 +123,6 @@ CASCADE = Component(
     params=CascadeParams,
     summary="an inner drafter, verified by the decoder alone and refilled",
     notes=cascade_notes,
+    # Its draft is that of ``self``, whatever the inner drafter proposes.
+    provides=lambda _: frozenset({"stops_early", "gives_q"}),
 )

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import attrs
+import torch
 
 from blt_core.component import BuildContext, Component, at_least, nested
 from blt_core.decoding.denoising import fill
 from blt_core.protocols import DecodeOps, Unmasking
-from blt_core.types import Draft, Draws, Sampling
+from blt_core.types import Draft, Draws, Sampling, StopRule
 
 
 @attrs.frozen(kw_only=True)
@@ -36,7 +37,12 @@ class DiffusionDrafter:
         self.start, self.closure = params.start, params.closure
 
     def draft(
-        self, ops: DecodeOps, limit: Sequence[int], sampling: Sampling, draws: Draws
+        self,
+        ops: DecodeOps,
+        limit: Sequence[int],
+        sampling: Sampling,
+        draws: Draws,
+        rule: StopRule | None = None,
     ) -> Draft:
         """The bytes of a block that are not committed yet, drawn as verification draws them."""
         block = ops.open_block(
@@ -45,9 +51,24 @@ class DiffusionDrafter:
             closure=self.closure,
             active=[most > 0 for most in limit],
         )
-        fill(ops, block, self.unmasking, sampling, draws, stream=0)
+        filled = fill(ops, block, self.unmasking, sampling, draws, stream=0)
         ids = [row[given:] for row, given in zip(block.ids, block.given, strict=True)]
-        return Draft(ids).cut(limit)
+        if filled.logits_bBV is None:
+            return Draft([[] for _ in limit])
+        own = [logits[given:] for logits, given in zip(filled.logits_bBV, block.given, strict=True)]
+        if rule is not None:
+            room = [min(len(new), most) for new, most in zip(ids, limit, strict=True)]
+            limit = [n and rule(row, sampling.belief(own[row][:n])) for row, n in enumerate(room)]
+        q = None
+        if draws.begins is not None:
+            q = sampling.probabilities(torch.nn.utils.rnn.pad_sequence(own, batch_first=True))
+        return Draft(ids, q).cut(limit)
+
+
+def diffusion_abilities(params: DiffusionParams) -> frozenset[str]:
+    """A block that is filled in one pass is drawn from what is known before: it has a q."""
+    one_pass = getattr(params.unmasking, "name", "") == "all"
+    return frozenset({"stops_early", "gives_q"} if one_pass else {"stops_early"})
 
 
 DIFFUSION = Component(
@@ -57,4 +78,5 @@ DIFFUSION = Component(
     params=DiffusionParams,
     summary="a block of masked bytes, filled in a few passes (BLT-DV)",
     requires=frozenset({"decoder.denoises"}),
+    provides=diffusion_abilities,
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
+import torch
+from torch import Tensor
 
 from blt_core.component import BuildContext, Component, at_least
 from blt_core.protocols import DecodeOps
-from blt_core.types import Draft, Draws, Sampling
+from blt_core.types import Draft, Draws, Sampling, StopRule
 
 
 @attrs.frozen(kw_only=True)
@@ -34,21 +36,26 @@ class SelfDrafter:
         limit: Sequence[int],
         sampling: Sampling,
         draws: Draws,
+        rule: StopRule | None = None,
     ) -> Draft:
-        """At most ``draft_bytes`` ids of each row."""
+        """At most ``draft_bytes`` ids of each row, and what they were drawn from."""
         ids: list[list[int]] = [[] for _ in limit]
-        for count in range(self.draft_bytes):
-            rows = [
-                int(count < most and (not done or done[-1] != ops.scheme.eos))
-                for done, most in zip(ids, limit, strict=True)
-            ]
-            if not any(rows):
-                break
-            new = sampling.picks(ops.draft_logits(rows), ops.lengths, rows, draws)
+        steps: list[Tensor] = []
+        left = [min(self.draft_bytes, most) for most in limit]
+        while any(left):
+            rows = [int(n > 0) for n in left]
+            logits = ops.draft_logits(rows)
+            if rule is not None:
+                beliefs = sampling.belief(logits)
+                rows = [on and rule(row, beliefs[row]) for row, on in enumerate(rows)]
+            new = sampling.picks(logits, ops.lengths, rows, draws)
             ops.append(new)
-            for done, token in zip(ids, new, strict=True):
-                done.extend(token)
-        return Draft(ids)
+            steps.append(logits)
+            for row, token in enumerate(new):
+                ids[row].extend(token)
+                left[row] = 0 if token in ([], [ops.scheme.eos]) else left[row] - 1
+        wanted = steps and draws.begins is not None
+        return Draft(ids, sampling.probabilities(torch.cat(steps, dim=1)) if wanted else None)
 
 
 SELF = Component(
@@ -57,4 +64,5 @@ SELF = Component(
     factory=SelfDrafter,
     params=SelfParams,
     summary="the local decoder alone, latents frozen (BLT-S)",
+    provides=lambda _: frozenset({"stops_early", "gives_q"}),
 )

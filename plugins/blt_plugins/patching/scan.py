@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blt_core.errors import EngineError
-from blt_core.protocols import Cache
+from blt_core.protocols import Cache, ReorderingCache, can_reorder
 from blt_core.types import Rows
 
 #: After byte i: (bytes in its patch so far, a mark of the rule's own, flag i + 1).
@@ -52,6 +52,18 @@ class PatchHistory:
             self._settled[row] = max(self._settled[row], min(length, len(self.states[row])))
         if self.inner is not None:
             self.inner.settle(lengths)
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Batch row b becomes a copy of what row ``rows[b]`` was."""
+        self.states = [list(self.states[row]) for row in rows]
+        self._settled = [self._settled[row] for row in rows]
+        if isinstance(self.inner, ReorderingCache):
+            self.inner.reorder(rows)
+
+    @property
+    def reorders(self) -> bool:
+        """Whether the inner cache can do so too."""
+        return self.inner is None or can_reorder(self.inner)
 
 
 def scan(

@@ -17,6 +17,8 @@ class AutoregressiveParams:
 class Autoregressive:
     """Next logits, pick, append (Fast BLT). N_dec is one a byte."""
 
+    true_logits = True
+
     def __init__(self, params: AutoregressiveParams, context: BuildContext) -> None:
         pass
 

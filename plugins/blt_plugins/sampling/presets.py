@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import attrs
 
-from blt_core.component import Preset, at_least, nested
+from blt_core.component import Preset, at_least, more_than, nested
 from blt_core.protocols import Unmasking, Verification
 
 
@@ -74,3 +74,123 @@ BLT_DV = Preset(
     expand=expand_blt_dv,
     summary="BLT-DV: a diffused block as the draft, the model verifies",
 )
+
+
+@attrs.frozen(kw_only=True)
+class BltLookupParams:
+    """draft_bytes: bytes that a round drafts (k). files: texts to look in besides the own one.
+
+    verification: which drafted bytes stand.
+    """
+
+    draft_bytes: int = attrs.field(default=24, validator=at_least(1))
+    files: tuple[str, ...] = ()
+    verification: Verification = nested("verification", default="replay")
+
+
+def expand_blt_lookup(params: BltLookupParams) -> dict[str, Any]:
+    """What the decoder alone would write, proposed by a look-up: for text that repeats itself."""
+    return {
+        "use": "speculative",
+        "drafter": {
+            "use": "cascade",
+            "draft_bytes": params.draft_bytes,
+            "drafter": _lookup(params.draft_bytes, params.files),
+        },
+        "verification": params.verification,
+    }
+
+
+BLT_LOOKUP = Preset(
+    kind="sampler",
+    name="blt-lookup",
+    params=BltLookupParams,
+    expand=expand_blt_lookup,
+    summary="drafts as blt-s, in fewer passes where text repeats: a cascade over a look-up",
+)
+
+
+@attrs.frozen(kw_only=True)
+class BltCascadeParams:
+    """draft_bytes: bytes that a round drafts (k). block_bytes: of the blocks in between, if any.
+
+    files: texts to look in besides the own one. verification: which drafted bytes stand.
+    """
+
+    draft_bytes: int = attrs.field(default=24, validator=at_least(1))
+    block_bytes: int = attrs.field(default=8, validator=at_least(1))
+    files: tuple[str, ...] = ()
+    verification: Verification = nested("verification", default="replay")
+
+
+def expand_blt_cascade(params: BltCascadeParams, abilities: frozenset[str]) -> dict[str, Any]:
+    """A cascade over a look-up, and over block diffusion where that finds nothing, if it can."""
+    return {
+        "use": "speculative",
+        "drafter": _cascade(params, abilities),
+        "verification": params.verification,
+    }
+
+
+BLT_CASCADE = Preset(
+    kind="sampler",
+    name="blt-cascade",
+    params=BltCascadeParams,
+    expand=expand_blt_cascade,
+    adapts=True,
+    summary="drafts as blt-s, in fewer passes: a cascade over a look-up, then over diffusion",
+)
+
+
+@attrs.frozen(kw_only=True)
+class BltAutoParams(BltCascadeParams):
+    """draft_bytes: at most so many a round. block_bytes: of the blocks in between, if any.
+
+    files: texts to look in besides the own one. decoder_price, latent_price, patch_bytes: see
+    ``blt plugins show drafter adaptive``. verification: which drafted bytes stand.
+    """
+
+    draft_bytes: int = attrs.field(default=32, validator=at_least(1))
+    decoder_price: float | None = attrs.field(default=None, validator=more_than(0))
+    latent_price: float | None = attrs.field(default=None, validator=at_least(0))
+    patch_bytes: float | None = attrs.field(default=None, validator=at_least(1))
+
+
+def expand_blt_auto(params: BltAutoParams, abilities: frozenset[str]) -> dict[str, Any]:
+    """The cascade, asked for as many bytes as pay."""
+    names = ("decoder_price", "latent_price", "patch_bytes")
+    prices = {name: value for name in names if (value := getattr(params, name)) is not None}
+    return {
+        "use": "speculative",
+        "drafter": {
+            "use": "adaptive",
+            "max_bytes": params.draft_bytes,
+            "drafter": _cascade(params, abilities),
+            **prices,
+        },
+        "verification": params.verification,
+    }
+
+
+BLT_AUTO = Preset(
+    kind="sampler",
+    name="blt-auto",
+    params=BltAutoParams,
+    expand=expand_blt_auto,
+    adapts=True,
+    summary="blt-cascade that drafts as far as it pays, which may be not at all",
+)
+
+
+def _cascade(params: BltCascadeParams, abilities: frozenset[str]) -> dict[str, Any]:
+    inner = _lookup(params.draft_bytes, params.files)
+    if "decoder.denoises" in abilities:
+        blocks = {"use": "diffusion", "block_bytes": params.block_bytes}
+        inner = {"use": "first", "drafters": {"lookup": inner, "diffusion": blocks}}
+    return {"use": "cascade", "draft_bytes": params.draft_bytes, "drafter": inner}
+
+
+def _lookup(draft_bytes: int, files: tuple[str, ...]) -> dict[str, Any]:
+    # The decoder adds a byte of its own to each proposal.
+    size = max(draft_bytes - 1, 1)
+    return {"use": "lookup", "draft_bytes": size, **({"files": list(files)} if files else {})}

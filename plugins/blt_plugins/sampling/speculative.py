@@ -29,6 +29,8 @@ class Speculative:
     The first round drafts nothing: it reads the prompt and yields the first byte.
     """
 
+    true_logits = True
+
     def __init__(self, params: SpeculativeParams, context: BuildContext) -> None:
         self.drafter = params.drafter
         self.verification = params.verification
@@ -42,6 +44,8 @@ class Speculative:
         fresh, begin, active = ops.fresh, ops.lengths, [left > 0 for left in ops.remaining]
         # One byte of what remains is the model's own, so a draft leaves room for it.
         limit = [0 if fresh else max(left - 1, 0) for left in ops.remaining]
+        if getattr(self.verification, "draws_of_round", False):
+            draws = draws.of_round(begin)
         draft = Draft([[] for _ in active])
         if any(limit):
             draft = propose(self.drafter, ops, limit, sampling, draws)

@@ -71,7 +71,8 @@ def _evaluate(
     nats, size, right, scored = 0.0, 0, 0, 0
     for batch in batches:
         targets = batch.targets_br.flatten()
-        found = logits(batch).float().flatten(0, 1)
+        found = logits(batch).flatten(0, 1)
+        found = found if found.dtype == torch.float64 else found.float()
         losses = functional.cross_entropy(found, targets, ignore_index=UNSCORED, reduction="none")
         nats += float(losses.cpu().double().sum())
         right += int((greedy_ids(found, scheme) == targets).sum())

@@ -1,0 +1,92 @@
+"""The adaptive drafter's choice of length: close to the best fixed one, on any text."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+
+import pytest
+
+from blt_plugins.drafting.adaptive import LENGTHS, Prices, Record
+
+CHOICES = tuple(n for n in LENGTHS if n <= 32)
+PRICES = {"3b": Prices(1.0, 17.8, 4.0), "no latents": Prices(1.0, 0.0, 4.0)}
+#: Decoder passes of a draft of n bytes.
+INNER = {"self": lambda n: n, "cascade": lambda n: 1 + n // 6, "look-up": lambda n: 0}
+
+
+KINDS = {
+    "steady": lambda place, easy: 0.8,
+    "hopeless": lambda place, easy: 0.02,
+    "repeats": lambda place, easy: 0.99,
+    "first bytes only": lambda place, easy: 1.0 if place < 3 else 0.1,
+    # Stretches of text that is easy, and of text that is not.
+    "mixed": lambda place, easy: 0.97 if easy else 0.4,
+}
+SIZE = 6000
+
+
+def price_of_a_byte(choose, kind, passes, prices, *, seed):
+    """What a byte costs over a long text, the same for all who draft it."""
+    rng, easy = Random(seed), []
+    while len(easy) < SIZE + 99:
+        easy += [rng.random() < 0.5] * rng.randrange(50, 300)
+    luck = [rng.random() for _ in easy]
+    cost, done = 0.0, 0
+    while done < SIZE:
+        asked, learn = choose()
+        stood = 0
+        while stood < asked and luck[done + stood] < KINDS[kind](stood, easy[done + stood]):
+            stood += 1
+        learn(asked, stood)
+        cost += prices.of_round(passes(asked) if asked else 0, stood + 1)
+        done += stood + 1
+    return cost / done
+
+
+def adaptive(passes, prices):
+    record = Record()
+
+    def choose():
+        return record.choose(CHOICES, prices), learn
+
+    def learn(asked, stood):
+        if asked:
+            ids = list(range(asked))
+            record.drafted(0, asked, ids, passes(asked))
+            record.learn([*ids[:stood], -1])
+
+    return choose
+
+
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("prices", PRICES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_byte_costs_hardly_more_than_with_the_best_fixed_length(kind, prices, inner):
+    passes, price, seeds = INNER[inner], PRICES[prices], range(3)
+
+    def total(make):
+        return sum(price_of_a_byte(make(), kind, passes, price, seed=seed) for seed in seeds)
+
+    fixed = {n: total(lambda n=n: lambda: (n, lambda asked, stood: None)) for n in CHOICES}
+    assert total(lambda: adaptive(passes, price)) <= 1.05 * min(fixed.values()), fixed
+
+
+def test_without_a_draft_that_pays_one_is_tried_now_and_then_ever_more_rarely():
+    record, prices, tried = Record(), PRICES["no latents"], []
+    for number in range(800):
+        length = record.choose(CHOICES, prices)
+        if length:
+            tried.append(number)
+            record.drafted(0, length, [1] * length, length)
+            record.learn([2])
+    gaps = [b - a for a, b in pairwise(tried)]
+    assert gaps[-1] == 128
+    assert sorted(gaps[-4:]) == gaps[-4:]
+
+
+def test_a_draft_that_is_not_judged_yet_is_forgotten_by_a_rewind_behind_it():
+    record = Record()
+    record.drafted(10, 4, [1, 2, 3, 4], 4)
+    record.learn([1, 2, 9])
+    assert (record.tried[:4], record.stood[:4]) == ([1, 1, 1], [1, 1, 0])
