@@ -116,13 +116,13 @@ def compare(
     for each in pipelines.values():
         each.check(prompts, **request)
     most = request.get("max_new_bytes") or pipeline.settings.max_new_bytes
-    first: RequestSettings = {**request, "seed": requests[0].seed, "samples": 1}
+    first: RequestSettings = {**request, "seed": requests[0].seed, "samples": None}
     short: RequestSettings = {**first, "max_new_bytes": min(most, WARM_UP_BYTES)}
     for each in pipelines.values():
         each.generate(requests[0].prompt, **short)
     results: dict[str, list[Generation]] = {name: [] for name in pipelines}
     for index, one in enumerate(requests):
-        alone: RequestSettings = {**request, "seed": one.seed, "samples": 1}
+        alone: RequestSettings = {**request, "seed": one.seed, "samples": None}
         for name, each in pipelines.items():
             progress(name, index)
             results[name].append(each.generate(one.prompt, **alone))

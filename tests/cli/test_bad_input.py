@@ -24,7 +24,8 @@ def test_unknown_sampler_with_near_match(blt, run_config):
     path = run_config('[sampler]\nuse = "blt-z"')
     refused(blt("generate", path, *RUN),
             f"{path}: sampler.use: no sampler named 'blt-z'. Did you mean 'blt-s'?",
-            "installed samplers: ar, blt-d, blt-dv, blt-s, speculative", "blt plugins")  # fmt: skip
+            "installed samplers: ar, blt-auto, blt-cascade, blt-d, blt-dv, blt-lookup, blt-s, ",
+            "blt plugins")  # fmt: skip
 
 
 def test_misspelt_key_with_near_match(blt, run_config):

@@ -80,7 +80,10 @@ def test_show_tells_all_of_a_component(blt):
     assert keys["closure"]["meaning"].startswith('of a frontier block: "forced" closes')
     assert (shown["distribution"], shown["entry_point"]) == ("blt-core", "drafting")
     assert shown["object"] == "blt_plugins.drafting.diffusion:DiffusionDrafter"
-    assert (shown["requires"], shown["provides"]) == (["decoder.denoises"], [])
+    assert (shown["requires"], shown["provides"]) == (
+        ["decoder.denoises"],
+        ["gives_q", "stops_early"],
+    )
     assert shown["expands_to"] is None
     out = blt("plugins", "show", "drafter", "diffusion").out.decode()
     for text in (

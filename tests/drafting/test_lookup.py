@@ -69,7 +69,7 @@ def test_own_text_comes_before_files_unless_theirs_is_longer(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"abc9 longer abc8")
     files = (str(path),)
-    assert propose(lookup(draft_bytes=1, files=files), Texts(b"abc1 abc")) == [b"1"]
+    assert propose(lookup(draft_bytes=1, files=files), Texts(b"abc1.abc")) == [b"1"]
     assert propose(lookup(draft_bytes=1, files=files), Texts(b"abc1 longer abc")) == [b"8"]
     assert propose(lookup(draft_bytes=1, files=files), Texts(b"new abc")) == [b"8"]
 

@@ -182,11 +182,14 @@ def own_drafters(draw: st.DrawFn, index: int) -> Drafter:
 
 
 @st.composite
-def stopping_drafters(draw: st.DrawFn, index: int) -> StoppingDrafter:
-    """Those of them that can stop early."""
-    kinds = ["self", "cascade", "until", "first", "adaptive"]
+def stopping_drafters(
+    draw: st.DrawFn, index: int, *, learning: bool = True
+) -> StoppingDrafter:
+    """Those of them that can stop early; ``learning``: also one that chooses by earlier rounds."""
+    kinds = ["self", "cascade", "until", "first", *["adaptive"] * learning]
     kinds += ["diffusion", "diffusion"] * (index in models.DENOISING)
     kind, count = draw(st.sampled_from(kinds)), draw(st.integers(1, 12))
+    inner = stopping_drafters(index, learning=learning)
     if kind == "self":
         return self_drafter(count)
     if kind == "diffusion":
@@ -194,13 +197,12 @@ def stopping_drafters(draw: st.DrawFn, index: int) -> StoppingDrafter:
     if kind == "cascade":
         return cascade_drafter(count, draw(own_drafters(index)))
     if kind == "first":
-        inner = st.lists(stopping_drafters(index), min_size=1, max_size=3)
-        return first_drafter(draw(inner))
+        return first_drafter(draw(st.lists(inner, min_size=1, max_size=3)))
     if kind == "adaptive":
         price = draw(st.sampled_from([0.0, 2.0, 20.0]))
-        return adaptive_drafter(count, draw(stopping_drafters(index)), price)
+        return adaptive_drafter(count, draw(inner), price)
     bound = draw(st.sampled_from([0.0, 0.1, 0.4, 0.8, 1.0]))
-    return until_drafter(bound, draw(stopping_drafters(index)))
+    return until_drafter(bound, draw(inner))
 
 
 @st.composite

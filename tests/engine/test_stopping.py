@@ -47,7 +47,7 @@ class AtMost:
 @given(st.data(), model_indices, samplings, st.integers(0, 6))
 def test_a_stopped_draft_is_the_beginning_of_the_whole_one(data, index, sampling, count):
     batch = data.draw(batches(index, stops=False, sampling=sampling))
-    inner = data.draw(stopping_drafters(index))
+    inner = data.draw(stopping_drafters(index, learning=False))
     whole = Recorded(inner)
     run(models.model(index), speculative(whole), batch, sampling)
     stopped, first = AtMost(inner, count), []

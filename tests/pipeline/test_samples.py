@@ -37,8 +37,9 @@ def test_greedy_texts_are_all_the_same(pipeline):
     assert all(other.output == first.output for other in others)
 
 
-def test_one_sample_of_one_prompt_is_a_record_and_several_are_a_list(pipeline):
-    assert pipeline.generate("a", samples=1, max_new_bytes=2).output
+def test_who_asks_for_samples_gets_a_list_whatever_their_number(pipeline):
+    assert pipeline.generate("a", max_new_bytes=2).output
+    assert len(pipeline.generate("a", samples=1, max_new_bytes=2)) == 1
     assert len(pipeline.generate("a", samples=2, max_new_bytes=2)) == 2
     with pytest.raises(RequestError, match="samples: expected at least 1"):
         pipeline.generate("a", samples=0)

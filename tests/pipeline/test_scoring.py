@@ -85,7 +85,7 @@ def test_prompts_are_one_for_all_or_one_for_each(exact):
     both = exact.score(["a", "b"], prompts="x")
     assert [each.prompt for each in both] == [b"x", b"x"]
     assert exact.score(["a", "b"], prompts=["x", "y"])[1].prompt == b"y"
-    with pytest.raises(RequestError, match="prompts: 1 for 2 texts; give one for all"):
+    with pytest.raises(RequestError, match="prompts: 1 for 2 texts; give one or as many"):
         exact.score(["a", "b"], prompts=["x"])
     with pytest.raises(RequestError, match="top: expected 0 or more"):
         exact.score("a", top=-1)
