@@ -85,6 +85,12 @@ class Component:
     notes: Callable[[Any], Iterable[str]] = _no_notes
 
 
+def abilities_of(child: Any) -> frozenset[str]:
+    """What a nested component can do; ``child`` is its node, as ``provides`` is given it."""
+    found: frozenset[str] = child.component.provides(child.params)
+    return found
+
+
 @attrs.frozen
 class Preset:
     """A name for a table of another component of the same kind.

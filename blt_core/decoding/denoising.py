@@ -5,6 +5,7 @@ Axes: b batch rows, B bytes of a block, V ids.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,7 +50,7 @@ def fill(
     while any(masked := [ops.scheme.mask in ids for ids in block.ids]):
         logits_bBV = ops.denoise(block, masked).cpu()
         masked_bB = _masked(block, ops.scheme.mask, logits_bBV.shape[1])
-        chosen = _select(unmasking, sampling.belief(logits_bBV), masked_bB)
+        chosen = select(unmasking, sampling.belief(logits_bBV), masked_bB, block.start, draws)
         logits_of = _kept(logits_of, logits_bBV, chosen)
         for place in chosen.any(0).nonzero().flatten().tolist():
             here = chosen[:, place].tolist()
@@ -67,10 +68,20 @@ def _kept(before: Tensor | None, now: Tensor, chosen: Tensor) -> Tensor:
     return now if before is None else torch.where(chosen[..., None], now, before)
 
 
-def _select(unmasking: Unmasking, probs_bBV: Tensor, masked_bB: Tensor) -> Tensor:
-    """(b, B) bool: the masked places to fill now, at least one in each batch row that has any."""
+def select(
+    unmasking: Unmasking,
+    probs_bBV: Tensor,
+    masked_bB: Tensor,
+    starts: Sequence[int],
+    draws: Draws,
+) -> Tensor:
+    """(b, B) bool: the masked places to fill now, at least one in each batch row that has any.
+
+    For samplers, and for rules that hold another one. Raises ComponentError, which names the rule,
+    for what is no such choice.
+    """
     # A copy: a rule that writes to it must not change what is still to fill.
-    chosen = unmasking.select(probs_bBV, masked_bB.clone())
+    chosen = unmasking.select(probs_bBV, masked_bB.clone(), starts, draws)
     if not isinstance(chosen, Tensor):
         raise broken(unmasking, f"selected {chosen!r}; expected a bool tensor (b, B)")
     if chosen.dtype != torch.bool or chosen.shape != masked_bB.shape:

@@ -173,7 +173,10 @@ class DecodeState:
     def next_logits(self, rows: Sequence[int]) -> Tensor:
         """True passes; (b, max(rows), V) of the last ``rows[b]`` rows of each batch row."""
         if (firsts := self._alike(rows)) is not None:
-            return self._once(firsts, lambda at: self.next_logits([rows[row] for row in at]))
+            return self._once(firsts, lambda at: self._next_logits([rows[row] for row in at]))
+        return self._next_logits(rows)
+
+    def _next_logits(self, rows: Sequence[int]) -> Tensor:
         ends = self._ends(rows)
         self._predicted = None
         self._drop_drafts()
@@ -264,6 +267,9 @@ class DecodeState:
             self._refuse_fresh(active)
         if (firsts := self._alike(list(zip(block.ids, active, strict=True)))) is not None:
             return self._denoise_once(firsts, block, active)
+        return self._denoise(block, active)
+
+    def _denoise(self, block: OpenBlock, active: Sequence[bool]) -> Tensor:
         if block is not self._block:
             if block.provisional:
                 self._drop_drafts()
@@ -339,7 +345,7 @@ class DecodeState:
             ids, start = [block.ids[row] for row in at], tuple(block.start[row] for row in at)
             given = tuple(block.given[row] for row in at)
             one = attrs.evolve(block, ids=ids, start=start, given=given)
-            return self.denoise(one, [active[row] for row in at])
+            return self._denoise(one, [active[row] for row in at])
 
         logits = self._once(firsts, run)
         self._block, self._begun = block, list(active)

@@ -173,10 +173,16 @@ class Verification(Protocol):
 class Unmasking(Protocol):
     """Which masked rows of a block to fill now: (b, B) bool, at least one where any is masked.
 
-    ``probs_bBV``: each row's distribution; ``masked_bB``: the rows still to fill.
+    ``probs_bBV``: each row's distribution; ``masked_bB``: the rows still to fill. ``starts[b]``:
+    position of a block's first byte. What a rule leaves to chance it takes from ``draws``, at the
+    positions of the bytes and on a stream of its own (2 or more), so that a text does not depend on
+    its batch. The ability "in_order" says that no byte is filled later than one on its right: a
+    draft so filled has a q.
     """
 
-    def select(self, probs_bBV: Tensor, masked_bB: Tensor) -> Tensor: ...
+    def select(
+        self, probs_bBV: Tensor, masked_bB: Tensor, starts: Sequence[int], draws: Draws
+    ) -> Tensor: ...
 
 
 @runtime_checkable

@@ -89,7 +89,12 @@ def test_completion_imports_no_torch():
 
 def test_names_of_samplers_and_configs_are_completed():
     assert complete("blt generate --sampler blt") == {
-        "blt-auto", "blt-cascade", "blt-d", "blt-dv", "blt-lookup", "blt-s"
+        "blt-auto",
+        "blt-cascade",
+        "blt-d",
+        "blt-dv",
+        "blt-lookup",
+        "blt-s",
     }
     assert complete("blt compare --sampler spec") == {"speculative"}
     assert "demo-ar" in complete("blt generate dem")

@@ -59,7 +59,7 @@ class FakeVerification(Part):
 
 
 class FakeUnmasking(Part):
-    def select(self, probs_bBV, masked_bB): ...
+    def select(self, probs_bBV, masked_bB, starts, draws): ...
 
 
 @attrs.frozen

@@ -46,6 +46,15 @@ class Log:
     decoder: int = 0
     total: Passes = attrs.field(factory=Passes)
 
+    def tell_each(self, alike: Sequence[object]) -> None:
+        """Give each batch row what was computed for it, where those of ``alike`` were one row."""
+        distinct = [each for i, each in enumerate(alike) if each not in alike[:i]]
+        saw("rows read once for several", len(distinct) < len(alike))
+        for seen in (self.rows, self.latents):
+            for i, ran in enumerate(seen):
+                assert len(ran) == len(distinct)
+                seen[i] = tuple(ran[distinct.index(each)] for each in alike)
+
     def clear(self) -> None:
         """Forget what was seen."""
         self.scorer = self.byte_states = self.decoder = 0
@@ -206,6 +215,7 @@ class Machine:
         encoded = [model.scheme.encode(prompt) for prompt in prompts]
         self.state = DecodeState(watched_model, encoded, [100] * len(prompts))
         self.rows = [RowSpec([model.scheme.bos, *ids]) for ids in encoded]
+        self.computed = False
         for prompt in prompts:
             observe_prompt(prompt, window)
 
@@ -294,6 +304,7 @@ class Machine:
         """A true pass: everything pending, each true row and closed patch once."""
         asked = self._asked(rng)
         got = self.state.next_logits(asked)
+        self._tell_each(asked)
         pending = False
         for b, (row, rows) in enumerate(zip(self.rows, asked, strict=True)):
             n = len(row.ids)
@@ -368,7 +379,9 @@ class Machine:
         for _ in range(rng.randint(1, 3)):
             self.log.clear()
             on = active if rng.randrange(2) else self._some(active, rng)
+            same = [(list(ids), o) for ids, o in zip(block.ids, on, strict=True)]
             got = self.state.denoise(block, None if on == active else on)
+            self._tell_each(same)
             first = [o and not b for o, b in zip(on, begun, strict=True)]
             begun = [o or b for o, b in zip(on, begun, strict=True)]
             for b, row in enumerate(self.rows):
@@ -431,6 +444,12 @@ class Machine:
         return max(i for i, flag in enumerate(self.flags(row)[:-1]) if flag)
 
     # -- what ran ----------------------------------------------------------------------------
+
+    def _tell_each(self, asked: Sequence[object]) -> None:
+        """Give each row what was computed for it: a first pass computes alike rows once."""
+        if not self.computed:
+            self.log.tell_each(list(zip([row.ids for row in self.rows], asked, strict=True)))
+        self.computed = True
 
     def _closed(self, b: int, closed: int) -> int:
         """Whether patches up to ``closed`` needed a pass; it ran them and no others."""

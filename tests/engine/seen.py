@@ -46,6 +46,8 @@ DEMANDED = (
     "rewind to a boundary",
     "rows asked for again",
     "row idle for several passes",
+    "rows read once for several",
+    "stopped draft",
     *(f"draft of {length}" for length in range(1, 17)),
 )
 

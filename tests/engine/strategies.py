@@ -12,6 +12,14 @@ from blt_core.protocols import Drafter, StoppingDrafter, Unmasking
 from blt_core.types import Sampling
 from blt_plugins.drafting.diffusion import DiffusionDrafter, DiffusionParams
 from blt_plugins.drafting.lookup import LookupDrafter, LookupParams
+from blt_plugins.unmasking.composed import (
+    AnyOf,
+    AnyOfParams,
+    AtMost,
+    AtMostParams,
+    LeftToRight,
+    LeftToRightParams,
+)
 from blt_plugins.unmasking.rules import (
     AllParams,
     Confidence,
@@ -146,8 +154,8 @@ def drafters(
 STARTS = [("aligned", "none"), ("aligned", "forced"), ("frontier", "forced"), ("frontier", "none")]
 
 
-def rules() -> st.SearchStrategy[Unmasking]:
-    """The package's unmasking rules, from one byte a pass to all."""
+def simple_rules() -> st.SearchStrategy[Unmasking]:
+    """Unmasking rules that hold no other."""
     return st.one_of(
         st.just(FillAll(AllParams(), C)),
         st.sampled_from([0.0, 0.05, 0.3, 0.7, 1.0]).map(
@@ -156,6 +164,34 @@ def rules() -> st.SearchStrategy[Unmasking]:
         st.sampled_from([0.0, 0.5, 1.5, 6.0, 99.0]).map(
             lambda gamma: EntropyBound(EntropyBoundParams(gamma=gamma), C)
         ),
+    )
+
+
+def rules() -> st.SearchStrategy[Unmasking]:
+    """The package's unmasking rules, nested in one another, from one byte a pass to all."""
+    return st.recursive(simple_rules(), around, max_leaves=3)
+
+
+def around(inner: st.SearchStrategy[Unmasking]) -> st.SearchStrategy[Unmasking]:
+    """Rules around those of ``inner``."""
+    several = st.dictionaries(st.sampled_from("abc"), inner, min_size=1, max_size=2)
+    return st.one_of(
+        st.builds(
+            lambda n, rule: AtMost(AtMostParams(count=n, rule=rule), C), st.integers(1, 4), inner
+        ),
+        inner.map(lambda rule: LeftToRight(LeftToRightParams(rule=rule), C)),
+        several.map(lambda each: AnyOf(AnyOfParams(rules=each), C)),
+    )
+
+
+def rules_in_order() -> st.SearchStrategy[Unmasking]:
+    """Those that fill no byte later than one on its right."""
+    ordered = rules().map(lambda rule: LeftToRight(LeftToRightParams(rule=rule), C))
+    pairs = st.tuples(ordered, ordered).map(lambda two: dict(zip("ab", two, strict=True)))
+    return st.one_of(
+        st.just(FillAll(AllParams(), C)),
+        ordered,
+        pairs.map(lambda each: AnyOf(AnyOfParams(rules=each), C)),
     )
 
 
@@ -182,9 +218,7 @@ def own_drafters(draw: st.DrawFn, index: int) -> Drafter:
 
 
 @st.composite
-def stopping_drafters(
-    draw: st.DrawFn, index: int, *, learning: bool = True
-) -> StoppingDrafter:
+def stopping_drafters(draw: st.DrawFn, index: int, *, learning: bool = True) -> StoppingDrafter:
     """Those of them that can stop early; ``learning``: also one that chooses by earlier rounds."""
     kinds = ["self", "cascade", "until", "first", *["adaptive"] * learning]
     kinds += ["diffusion", "diffusion"] * (index in models.DENOISING)
@@ -221,9 +255,8 @@ def drafters_with_q(draw: st.DrawFn, index: int) -> Drafter:
         return first_drafter(draw(st.lists(drafters_with_q(index), min_size=1, max_size=3)))
     if kind == "diffusion":
         start, closure = draw(st.sampled_from(STARTS))
-        all_at_once = FillAll(AllParams(), C)
         params = DiffusionParams(
-            block_bytes=count, unmasking=all_at_once, start=start, closure=closure
+            block_bytes=count, unmasking=draw(rules_in_order()), start=start, closure=closure
         )
         return DiffusionDrafter(params, C)
     inner = draw(st.sampled_from([self_drafter(count), cascade_drafter(count, self_drafter(2))]))

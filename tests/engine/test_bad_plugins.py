@@ -143,7 +143,7 @@ def test_only_a_first_round_reads_the_prompt():
 class Selects:
     choose: object
 
-    def select(self, probs_bBV, masked_bB):
+    def select(self, probs_bBV, masked_bB, starts, draws):
         return self.choose(masked_bB)
 
 

@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 
 from blt_core.protocols import Unmasking
 from blt_core.testing.reference import block_logits, true_flags
-from blt_core.types import Sampling
+from blt_core.types import Draws, Sampling
 from blt_plugins.sampling.diffusion import BlockDiffusion, BlockDiffusionParams
+from blt_plugins.unmasking.composed import (
+    AnyOf,
+    AnyOfParams,
+    AtMost,
+    AtMostParams,
+    LeftToRight,
+    LeftToRightParams,
+)
 from blt_plugins.unmasking.rules import (
     Confidence,
     ConfidenceParams,
@@ -32,7 +40,14 @@ from tests.engine.runs import (
     self_drafter,
     speculative,
 )
-from tests.engine.strategies import batches, denoising_indices, diffusion_drafters, examples, rules
+from tests.engine.strategies import (
+    batches,
+    denoising_indices,
+    diffusion_drafters,
+    examples,
+    rules,
+    simple_rules,
+)
 
 C = models.CONTEXT
 
@@ -118,7 +133,7 @@ def defined_blt_d(model, request, size, unmasking) -> tuple[bytes, int, int]:
     """(output, blocks, decoder passes) by the definition, over the plain reference."""
     scheme = model.scheme
     ids = [scheme.bos, *scheme.encode(request.prompt)]
-    output, blocks, passes = b"", 0, 0
+    output, blocks, passes, draws = b"", 0, 0, Draws((request.seed,))
     while len(output) < request.max_new_bytes:
         flags = [*true_flags(model, ids)[:-1], True]
         block = [scheme.mask] * size
@@ -128,7 +143,7 @@ def defined_blt_d(model, request, size, unmasking) -> tuple[bytes, int, int]:
             logits = block_logits(model, ids, flags, block, len(ids)).clone()
             logits[:, list(scheme.never_output)] = float("-inf")
             masked = torch.tensor([[token == scheme.mask for token in block]])
-            fill = unmasking.select(logits.softmax(-1)[None], masked)[0].tolist()
+            fill = unmasking.select(logits.softmax(-1)[None], masked, [len(ids)], draws)[0].tolist()
             best = logits.argmax(-1).tolist()
             block = [b if f else old for old, b, f in zip(block, best, fill, strict=True)]
         ids += block
@@ -199,10 +214,16 @@ def beliefs(rows: int, seed: int) -> torch.Tensor:
     return (noise * spread).double().softmax(-1)
 
 
+def chosen_by(rule: Unmasking, probs: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """What a rule fills of blocks that begin at their row's number."""
+    rows = range(len(masked))
+    return rule.select(probs, masked, list(rows), Draws(tuple(rows)))
+
+
 @given(masks, st.integers(0, 99), rules())
 def test_every_rule_fills_masked_bytes_only_and_at_least_one(rows, seed, rule):
     masked = torch.tensor(rows)
-    chosen = rule.select(beliefs(len(rows), seed), masked)
+    chosen = chosen_by(rule, beliefs(len(rows), seed), masked)
     assert chosen.shape == masked.shape
     assert not bool((chosen & ~masked).any())
     assert torch.equal(chosen.any(-1), masked.any(-1))
@@ -214,7 +235,9 @@ def test_entropy_bound_fills_the_largest_set_of_least_entropy_within_gamma(row, 
     entropy = [-(p * p.log()).sum().item() for p in probs[0]]
     masked = [i for i, on in enumerate(row) if on]
     rule = EntropyBound(EntropyBoundParams(gamma=gamma), C)
-    chosen = [i for i, on in enumerate(rule.select(probs, torch.tensor([row]))[0].tolist()) if on]
+    chosen = [
+        i for i, on in enumerate(chosen_by(rule, probs, torch.tensor([row]))[0].tolist()) if on
+    ]
     fits = [
         subset
         for size in range(1, len(masked) + 1)
@@ -230,12 +253,71 @@ def test_entropy_bound_fills_the_largest_set_of_least_entropy_within_gamma(row, 
     )
 
 
+@given(masks, st.integers(0, 99), simple_rules(), st.integers(1, 5))
+def test_at_most_keeps_the_likeliest_of_what_is_chosen(rows, seed, inner, count):
+    probs, masked = beliefs(len(rows), seed), torch.tensor(rows)
+    rule = AtMost(AtMostParams(count=count, rule=inner), C)
+    of_all, kept = chosen_by(inner, probs, masked), chosen_by(rule, probs, masked)
+    for top, before, after in zip(probs.amax(-1), of_all, kept, strict=True):
+        chosen = before.nonzero().flatten().tolist()
+        best = sorted(chosen, key=lambda place: (-top[place], place))[:count]
+        assert after.nonzero().flatten().tolist() == sorted(best)
+
+
+@given(masks, st.integers(0, 99), simple_rules())
+def test_left_to_right_goes_on_from_the_first_mask_until_the_inner_rule_stops(rows, seed, inner):
+    probs, masked = beliefs(len(rows), seed), torch.tensor(rows)
+    of_all = chosen_by(inner, probs, masked).tolist()
+    rule = LeftToRight(LeftToRightParams(rule=inner), C)
+    for row, wanted, got in zip(rows, of_all, chosen_by(rule, probs, masked).tolist(), strict=True):
+        places = [place for place, on in enumerate(row) if on]
+        expected = places[:1]
+        for place in places[1:]:
+            if not wanted[place]:
+                break
+            expected.append(place)
+        assert [place for place, on in enumerate(got) if on] == expected
+
+
+@given(masks, st.integers(0, 99), simple_rules(), simple_rules())
+def test_any_of_is_the_union(rows, seed, one, other):
+    probs, masked = beliefs(len(rows), seed), torch.tensor(rows)
+    rule = AnyOf(AnyOfParams(rules={"a": one, "b": other}), C)
+    both = chosen_by(one, probs, masked) | chosen_by(other, probs, masked)
+    assert torch.equal(chosen_by(rule, probs, masked), both)
+
+
+class Drawn:
+    """Fills the masked byte that is drawn highest."""
+
+    def select(self, probs_bBV, masked_bB, starts, draws):
+        chosen = torch.zeros_like(masked_bB)
+        for row, masked in enumerate(masked_bB.tolist()):
+            drawn = {p: draws.uniform(row, starts[row] + p, 2) for p, on in enumerate(masked) if on}
+            if drawn:
+                chosen[row, max(drawn, key=drawn.__getitem__)] = True
+        return chosen
+
+
+@examples(30)
+@given(st.data(), denoising_indices, st.integers(2, 9))
+def test_a_rule_that_draws_gives_in_a_batch_what_it_gives_alone(data, index, size):
+    batch = data.draw(batches(index))
+    rule = AtMost(AtMostParams(count=2, rule=Drawn()), C)
+    sampling = Sampling(0.8)
+    together = run(models.model(index), blt_d(size, rule), batch, sampling)
+    for request, got in zip(batch, together, strict=True):
+        [alone] = run(models.model(index), blt_d(size, rule), [request], sampling)
+        assert (bytes(got.output), got.passes) == (bytes(alone.output), alone.passes)
+
+
 @given(st.lists(st.booleans(), min_size=5, max_size=5), st.integers(0, 99), st.floats(0, 1))
 def test_confidence_fills_what_exceeds_alpha_else_the_best(row, seed, alpha):
     probs = beliefs(1, seed)
     top = probs[0].amax(-1).tolist()
     masked = [i for i, on in enumerate(row) if on]
-    chosen = Confidence(ConfidenceParams(alpha=alpha), C).select(probs, torch.tensor([row]))[0]
+    rule = Confidence(ConfidenceParams(alpha=alpha), C)
+    chosen = chosen_by(rule, probs, torch.tensor([row]))[0]
     expected = {i for i in masked if top[i] > alpha} or (
         {max(masked, key=top.__getitem__)} if masked else set()
     )

@@ -148,8 +148,8 @@ def test_any_drafter_leaves_verification_at_one_pass_a_round(data, index):
 class LedgerState(DecodeState):
     """Fails if a true pass runs a true row or closed patch that stands already."""
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def __init__(self, *arguments, **keys):
+        super().__init__(*arguments, **keys)
         self.log = self._model.decoder.log
         self.rows = [0] * len(self.lengths)
         self.patches = [0] * len(self.lengths)
@@ -157,8 +157,10 @@ class LedgerState(DecodeState):
     def next_logits(self, rows):
         """True rows go on where they ended, but for those that are asked for again."""
         self.log.clear()
-        lengths = self.lengths
+        lengths, fresh = self.lengths, self.fresh
         out = super().next_logits(rows)
+        if fresh:
+            self.log.tell_each([(self.text(b), asked) for b, asked in enumerate(rows)])
         for b, asked in enumerate(rows):
             first, end = self.log.rows[0][b]
             assert first == end if not asked else first == min(self.rows[b], lengths[b] - asked)

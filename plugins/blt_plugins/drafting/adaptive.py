@@ -7,7 +7,14 @@ from typing import Any
 
 import attrs
 
-from blt_core.component import BuildContext, Component, at_least, more_than, nested
+from blt_core.component import (
+    BuildContext,
+    Component,
+    abilities_of,
+    at_least,
+    more_than,
+    nested,
+)
 from blt_core.decoding.drafting import propose
 from blt_core.protocols import DecodeOps, Drafter
 from blt_core.types import Draft, Draws, Sampling, StopRule, matches
@@ -228,9 +235,7 @@ class Counted:
 
 def adaptive_abilities(params: AdaptiveParams) -> frozenset[str]:
     """Those of the inner drafter."""
-    inner: Any = params.drafter  # the node that it is built from
-    found: frozenset[str] = inner.component.provides(inner.params)
-    return found
+    return abilities_of(params.drafter)
 
 
 ADAPTIVE = Component(

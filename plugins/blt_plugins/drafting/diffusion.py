@@ -8,7 +8,7 @@ from typing import Literal
 import attrs
 import torch
 
-from blt_core.component import BuildContext, Component, at_least, nested
+from blt_core.component import BuildContext, Component, abilities_of, at_least, nested
 from blt_core.decoding.denoising import fill
 from blt_core.protocols import DecodeOps, Unmasking
 from blt_core.types import Draft, Draws, Sampling, StopRule
@@ -66,9 +66,9 @@ class DiffusionDrafter:
 
 
 def diffusion_abilities(params: DiffusionParams) -> frozenset[str]:
-    """A block that is filled in one pass is drawn from what is known before: it has a q."""
-    one_pass = getattr(params.unmasking, "name", "") == "all"
-    return frozenset({"stops_early", "gives_q"} if one_pass else {"stops_early"})
+    """A block that is filled from left to right, or at once, is drawn from what stands before."""
+    in_order = "in_order" in abilities_of(params.unmasking)
+    return frozenset({"stops_early", "gives_q"} if in_order else {"stops_early"})
 
 
 DIFFUSION = Component(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from blt_core.component import BuildContext, Component, nested_table
+from blt_core.component import BuildContext, Component, abilities_of, nested_table
 from blt_core.decoding.drafting import propose
 from blt_core.protocols import DecodeOps, Drafter
 from blt_core.types import Draft, Draws, Sampling, StopRule
@@ -77,8 +77,7 @@ class FirstDrafter:
 
 def first_abilities(params: FirstParams) -> frozenset[str]:
     """Those that all of its drafters have."""
-    nodes: list[Any] = list(params.drafters.values())  # those that they are built from
-    return frozenset.intersection(*(node.component.provides(node.params) for node in nodes))
+    return frozenset.intersection(*map(abilities_of, params.drafters.values()))
 
 
 FIRST = Component(

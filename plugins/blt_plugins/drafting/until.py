@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import attrs
 from torch import Tensor
 
-from blt_core.component import BuildContext, Component, between, nested
+from blt_core.component import BuildContext, Component, abilities_of, between, nested
 from blt_core.decoding.drafting import propose
 from blt_core.protocols import DecodeOps, Drafter
 from blt_core.types import Draft, Draws, Sampling, StopRule
@@ -63,5 +63,5 @@ UNTIL = Component(
     params=UntilParams,
     summary="stops an inner drafter where its draft is no longer likely",
     requires=frozenset({"drafter.stops_early"}),
-    provides=lambda params: params.drafter.component.provides(params.drafter.params),
+    provides=lambda params: abilities_of(params.drafter),
 )

@@ -6,11 +6,17 @@ Axes: b batch rows, B bytes of a block, V ids. ``probs_bBV`` holds each byte's d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 import torch
 from torch import Tensor
 
 from blt_core.component import BuildContext, Component, at_least, between
+from blt_core.types import Draws
+
+#: The ability of rules that fill no byte later than one on its right.
+IN_ORDER = "in_order"
 
 
 @attrs.frozen(kw_only=True)
@@ -24,7 +30,9 @@ class FillAll:
     def __init__(self, params: AllParams, context: BuildContext) -> None:
         pass
 
-    def select(self, probs_bBV: Tensor, masked_bB: Tensor) -> Tensor:
+    def select(
+        self, probs_bBV: Tensor, masked_bB: Tensor, starts: Sequence[int], draws: Draws
+    ) -> Tensor:
         """(b, B) bool: all masked bytes."""
         return masked_bB
 
@@ -42,7 +50,9 @@ class Confidence:
     def __init__(self, params: ConfidenceParams, context: BuildContext) -> None:
         self.alpha = params.alpha
 
-    def select(self, probs_bBV: Tensor, masked_bB: Tensor) -> Tensor:
+    def select(
+        self, probs_bBV: Tensor, masked_bB: Tensor, starts: Sequence[int], draws: Draws
+    ) -> Tensor:
         """(b, B) bool."""
         top = probs_bBV.amax(-1).masked_fill(~masked_bB, -1.0)
         best = torch.zeros_like(masked_bB).scatter(-1, top.argmax(-1, keepdim=True), True)
@@ -65,7 +75,9 @@ class EntropyBound:
     def __init__(self, params: EntropyBoundParams, context: BuildContext) -> None:
         self.gamma = params.gamma
 
-    def select(self, probs_bBV: Tensor, masked_bB: Tensor) -> Tensor:
+    def select(
+        self, probs_bBV: Tensor, masked_bB: Tensor, starts: Sequence[int], draws: Draws
+    ) -> Tensor:
         """(b, B) bool."""
         entropy = torch.special.entr(probs_bBV).sum(-1).masked_fill(~masked_bB, float("inf"))
         ordered, order = entropy.sort(dim=-1, stable=True)
@@ -75,14 +87,25 @@ class EntropyBound:
         return torch.zeros_like(masked_bB).scatter(-1, order, before <= self.gamma) & masked_bB
 
 
-ALL = Component("unmasking", "all", FillAll, AllParams, "every masked byte at once")
+ALL = Component(
+    kind="unmasking",
+    name="all",
+    factory=FillAll,
+    params=AllParams,
+    summary="every masked byte at once",
+    provides=lambda _: frozenset({IN_ORDER}),
+)
 CONFIDENCE = Component(
-    "unmasking", "confidence", Confidence, ConfidenceParams, "bytes likelier than alpha"
+    kind="unmasking",
+    name="confidence",
+    factory=Confidence,
+    params=ConfidenceParams,
+    summary="bytes likelier than alpha",
 )
 ENTROPY_BOUND = Component(
-    "unmasking",
-    "entropy-bound",
-    EntropyBound,
-    EntropyBoundParams,
-    "as many bytes as an entropy budget allows",
+    kind="unmasking",
+    name="entropy-bound",
+    factory=EntropyBound,
+    params=EntropyBoundParams,
+    summary="as many bytes as an entropy budget allows",
 )
