@@ -30,11 +30,20 @@ OVERRIDABLE = "blt_overridable"
 TRAINED = "blt_trained"
 
 
+def _no_checkpoint(location: str) -> Any:
+    raise PluginError(f"{location}: no other checkpoint can be read here")
+
+
 @attrs.frozen
 class BuildContext:
-    """What factories may need beyond their own params: the id scheme of the model."""
+    """What factories may need beyond their own params.
+
+    scheme: the ids of the model. load_model(checkpoint): the model of another checkpoint, on the
+    same device and in the same dtype; raises CheckpointError or ConfigError.
+    """
 
     scheme: IdScheme = attrs.field(factory=IdScheme)
+    load_model: Callable[[str], Any] = _no_checkpoint
 
 
 class Ability(NamedTuple):

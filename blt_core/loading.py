@@ -115,6 +115,15 @@ def build_model(plan: Plan, tensors: Mapping[str, Tensor] | None) -> Model:
     return model
 
 
+def load_beside(location: str, plan: Plan, plugins: Plugins) -> Model:
+    """The model of another checkpoint, to run beside that of ``plan`` on its device, in its dtype.
+
+    Raises as :func:`plan_run` and :func:`build_model` do.
+    """
+    run = {"checkpoint": location, "device": plan.run.device, "dtype": plan.run.dtype}
+    return build_model(*plan_run(Config.from_mapping({"schema": 1, "run": run}), plugins))
+
+
 def new_model(plan: Plan, tensors: Mapping[str, Tensor] | None, seed: int) -> Model:
     """The model of a plan on its device, to train; random weights depend on ``seed`` alone.
 

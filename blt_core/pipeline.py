@@ -11,6 +11,7 @@ import codecs
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -22,7 +23,7 @@ from blt_core.decoding.engine import Progress, Request, Step, StopReason, check_
 from blt_core.errors import RequestError
 from blt_core.faults import broken, naming
 from blt_core.likelihood import Likelihood
-from blt_core.loading import build_model, plan_run, warn_of_blocks
+from blt_core.loading import build_model, load_beside, plan_run, warn_of_blocks
 from blt_core.model import Model
 from blt_core.plugins.loading import Plugins, load_plugins
 from blt_core.protocols import CostModel, Sampler
@@ -85,6 +86,7 @@ class Generation:
             "seed": self.seed,
             "n_dec": self.passes.decoder,
             "n_enc": self.passes.encoder,
+            "n_draft": self.passes.draft,
             "rounds": self.rounds,
             "drafted": self.drafted,
             "accepted": self.accepted,
@@ -134,12 +136,17 @@ class Pipeline:
     """
 
     def __init__(self, plan: Plan, plugins: Plugins, model: Model) -> None:
-        context = BuildContext(model.scheme)
         self.plan, self.plugins, self.model = plan, plugins, model
+        context = self._context()
         self.sampler: Sampler = plan.build("sampler", context)
         self.cost_model: CostModel = plan.build("cost_model", context)
         self._built: dict[str, object] = {"sampler": self.sampler, "cost_model": self.cost_model}
         self._look_over()
+
+    def _context(self) -> BuildContext:
+        """What samplers and cost models are built with."""
+        load = partial(load_beside, plan=self.plan, plugins=self.plugins)
+        return BuildContext(self.model.scheme, load)
 
     def _look_over(self) -> None:
         """Find before any work what a cost model may not say; warn of blocks that are too long."""
@@ -197,7 +204,7 @@ class Pipeline:
         node = resolve(config, self.plugins).node(kind)
         # The other nodes know what the config calls them; what they describe is expanded.
         plan = attrs.evolve(self.plan, nodes={**self.plan.nodes, kind: node})
-        built = plan.build(kind, BuildContext(self.model.scheme))
+        built = plan.build(kind, self._context())
         other = copy.copy(self)
         vars(other).update({"plan": plan, kind: built, "_built": {**self._built, kind: built}})
         other._look_over()  # noqa: SLF001 -- a pipeline too

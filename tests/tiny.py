@@ -60,10 +60,13 @@ def config(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in tables.items() if value is not None}
 
 
-def write_checkpoint(folder: Path, seed: int = 0) -> Path:
-    """A checkpoint folder of the tiny model, its weights scaled so that patches and bytes vary."""
+def write_checkpoint(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A checkpoint folder of the tiny model, its weights scaled so that patches and bytes vary.
+
+    changes: tables to replace.
+    """
     plugins = load_plugins()
-    plan, _ = plan_run(Config.from_mapping(config(run={"seed": seed})), plugins)
+    plan, _ = plan_run(Config.from_mapping(config(run={"seed": seed}, **changes)), plugins)
     model = build_model(plan, None)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.module_dict().parameters():

@@ -155,6 +155,7 @@ def _record(row: Row) -> dict[str, Any]:
         "differences": [attrs.asdict(difference) for difference in row.differences],
         "n_dec": row.passes.decoder,
         "n_enc": row.passes.encoder,
+        "n_draft": row.passes.draft,
         "rounds": row.rounds,
         "drafted": row.drafted,
         "accepted": row.accepted,

@@ -37,7 +37,11 @@ class RowState:
     @property
     def open_start(self) -> int:
         """The first byte of the patch of the last id, as far as flags are known."""
-        return self.starts[bisect_right(self.starts, len(self.ids) - 1) - 1]
+        return self.start_before(len(self.ids) - 1)
+
+    def start_before(self, position: int) -> int:
+        """The first byte of the patch of an id, or of the last one, as far as flags are known."""
+        return self.starts[bisect_right(self.starts, min(position, len(self.ids) - 1)) - 1]
 
     def copy(self) -> RowState:
         """A row of its own with the same text and the same progress."""

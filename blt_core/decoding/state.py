@@ -155,13 +155,23 @@ class DecodeState:
         for _, cache in self._attached.values():
             rewind_to(cache, self.lengths)
 
-    def settle(self) -> None:
-        """Promise not to rewind into patches that ended; caches may drop what lies behind."""
-        for row in self._rows:
-            row.settled = max(row.settled, row.open_start)
+    def settle(self, upto: Sequence[int] | None = None) -> None:
+        """Promise not to rewind into patches that ended; caches may drop what lies behind.
+
+        upto: positions, a batch row each, above which nothing is promised.
+        """
+        for index, row in enumerate(self._rows):
+            last = row.open_start if upto is None else row.start_before(upto[index])
+            row.settled = max(row.settled, last)
         self._passes.settle()
         for _, cache in self._attached.values():
             settle_at(cache, [row.settled for row in self._rows])
+
+    def charge(self, passes: Sequence[Passes], call: Passes) -> None:
+        """Count passes of another model, for each batch row and for the whole batch."""
+        for row, new in zip(self._rows, passes, strict=True):
+            row.passes += new
+        self._passes.calls += call
 
     def spend(self, row: int, count: int) -> None:
         """Take ``count`` bytes off what batch row ``row`` may still output."""

@@ -97,6 +97,10 @@ class DecodeOps(Protocol):
         """
         ...
 
+    def charge(self, passes: Sequence[Passes], call: Passes) -> None:
+        """Count passes of another model: ``passes[b]`` for batch row b, ``call`` for the batch."""
+        ...
+
     def attach(self, owner: object, make: Callable[[int], CacheT]) -> CacheT:
         """The cache of ``owner`` for this state, made on first use; rewound and settled with it."""
         ...

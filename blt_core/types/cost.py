@@ -13,13 +13,16 @@ class Passes:
 
     decoder: N_dec. encoder: N_enc, passes of encoder + global model. encoder_bytes: passes of the
     encoder's byte part (equal to ``encoder`` unless the decoder reads byte states). scorer: passes
-    of the patcher over new bytes.
+    of the patcher over new bytes. draft: decoder passes of other models that draft, and
+    draft_parameters: how many parameters all of their passes read, those of their scorers aside.
     """
 
     decoder: int = 0
     encoder: int = 0
     encoder_bytes: int = 0
     scorer: int = 0
+    draft: int = 0
+    draft_parameters: int = 0
 
     def __add__(self, other: Passes) -> Passes:
         return Passes(
@@ -27,6 +30,8 @@ class Passes:
             self.encoder + other.encoder,
             self.encoder_bytes + other.encoder_bytes,
             self.scorer + other.scorer,
+            self.draft + other.draft,
+            self.draft_parameters + other.draft_parameters,
         )
 
 

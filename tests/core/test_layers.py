@@ -59,7 +59,14 @@ HOUSES = {
 #: What plugins import of blt_core; the rest may change with any version.
 PUBLIC = (
     *("component", "hookspecs", "protocols", "types", "errors", "files", "nn", "model"),
-    *("decoding.drafting", "decoding.denoising", "storage", "tables.place", "plugins.loading"),
+    *(
+        "decoding.drafting",
+        "decoding.denoising",
+        "decoding.following",
+        "storage",
+        "tables.place",
+        "plugins.loading",
+    ),
     *("wiring", "loading", "pipeline", "published", "cli"),
 )
 

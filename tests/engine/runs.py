@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import attrs
 
+from blt_core.component import BuildContext
 from blt_core.decoding.engine import Progress, Request, decode
 from blt_core.model import Model
 from blt_core.protocols import DecodeOps, Drafter, Sampler, Verification
@@ -16,6 +17,7 @@ from blt_plugins.drafting.adaptive import AdaptiveDrafter, AdaptiveParams
 from blt_plugins.drafting.cascade import CascadeDrafter, CascadeParams
 from blt_plugins.drafting.first import FirstDrafter, FirstParams
 from blt_plugins.drafting.lookup import LookupDrafter, LookupParams
+from blt_plugins.drafting.model import ModelDrafter, ModelParams
 from blt_plugins.drafting.self import SelfDrafter, SelfParams
 from blt_plugins.drafting.until import UntilDrafter, UntilParams
 from blt_plugins.sampling.autoregressive import Autoregressive, AutoregressiveParams
@@ -55,6 +57,12 @@ def verified_in_law(name: str) -> Verification:
 def self_drafter(count: int) -> SelfDrafter:
     """The drafter of BLT-S with k = ``count``."""
     return SelfDrafter(SelfParams(draft_bytes=count), models.CONTEXT)
+
+
+def model_drafter(index: int, other: int, count: int) -> ModelDrafter:
+    """A draft model for model ``index``: model ``other`` of the pool, which has the same ids."""
+    context = BuildContext(models.model(index).scheme, lambda _: models.model(other))
+    return ModelDrafter(ModelParams(checkpoint="other", draft_bytes=count), context)
 
 
 def cascade_drafter(count: int, inner: Drafter) -> CascadeDrafter:

@@ -12,6 +12,7 @@ from blt_core.protocols import Drafter, StoppingDrafter, Unmasking
 from blt_core.types import Sampling
 from blt_plugins.drafting.diffusion import DiffusionDrafter, DiffusionParams
 from blt_plugins.drafting.lookup import LookupDrafter, LookupParams
+from blt_plugins.drafting.model import ModelDrafter
 from blt_plugins.unmasking.composed import (
     AnyOf,
     AnyOfParams,
@@ -37,6 +38,7 @@ from tests.engine.runs import (
     ar_ids,
     cascade_drafter,
     first_drafter,
+    model_drafter,
     self_drafter,
     until_drafter,
 )
@@ -220,14 +222,15 @@ def own_drafters(draw: st.DrawFn, index: int) -> Drafter:
 @st.composite
 def stopping_drafters(draw: st.DrawFn, index: int, *, learning: bool = True) -> StoppingDrafter:
     """Those of them that can stop early; ``learning``: also one that chooses by earlier rounds."""
-    kinds = ["self", "cascade", "until", "first", *["adaptive"] * learning]
+    kinds = ["self", "cascade", "until", "first", "model", *["adaptive"] * learning]
     kinds += ["diffusion", "diffusion"] * (index in models.DENOISING)
     kind, count = draw(st.sampled_from(kinds)), draw(st.integers(1, 12))
     inner = stopping_drafters(index, learning=learning)
+    leaves = {"model": model_drafters(index), "diffusion": diffusion_drafters()}
     if kind == "self":
         return self_drafter(count)
-    if kind == "diffusion":
-        return draw(diffusion_drafters())
+    if kind in leaves:
+        return draw(leaves[kind])
     if kind == "cascade":
         return cascade_drafter(count, draw(own_drafters(index)))
     if kind == "first":
@@ -242,13 +245,14 @@ def stopping_drafters(draw: st.DrawFn, index: int, *, learning: bool = True) -> 
 @st.composite
 def drafters_with_q(draw: st.DrawFn, index: int) -> Drafter:
     """Those that tell what they draw from, nested in one another."""
-    kinds = ["self", "cascade", "until", "first", "adaptive", "lookup"]
+    kinds = ["self", "cascade", "until", "first", "adaptive", "lookup", "model"]
     kinds += ["diffusion", "diffusion"] * (index in models.DENOISING)
     kind, count = draw(st.sampled_from(kinds)), draw(st.integers(1, 10))
+    leaves = {"lookup": lookup_drafters(), "model": model_drafters(index)}
     if kind == "self":
         return self_drafter(count)
-    if kind == "lookup":
-        return draw(lookup_drafters())
+    if kind in leaves:
+        return draw(leaves[kind])
     if kind == "cascade":
         return cascade_drafter(count, draw(own_drafters(index)))
     if kind == "first":
@@ -261,6 +265,15 @@ def drafters_with_q(draw: st.DrawFn, index: int) -> Drafter:
         return DiffusionDrafter(params, C)
     inner = draw(st.sampled_from([self_drafter(count), cascade_drafter(count, self_drafter(2))]))
     return until_drafter(0.3, inner) if kind == "until" else adaptive_drafter(count, inner)
+
+
+@st.composite
+def model_drafters(draw: st.DrawFn, index: int) -> ModelDrafter:
+    """The model itself, or another of the pool, as the draft model."""
+    scheme = models.model(index).scheme
+    alike = [other for other in range(models.COUNT) if models.model(other).scheme == scheme]
+    other = draw(st.one_of(st.just(index), st.sampled_from(alike)))
+    return model_drafter(index, other, draw(st.integers(1, 8)))
 
 
 @st.composite

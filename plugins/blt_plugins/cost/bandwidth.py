@@ -21,7 +21,7 @@ class Bandwidth:
     KV caches are left out. The byte scorer's traffic is shown apart, and so are n-gram tables: of
     these each byte reads a few rows, whatever the table's size, so their whole size is given once.
     A decoder that reads byte states runs the encoder more often than the global model; each such
-    pass is priced with all of P_enc.
+    pass is priced with all of P_enc. A draft model has a line of its own, by its own size.
     """
 
     def __init__(self, params: BandwidthParams, context: BuildContext) -> None:
@@ -35,6 +35,8 @@ class Bandwidth:
             "encoder": gb * max(passes.encoder, passes.encoder_bytes) * parameters.encoder,
             "global_model": gb * passes.encoder * parameters.global_model,
         }
+        if passes.draft_parameters:
+            lines["draft_model"] = gb * passes.draft_parameters
         apart = {
             "byte_scorer": gb * passes.scorer * parameters.scorer,
             "ngram_tables_size": gb * parameters.tables,

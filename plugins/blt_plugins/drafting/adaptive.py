@@ -17,7 +17,7 @@ from blt_core.component import (
 )
 from blt_core.decoding.drafting import propose
 from blt_core.protocols import DecodeOps, Drafter
-from blt_core.types import Draft, Draws, Sampling, StopRule, matches
+from blt_core.types import Draft, Draws, Passes, Sampling, StopRule, matches
 
 #: Lengths to choose from, as far as ``max_bytes`` goes.
 LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64)
@@ -35,15 +35,17 @@ TRIAL = 2
 class AdaptiveParams:
     """drafter: drafts as many bytes as it is asked for. max_bytes: at most so many.
 
-    decoder_price, latent_price: of a decoder pass, and of a pass of encoder and global model, in
-    any unit (default: bytes read at the 3B sizes of Fast BLT). patch_bytes: mean length of patches,
-    which says how often a round closes one.
+    decoder_price, latent_price, draft_price: of a decoder pass, of a pass of encoder and global
+    model, and of a draft model's decoder pass with what goes with it, in any unit (default of the
+    first two: bytes read at the 3B sizes of Fast BLT). patch_bytes: mean length of patches, which
+    says how often a round closes one.
     """
 
     drafter: Drafter = nested("drafter", default="self")
     max_bytes: int = attrs.field(default=32, validator=at_least(1))
     decoder_price: float = attrs.field(default=1.0, validator=more_than(0))
     latent_price: float = attrs.field(default=17.8, validator=at_least(0))
+    draft_price: float = attrs.field(default=1.0, validator=at_least(0))
     patch_bytes: float = attrs.field(default=4.0, validator=at_least(1))
 
 
@@ -58,6 +60,7 @@ class AdaptiveDrafter:
     def __init__(self, params: AdaptiveParams, context: BuildContext) -> None:
         self.drafter = params.drafter
         self._prices = Prices(params.decoder_price, params.latent_price, params.patch_bytes)
+        self._draft_pass = params.draft_price / params.decoder_price
         self._lengths = (*(n for n in LENGTHS if n < params.max_bytes), params.max_bytes)
 
     def draft(
@@ -78,7 +81,7 @@ class AdaptiveDrafter:
                 asked[row] = min(record.choose(self._lengths, self._prices), most)
         if not any(asked):
             return Draft([[] for _ in limit])
-        begin, counted = ops.lengths, Counted(ops, [0] * len(limit))
+        begin, counted = ops.lengths, Counted(ops, [0.0] * len(limit), self._draft_pass)
         draft = propose(self.drafter, counted, asked, sampling, draws, rule)
         for row, (record, most) in enumerate(zip(memory.rows, asked, strict=True)):
             if most:
@@ -118,7 +121,7 @@ class Record:
     pause: int = FIRST_PAUSE
     waited: int = 0
 
-    def drafted(self, begin: int, asked: int, ids: Sequence[int], passes: int) -> None:
+    def drafted(self, begin: int, asked: int, ids: Sequence[int], passes: float) -> None:
         """Note a draft and what it took."""
         self.begin, self.asked, self.draft = begin, asked, list(ids)
         new = (1.0, asked, passes, asked * asked, asked * passes)
@@ -211,10 +214,13 @@ class Memory:
 
 
 class Counted:
-    """A decode state that counts the decoder passes of each row; all else is as it was."""
+    """A decode state that counts the decoder passes of each row; all else is as it was.
 
-    def __init__(self, ops: DecodeOps, passes: list[int]) -> None:
-        self._ops, self.passes = ops, passes
+    draft_pass: what a decoder pass of a draft model counts for.
+    """
+
+    def __init__(self, ops: DecodeOps, passes: list[float], draft_pass: float) -> None:
+        self._ops, self.passes, self._draft_pass = ops, passes, draft_pass
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
@@ -228,6 +234,12 @@ class Counted:
         """Counted."""
         self._count(active if active is not None else [bool(ids) for ids in block.ids])
         return self._ops.denoise(block, active)
+
+    def charge(self, passes: Sequence[Passes], call: Passes) -> None:
+        """Counted."""
+        for row, new in enumerate(passes):
+            self.passes[row] += self._draft_pass * new.draft
+        self._ops.charge(passes, call)
 
     def _count(self, taking_part: Sequence[object]) -> None:
         self.passes[:] = [n + bool(on) for n, on in zip(self.passes, taking_part, strict=True)]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
-import torch
-from torch import Tensor
 
 from blt_core.component import BuildContext, Component, at_least
 from blt_core.protocols import DecodeOps
 from blt_core.types import Draft, Draws, Sampling, StopRule
+from blt_plugins.drafting.writing import write
 
 
 @attrs.frozen(kw_only=True)
@@ -39,23 +38,8 @@ class SelfDrafter:
         rule: StopRule | None = None,
     ) -> Draft:
         """At most ``draft_bytes`` ids of each row, and what they were drawn from."""
-        ids: list[list[int]] = [[] for _ in limit]
-        steps: list[Tensor] = []
-        left = [min(self.draft_bytes, most) for most in limit]
-        while any(left):
-            rows = [int(n > 0) for n in left]
-            logits = ops.draft_logits(rows)
-            if rule is not None:
-                beliefs = sampling.belief(logits)
-                rows = [on and rule(row, beliefs[row]) for row, on in enumerate(rows)]
-            new = sampling.picks(logits, ops.lengths, rows, draws)
-            ops.append(new)
-            steps.append(logits)
-            for row, token in enumerate(new):
-                ids[row].extend(token)
-                left[row] = 0 if token in ([], [ops.scheme.eos]) else left[row] - 1
-        wanted = steps and draws.begins is not None
-        return Draft(ids, sampling.probabilities(torch.cat(steps, dim=1)) if wanted else None)
+        most = [min(self.draft_bytes, left) for left in limit]
+        return write(ops, most, ops.draft_logits, sampling, draws, rule)
 
 
 SELF = Component(

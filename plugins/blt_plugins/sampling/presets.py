@@ -9,6 +9,9 @@ import attrs
 from blt_core.component import Preset, at_least, more_than, nested
 from blt_core.protocols import Unmasking, Verification
 
+#: Shorter matches are so often wrong that block diffusion is asked instead.
+LIKELY = 3
+
 
 @attrs.frozen(kw_only=True)
 class BltSParams:
@@ -185,12 +188,15 @@ BLT_AUTO = Preset(
 def _cascade(params: BltCascadeParams, abilities: frozenset[str]) -> dict[str, Any]:
     inner = _lookup(params.draft_bytes, params.files)
     if "decoder.denoises" in abilities:
+        inner["min_bytes"] = LIKELY
         blocks = {"use": "diffusion", "block_bytes": params.block_bytes}
         inner = {"use": "first", "drafters": {"lookup": inner, "diffusion": blocks}}
     return {"use": "cascade", "draft_bytes": params.draft_bytes, "drafter": inner}
 
 
 def _lookup(draft_bytes: int, files: tuple[str, ...]) -> dict[str, Any]:
-    # The decoder adds a byte of its own to each proposal.
+    # The decoder adds a byte of its own to each proposal. A wrong one costs no pass, so any match
+    # will do where nothing else would propose.
     size = max(draft_bytes - 1, 1)
-    return {"use": "lookup", "draft_bytes": size, **({"files": list(files)} if files else {})}
+    found: dict[str, Any] = {"use": "lookup", "draft_bytes": size, "min_bytes": 1}
+    return {**found, "files": list(files)} if files else found
