@@ -1,9 +1,10 @@
 """What the lossless samplers save, on three kinds of text: greedy, sampled, translated.
 
     OMP_NUM_THREADS=1 python benchmarks/lossless.py [--pairs corpora/translate/test.jsonl]
-        [--kind NAME …] [--sampler SPEC …] [--speed RUNS] [--json FILE]
+        [--kind NAME …] [--sampler SPEC …] [--speed RUNS] [--prompts FOLDER] [--json FILE]
 
-    greedy          demo:python goes on with the prompts of benchmarks/prompts/, 200 bytes each
+    greedy          demo:python goes on with the prompts of benchmarks/prompts/ (or FOLDER/*.txt),
+                    200 bytes each
     sampled-0.8     the same, at temperature 0.8, three samples of each prompt
     sampled-1       at temperature 1
     translations    demo:translate with the pairs that scripts/fetch_translation_corpus.py makes;
@@ -109,6 +110,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", type=Path, metavar="FILE")
+    parser.add_argument("--prompts", type=Path, default=PROMPTS, metavar="FOLDER")
     parser.add_argument("--kind", action="append", choices=KINDS)
     parser.add_argument("--sampler", action="append", metavar="SPEC")
     parser.add_argument("--limit", type=positive, metavar="N", help="N pairs, evenly spaced")
@@ -130,7 +132,9 @@ def texts_of(kind: str, options: argparse.Namespace) -> Texts:
     """The prompts of a kind; DataError for pairs that are not given or not there."""
     settings = KINDS[kind]
     if kind != "translations":
-        prompts = tuple(path.read_text("utf-8") for path in sorted(PROMPTS.glob("*.txt")))
+        prompts = tuple(path.read_text("utf-8") for path in sorted(options.prompts.glob("*.txt")))
+        if not prompts:
+            raise DataError(f"{options.prompts}: no prompts *.txt")
         samples = {"samples": SAMPLES if settings["temperature"] else 1}
         return Texts(kind, "demo:python", prompts, {**settings, **samples})
     if options.pairs is None:

@@ -61,7 +61,8 @@ class Row:
 
     agreement: share of the first sampler's ids that stand at the same places here. repeats: share
     of the runs of REPEAT_BYTES bytes that stood in the same output before, which makes drafting
-    easy. differences: one for each prompt whose output differs. results: of each prompt.
+    easy. differences: one for each prompt whose output differs. in_law: whether the output equals
+    the reference's in distribution alone, where bytes are not compared. results: of each prompt.
     """
 
     title: str
@@ -80,12 +81,13 @@ class Row:
     agreement: float
     repeats: float
     differences: tuple[Difference, ...]
+    in_law: bool
     results: tuple[Generation, ...]
 
     @property
-    def identical(self) -> bool:
-        """Whether all outputs equal the reference's."""
-        return not self.differences
+    def identical(self) -> bool | None:
+        """Whether all outputs equal the reference's; None where they do in distribution alone."""
+        return None if self.in_law else not self.differences
 
     @property
     def near_ties(self) -> int:
@@ -127,10 +129,13 @@ def compare(
             progress(name, index)
             results[name].append(each.generate(one.prompt, **alone))
     rows: list[Row] = []
+    reference_in_law = _in_law(next(iter(pipelines.values())))
     for name, each in pipelines.items():
         named = _names(name, samplers[name])
         row = _row(named, each, results[name], parameters, rows[0] if rows else None)
-        if rows:
+        if rows and not sampling.greedy and (_in_law(each) or reference_in_law):
+            row = attrs.evolve(row, in_law=True)
+        elif rows:
             differences = _differences(pipeline.model, requests, sampling, row, rows[0])
             row = attrs.evolve(row, differences=differences)
         rows.append(row)
@@ -146,6 +151,10 @@ def repeats(texts: Iterable[bytes], size: int = REPEAT_BYTES) -> float:
     runs = [[text[i : i + size] for i in range(len(text) - size + 1)] for text in texts]
     total = sum(map(len, runs))
     return 1 - sum(len(set(each)) for each in runs) / total if total else 0.0
+
+
+def _in_law(pipeline: Pipeline) -> bool:
+    return bool(getattr(pipeline.sampler, "in_law", False))
 
 
 #: New bytes of the run of each sampler that is not counted.
@@ -187,6 +196,7 @@ def _row(
         agreement=_agreement(results, reference.results if reference else results),
         repeats=repeats([result.output for result in results]),
         differences=(),
+        in_law=False,
         results=tuple(results),
     )
 

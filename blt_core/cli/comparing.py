@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from blt_core.compare import Row
     from blt_core.pipeline import Pipeline
 
-DEFAULT_SAMPLERS = ("ar", "blt-s draft_bytes=4", "blt-s draft_bytes=8", "blt-s draft_bytes=16")
+DEFAULT_SAMPLERS = ("ar", "blt-s draft_bytes=8", "blt-lookup", "blt-cascade", "blt-auto")
 
 
 def compare(  # noqa: PLR0913 -- one parameter an option
@@ -51,6 +51,7 @@ def compare(  # noqa: PLR0913 -- one parameter an option
     top_k: inputs.TopKOption = None,
     top_p: inputs.TopPOption = None,
     seed: inputs.SeedOption = None,
+    samples: inputs.SamplesOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Compare samplers: passes, acceptance, cost, speed, and agreement with the first."""
@@ -71,11 +72,11 @@ def compare(  # noqa: PLR0913 -- one parameter an option
     )
     pipeline = Pipeline.load(settings)
     prompts = inputs.read_prompts(prompt, prompt_file, pipeline.model.context_bytes)
-    inputs.note_idle(pipeline, top_k=top_k, top_p=top_p, seed=seed)
+    inputs.note_idle(pipeline, top_k=top_k, top_p=top_p, seed=seed, samples=samples)
     samplers = _labelled(sampler) if sampler else _default_samplers(pipeline)
     inputs.show_notes(*(pipeline.with_sampler(s).plan for s in samplers.values()))
     with progress_bar() as bar:
-        texts = len(pipeline.requests(prompts))
+        texts = len(pipeline.requests(prompts, samples=samples))
         task = bar.add_task("", total=len(samplers) * texts)
 
         def advance(name: str, index: int) -> None:
@@ -83,7 +84,12 @@ def compare(  # noqa: PLR0913 -- one parameter an option
             bar.update(task, description=f"{name}, prompt {index + 1}", advance=int(begun))
 
         rows = compare_samplers(
-            pipeline, samplers, prompts, parameters=parameters, progress=advance
+            pipeline,
+            samplers,
+            prompts,
+            parameters=parameters,
+            progress=advance,
+            samples=samples,
         )
     if pictures:
         plotting.plot(rows, pictures)
@@ -110,7 +116,7 @@ def _labelled(specs: Sequence[str]) -> dict[str, str | Mapping[str, Any]]:
 
 
 def _default_samplers(pipeline: Pipeline) -> dict[str, str | Mapping[str, Any]]:
-    """``ar``, the config's own sampler if it is none of the others, and blt-s at three lengths."""
+    """The usual ones, and the config's own sampler if it is none of them."""
     samplers: dict[str, str | Mapping[str, Any]] = {spec: spec for spec in DEFAULT_SAMPLERS}
     own = pipeline.plan.node("sampler").describe()
     known = [pipeline.with_sampler(s).plan.node("sampler").describe() for s in DEFAULT_SAMPLERS]
@@ -221,6 +227,8 @@ def _number(ratio: float | None) -> str:
 
 
 def _agreement(row: Row) -> str:
+    if row.in_law:
+        return "in law"
     if row.identical:
         return "yes"
     ties = f" ({row.near_ties} near-ties)" if row.near_ties else ""

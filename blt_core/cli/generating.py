@@ -33,9 +33,7 @@ def generate(  # noqa: PLR0913 -- one parameter an option
     top_k: inputs.TopKOption = None,
     top_p: inputs.TopPOption = None,
     seed: inputs.SeedOption = None,
-    samples: Annotated[
-        int | None, typer.Option("--samples", min=1, help="Texts of each prompt.")
-    ] = None,
+    samples: inputs.SamplesOption = None,
     logprobs: Annotated[
         int | None,
         typer.Option(min=0, help="With --json: log-probabilities, and those of the k likeliest."),

@@ -62,6 +62,9 @@ MaxNewBytesOption = Annotated[
 TopKOption = Annotated[int | None, typer.Option("--top-k", help="Keep the k likeliest bytes.")]
 TopPOption = Annotated[float | None, typer.Option("--top-p", help="Keep this much probability.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Of the random draws.")]
+SamplesOption = Annotated[
+    int | None, typer.Option("--samples", min=1, help="Texts of each prompt, each with its draws.")
+]
 CheckpointOption = Annotated[
     str | None, typer.Option("--checkpoint", help="A checkpoint folder, or demo:NAME.")
 ]

@@ -113,7 +113,8 @@ class Sampler(Protocol):
     ``check`` refuses a request that the sampler cannot serve exactly (RequestError), before any
     work. ``round`` appends what it commits and reports it; the engine applies the end rules. An
     attribute ``true_logits`` (optional) says that the last ``next_logits`` of each round predicted
-    all that it commits: then log-probabilities can be told.
+    all that it commits: then log-probabilities can be told. One ``in_law`` says that above
+    temperature 0 it draws from ``ar``'s distribution with other draws than ``ar``.
     """
 
     def check(self, sampling: Sampling) -> None: ...

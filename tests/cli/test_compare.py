@@ -49,7 +49,7 @@ def test_cost_parameters_price_the_counted_passes(report):
 def test_table_names_every_sampler(blt, run_config):
     outcome = blt("compare", run_config(), "--prompt", "ab", "--max-new-bytes", 8)
     assert outcome.code == 0
-    for spec in ("ar", "blt-s draft_bytes=4", "blt-s draft_bytes=16"):
+    for spec in ("ar", "blt-s draft_bytes=8", "blt-lookup", "blt-cascade", "blt-auto"):
         assert spec in outcome.out.decode()
 
 

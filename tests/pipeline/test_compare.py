@@ -42,3 +42,14 @@ def test_sampled_outputs_are_compared_by_how_close_the_draw_was(pipeline):
     other = pipeline.generate("ab", **{**request, "seed": 5}).ids
     settings = (Sampling(0.8, 50), 4)
     assert 0 < explain(pipeline.model, "ab", drawn, other, *settings).logit_margin < 100
+
+
+@pytest.mark.parametrize("law", ["rejection", "block"])
+def test_what_equals_ar_in_law_alone_is_not_compared_by_its_bytes(pipeline, law):
+    samplers = {"ar": "ar", "law": f"speculative verification.use={law}"}
+    drawn = compare(pipeline, samplers, ["ab"], max_new_bytes=30, temperature=1.0)[1]
+    assert (drawn.in_law, drawn.identical, drawn.differences) == (True, None, ())
+    greedy = compare(pipeline, samplers, ["ab"], max_new_bytes=30)[1]
+    assert (greedy.in_law, greedy.identical) == (False, True)
+    turned = dict(reversed(samplers.items()))
+    assert compare(pipeline, turned, ["ab"], max_new_bytes=9, temperature=1.0)[1].identical is None

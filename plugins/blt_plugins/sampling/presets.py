@@ -10,7 +10,7 @@ from blt_core.component import Preset, at_least, more_than, nested
 from blt_core.protocols import Unmasking, Verification
 
 #: Shorter matches are so often wrong that block diffusion is asked instead.
-LIKELY = 3
+LIKELY = 2
 
 
 @attrs.frozen(kw_only=True)

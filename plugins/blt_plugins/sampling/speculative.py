@@ -34,6 +34,7 @@ class Speculative:
     def __init__(self, params: SpeculativeParams, context: BuildContext) -> None:
         self.drafter = params.drafter
         self.verification = params.verification
+        self.in_law = bool(getattr(self.verification, "draws_of_round", False))
 
     def check(self, sampling: Sampling) -> None:
         """Refuse what the verification cannot do exactly (RequestError)."""
@@ -44,7 +45,7 @@ class Speculative:
         fresh, begin, active = ops.fresh, ops.lengths, [left > 0 for left in ops.remaining]
         # One byte of what remains is the model's own, so a draft leaves room for it.
         limit = [0 if fresh else max(left - 1, 0) for left in ops.remaining]
-        if getattr(self.verification, "draws_of_round", False):
+        if self.in_law:
             draws = draws.of_round(begin)
         draft = Draft([[] for _ in active])
         if any(limit):
