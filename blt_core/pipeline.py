@@ -190,6 +190,10 @@ class Pipeline:
         """
         return self._with("sampler", sampler)
 
+    def plan_with_sampler(self, sampler: str | Mapping[str, Any]) -> Plan:
+        """What ``with_sampler`` would build; ConfigError with all problems of the table."""
+        return self._plan_with("sampler", sampler)
+
     def with_cost_model(self, cost_model: str | Mapping[str, Any]) -> Pipeline:
         """The same with another cost model: ``"bandwidth bytes_per_parameter=1"``, or a table.
 
@@ -199,16 +203,19 @@ class Pipeline:
 
     def _with(self, kind: str, spec: str | Mapping[str, Any]) -> Pipeline:
         """A copy with one component replaced; all else, what was assigned too, is shared."""
-        table = parse_inline(spec, kind) if isinstance(spec, str) else spec
-        config = Config.from_mapping(self.plan.describe()).with_table(kind, table)
-        node = resolve(config, self.plugins).node(kind)
-        # The other nodes know what the config calls them; what they describe is expanded.
-        plan = attrs.evolve(self.plan, nodes={**self.plan.nodes, kind: node})
+        plan = self._plan_with(kind, spec)
         built = plan.build(kind, self._context())
         other = copy.copy(self)
         vars(other).update({"plan": plan, kind: built, "_built": {**self._built, kind: built}})
         other._look_over()  # noqa: SLF001 -- a pipeline too
         return other
+
+    def _plan_with(self, kind: str, spec: str | Mapping[str, Any]) -> Plan:
+        table = parse_inline(spec, kind) if isinstance(spec, str) else spec
+        config = Config.from_mapping(self.plan.describe()).with_table(kind, table)
+        node = resolve(config, self.plugins).node(kind)
+        # The other nodes know what the config calls them; what they describe is expanded.
+        return attrs.evolve(self.plan, nodes={**self.plan.nodes, kind: node})
 
     @property
     def settings(self) -> RunSettings:
@@ -349,8 +356,8 @@ class Pipeline:
             raise RequestError(
                 f"prompts: {len(before)} for {len(given)} texts; give one or as many"
             )
-        if top < 0:
-            raise RequestError(f"top: expected 0 or more, got {top}")
+        if type(top) is not int or top < 0:
+            raise RequestError(f"top: expected a whole number, 0 or more, got {top!r}")
         scores = score(self.model, list(zip(before, given, strict=True)), top=top)
         return scores[0] if isinstance(texts, TextLike) else scores
 

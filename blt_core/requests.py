@@ -111,7 +111,14 @@ def _own_seeds(seeds: Sequence[Any], texts: Sequence[bytes], defaults: RunSettin
         raise RequestError(
             f"seed: {len(seeds)} seeds for {len(texts)} prompts; give one number, or one a prompt"
         )
-    return [_read_settings(defaults, {"seed": seed}).seed for seed in seeds]
+    return [_own_seed(seed, number, defaults) for number, seed in enumerate(seeds, 1)]
+
+
+def _own_seed(seed: object, number: int, defaults: RunSettings) -> int:
+    try:
+        return _read_settings(defaults, {"seed": seed}).seed
+    except RequestError as error:
+        raise RequestError(f"seed of prompt {number}: {error}") from error
 
 
 def _refuse_surplus(given: Mapping[str, Any]) -> None:

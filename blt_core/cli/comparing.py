@@ -74,7 +74,7 @@ def compare(  # noqa: PLR0913 -- one parameter an option
     prompts = inputs.read_prompts(prompt, prompt_file, pipeline.model.context_bytes)
     inputs.note_idle(pipeline, top_k=top_k, top_p=top_p, seed=seed, samples=samples)
     samplers = _labelled(sampler) if sampler else _default_samplers(pipeline)
-    inputs.show_notes(*(pipeline.with_sampler(s).plan for s in samplers.values()))
+    inputs.show_notes(*map(pipeline.plan_with_sampler, samplers.values()))
     with progress_bar() as bar:
         texts = len(pipeline.requests(prompts, samples=samples))
         task = bar.add_task("", total=len(samplers) * texts)
@@ -91,6 +91,8 @@ def compare(  # noqa: PLR0913 -- one parameter an option
             progress=advance,
             samples=samples,
         )
+    if parameters and any(row.passes.draft for row in rows):
+        inputs.note("draft models are priced by their own size, whatever --cost-parameters says")
     if pictures:
         plotting.plot(rows, pictures)
     if as_json:
@@ -119,7 +121,7 @@ def _default_samplers(pipeline: Pipeline) -> dict[str, str | Mapping[str, Any]]:
     """The usual ones, and the config's own sampler if it is none of them."""
     samplers: dict[str, str | Mapping[str, Any]] = {spec: spec for spec in DEFAULT_SAMPLERS}
     own = pipeline.plan.node("sampler").describe()
-    known = [pipeline.with_sampler(s).plan.node("sampler").describe() for s in DEFAULT_SAMPLERS]
+    known = [pipeline.plan_with_sampler(s).node("sampler").describe() for s in DEFAULT_SAMPLERS]
     return samplers if own in known else {**samplers, f"{pipeline.sampler_name} (config)": own}
 
 

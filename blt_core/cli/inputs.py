@@ -138,20 +138,37 @@ def read_prompts(
     return read
 
 
-def _read_file(name: str, most: int) -> bytes:
+#: A text to score is read whole.
+_MOST_SCORED = 1 << 30
+
+
+def read_text(name: str) -> bytes:
+    """A text to score; DataError for one that cannot be read whole. ``-`` is stdin."""
+    text = _read(name, _MOST_SCORED, "the text")
+    if len(text) > _MOST_SCORED:
+        raise DataError(f"{name}: more than 1 GiB cannot be scored at once. Split it")
+    return text
+
+
+def _read(name: str, most: int, what: str) -> bytes:
+    """The first ``most`` bytes of a file or of stdin, and one more if there are any."""
     label = "stdin" if name == STDIN else name
     try:
         if name == STDIN:
             if sys.stdin is None:
-                raise DataError(f"--prompt-file {STDIN}: stdin is closed")
-            text = _read_up_to(sys.stdin.buffer, most + 1)
-        else:
-            _refuse_named_pipe(name)
-            with Path(name).open("rb", buffering=0) as file:  # a buffer would read ahead
-                text = _read_up_to(file, most + 1)
+                raise DataError(f"{STDIN}: {what} cannot be read: stdin is closed")
+            return _read_up_to(sys.stdin.buffer, most + 1)
+        _refuse_named_pipe(name, what)
+        with Path(name).open("rb", buffering=0) as file:  # a buffer would read ahead
+            return _read_up_to(file, most + 1)
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(f"{label}: the prompt file cannot be read: {reason}") from error
+        raise DataError(f"{label}: {what} cannot be read: {reason}") from error
+
+
+def _read_file(name: str, most: int) -> bytes:
+    label = "stdin" if name == STDIN else name
+    text = _read(name, most, "the prompt file")
     if len(text) > most:
         raise RequestError(
             f"{label}: more than {most} bytes exceed the model's context of {most} bytes. "
@@ -173,14 +190,14 @@ def _read_up_to(file: BinaryIO, count: int) -> bytes:
 _PIECE = 1 << 20
 
 
-def _refuse_named_pipe(name: str) -> None:
+def _refuse_named_pipe(name: str, what: str) -> None:
     """Raise DataError for a pipe in the file system: opening it waits until somebody writes to it.
 
     Those of ``<(command)`` are open already.
     """
     is_pipe = stat.S_ISFIFO(Path(name).stat().st_mode)
     if is_pipe and not name.startswith(("/dev/", "/proc/")):
-        raise DataError(f"{name}: the prompt file is a named pipe. Pass it as stdin: < {name}")
+        raise DataError(f"{name}: {what} is a named pipe. Pass it as stdin: < {name}")
 
 
 def note_idle(pipeline: Pipeline, **options: object) -> None:
@@ -188,19 +205,23 @@ def note_idle(pipeline: Pipeline, **options: object) -> None:
     settings = pipeline.settings
     if settings.checkpoint is None:
         options.pop("seed", None)  # the random weights are drawn from it
+    samples = options.pop("samples", None)
+    if isinstance(samples, int) and samples > 1 and settings.sampling.greedy:
+        note("at temperature 0 all samples of a prompt are the same text")
     idle = [f"--{name.replace('_', '-')}" for name in given(**options)]
     if idle and settings.sampling.greedy:
         verb = "do" if len(idle) > 1 else "does"
-        _note(f"{', '.join(idle)} {verb} nothing at temperature 0")
+        note(f"{', '.join(idle)} {verb} nothing at temperature 0")
 
 
 def show_notes(*plans: Plan) -> None:
     """Tell, on stderr, what the components of plans say of keys that are hardly meant."""
-    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
-        _note(note)
+    for each in dict.fromkeys(text for plan in plans for text in plan.notes):
+        note(each)
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
+    """Tell something on stderr."""
     print(f"note: {text}", file=sys.stderr)  # noqa: T201 -- no result
 
 

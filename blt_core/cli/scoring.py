@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blt_core.cli import inputs
 from blt_core.cli.streams import console, output_json
-from blt_core.errors import DataError
 
 if TYPE_CHECKING:
     from blt_core.scoring import Score
 
 
 def score(  # noqa: PLR0913 -- one parameter an option
-    files: Annotated[list[Path], typer.Argument(help="Texts to score.")],
+    files: Annotated[list[str], typer.Argument(help="Texts to score; - is stdin.")],
     *,
     config: Annotated[
         str, typer.Option("--config", help="A config file, or the name of a shipped one.")
@@ -37,21 +35,15 @@ def score(  # noqa: PLR0913 -- one parameter an option
     settings = inputs.find_config(config).with_run(
         checkpoint=checkpoint, device=device, dtype=dtype
     )
-    texts = [_read(path) for path in files]
-    pipeline = Pipeline.load(settings)
+    texts = [inputs.read_text(path) for path in files]
+    # Whatever the sampler needs, scores do not.
+    pipeline = Pipeline.load(inputs.with_sampler(settings, "ar"))
     scores = pipeline.score(texts, prompts=prompt or "", top=top)
     if as_json:
         for path, found in zip(files, scores, strict=True):
-            output_json({"file": str(path), **as_record(found)})
+            output_json({"file": path, **as_record(found)})
     else:
         _show(files, scores)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
 
 
 def as_record(found: Score) -> dict[str, Any]:
@@ -67,7 +59,7 @@ def as_record(found: Score) -> dict[str, Any]:
     }
 
 
-def _show(files: Sequence[Path], scores: Sequence[Score]) -> None:
+def _show(files: Sequence[str], scores: Sequence[Score]) -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
@@ -77,5 +69,5 @@ def _show(files: Sequence[Path], scores: Sequence[Score]) -> None:
     for path, found in zip(files, scores, strict=True):
         bits = (found.bits_per_byte, found.bits_per_byte_without_eos)
         shown = ["–" if each is None else f"{each:.4f}" for each in bits]
-        table.add_row(str(len(found.text)), f"{-found.logprob:.2f}", *shown, str(path))
+        table.add_row(str(len(found.text)), f"{-found.logprob:.2f}", *shown, path)
     console(100).print(table)

@@ -180,7 +180,7 @@ class Unmasking(Protocol):
 
     ``probs_bBV``: each row's distribution; ``masked_bB``: the rows still to fill. ``starts[b]``:
     position of a block's first byte. What a rule leaves to chance it takes from ``draws``, at the
-    positions of the bytes and on a stream of its own (2 or more), so that a text does not depend on
+    positions of the bytes and on a stream from FREE_STREAM on, so that a text does not depend on
     its batch. The ability "in_order" says that no byte is filled later than one on its right: a
     draft so filled has a q.
     """

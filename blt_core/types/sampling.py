@@ -139,6 +139,11 @@ class Sampling:
         return margin
 
 
+#: Streams of draws from this one on are free; those below are the package's own: 0 for a model's
+#: bytes and drafts of them, 1 for blocks that are output, 2 and 3 for verifications.
+FREE_STREAM = 16
+
+
 @attrs.frozen
 class Draws:
     """Random numbers that depend on a request's seed and the byte position alone.

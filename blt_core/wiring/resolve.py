@@ -438,7 +438,8 @@ def _unmet_requirements(config: Config, nodes: Mapping[str, Node]) -> list[Probl
             kind, _, name = requirement.partition(".")
             ability = ABILITIES.get(name) or Ability(f"with {name!r}", "does not provide it")
             text = f"{node.label} needs {article(kind)} {ability.need}; "
-            near = [n for each in (node.children, beside) for n in each.values() if n.kind == kind]
+            inner = [each for each in node.children.values() if each.kind == kind]
+            near = inner or [n for n in beside.values() if n.kind == kind and n is not node]
             top = nodes.get(kind)
             # Report a missing table here; a faulty one has been reported already.
             if not near and top is None and kind not in config.tables:

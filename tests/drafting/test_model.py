@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import attrs
 import pytest
 import torch
@@ -12,6 +14,7 @@ from blt_core import ConfigError, Pipeline
 from blt_core.component import BuildContext
 from blt_core.decoding.engine import Request
 from blt_core.decoding.state import DecodeState
+from blt_core.errors import RunError
 from blt_core.types import Draws, Parameters, Passes, Sampling
 from blt_plugins.cost.bandwidth import Bandwidth, BandwidthParams
 from blt_plugins.drafting.model import ModelDrafter, ModelParams
@@ -38,6 +41,33 @@ def test_a_model_that_drafts_for_itself_is_always_right(data, index, count, samp
             == sum(done.counts.accepted[j] * j for j in range(len(done.counts.accepted)))
             or alone.stop_reason == "eos"
         )
+
+
+@pytest.mark.parametrize("index", [1, 2, 4, 5])
+def test_it_reads_long_texts_through_its_windows(index):
+    assert models.shape(index).decoder_window is not None
+    model = models.model(index)
+    short = attrs.evolve(model, patcher=models.model(2).patcher)  # other patches than the main's
+    context = BuildContext(model.scheme, lambda _: short)
+    drafter = Recorded(ModelDrafter(ModelParams(checkpoint="x", draft_bytes=5), context))
+    request = Request(b"some text to begin with ", 260)
+    [done] = run(model, speculative(drafter), [request], Sampling(1.2))
+    assert done.ids == ar_alone(index, request, Sampling(1.2)).ids
+    text = [model.scheme.bos, *model.scheme.encode(request.prompt)]
+    at = len(text) + 1
+    for draft in drafter.drafts:
+        [ids] = draft
+        given = [*text, *done.ids][:at]
+        fresh = DecodeState(short, [given[1:]], [9])
+        for token in ids:
+            logits = fresh.next_logits([1])[:, 0]
+            [want] = Sampling(1.2).pick(logits, [len(given)], [True], Draws((0,)))
+            assert token == want
+            fresh.append([[token]])
+            given.append(token)
+        stood = next((i for i, t in enumerate(ids) if i + at >= len(text) + len(done.ids) or
+                      t != [*text, *done.ids][at + i]), len(ids))  # fmt: skip
+        at += stood + 1
 
 
 @pytest.mark.parametrize("rows", [(1, 1), (1, 0), (0, 1)])
@@ -89,7 +119,10 @@ def test_it_proposes_nothing_beyond_its_own_context():
 def test_other_ids_are_refused(tmp_path):
     other = attrs.evolve(models.model(0).scheme, byte_offset=3)
     context = BuildContext(other, lambda _: models.model(0))
-    with pytest.raises(ValueError, match="checkpoint: other has other ids than the model"):
+    with pytest.raises(
+        ValueError,
+        match="byte_offset = 0 instead of 3",
+    ):
         ModelDrafter(ModelParams(checkpoint="other"), context)
 
 
@@ -114,3 +147,14 @@ def test_it_is_in_the_device_and_dtype_of_the_run():
     )
     assert result.accepted == result.drafted
     assert result.to_dict()["n_draft"] == result.drafted
+
+
+def test_a_damaged_draft_model_is_named():
+    torch.manual_seed(0)
+    broken = attrs.evolve(models.model(0), decoder=copy.deepcopy(models.model(0).decoder))
+    for parameter in broken.decoder.parameters():
+        parameter.fill_(float("nan"))
+    context = BuildContext(broken.scheme, lambda _: broken)
+    drafter = ModelDrafter(ModelParams(checkpoint="runs/small"), context)
+    with pytest.raises(RunError, match="draft model runs/small: the model's logits are no numbers"):
+        run(models.model(0), speculative(drafter), [Request(b"ab", 5)])

@@ -80,6 +80,13 @@ def test_until_refuses_a_drafter_that_knows_no_probabilities(inner):
     assert "knows no probabilities to stop by" in str(caught.value)
 
 
+def test_a_wrapper_needs_abilities_of_what_it_holds_not_of_what_stands_beside_it():
+    beside = "drafter.use=first drafter.drafters.a.use=lookup drafter.drafters.b.use=until"
+    resolved(f"speculative {beside} drafter.drafters.b.drafter.use=self")
+    with pytest.raises(ConfigError, match="'until' needs a drafter that can stop early"):
+        resolved(f"speculative {beside} drafter.drafters.b.drafter.use=lookup")
+
+
 @pytest.mark.parametrize("denoises", [False, True])
 @pytest.mark.parametrize("preset", ["blt-cascade", "blt-auto"])
 def test_presets_diffuse_where_the_decoder_can(preset, denoises):

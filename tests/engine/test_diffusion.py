@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from blt_core.protocols import Unmasking
 from blt_core.testing.reference import block_logits, true_flags
-from blt_core.types import Draws, Sampling
+from blt_core.types import FREE_STREAM, Draws, Sampling
 from blt_plugins.sampling.diffusion import BlockDiffusion, BlockDiffusionParams
 from blt_plugins.unmasking.composed import (
     AnyOf,
@@ -293,7 +293,11 @@ class Drawn:
     def select(self, probs_bBV, masked_bB, starts, draws):
         chosen = torch.zeros_like(masked_bB)
         for row, masked in enumerate(masked_bB.tolist()):
-            drawn = {p: draws.uniform(row, starts[row] + p, 2) for p, on in enumerate(masked) if on}
+            drawn = {
+                p: draws.uniform(row, starts[row] + p, FREE_STREAM)
+                for p, on in enumerate(masked)
+                if on
+            }
             if drawn:
                 chosen[row, max(drawn, key=drawn.__getitem__)] = True
         return chosen

@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 
 from blt_core.decoding.engine import Request
 from blt_core.types import Rows, Sampling
+from blt_plugins.drafting.diffusion import DiffusionDrafter, DiffusionParams
+from blt_plugins.unmasking.composed import LeftToRight, LeftToRightParams
+from blt_plugins.unmasking.rules import Confidence, ConfidenceParams
 from tests.engine import models
 from tests.engine.drafters import Recorded
 from tests.engine.runs import (
@@ -24,6 +27,7 @@ from tests.engine.runs import (
     cascade_drafter,
     first_drafter,
     lookup_drafter,
+    model_drafter,
     run,
     self_drafter,
     speculative,
@@ -111,19 +115,33 @@ def law_of_ar(index: int, prompt: bytes) -> dict[tuple[int, ...], float]:
     return found
 
 
+#: The model of the pool.
+INDEX = 2
+
 DRAFTERS = {
     "self": lambda: self_drafter(3),
     "cascade": lambda: cascade_drafter(3, self_drafter(1)),
     "until": lambda: until_drafter(0.6, self_drafter(3)),
     "first": lambda: first_drafter([lookup_drafter(2), self_drafter(2)]),
     "adaptive": lambda: adaptive_drafter(3, self_drafter(3)),
+    "model": lambda: model_drafter(INDEX, 4, 3),
+    "left to right": lambda: DiffusionDrafter(
+        DiffusionParams(
+            block_bytes=4,
+            unmasking=LeftToRight(
+                LeftToRightParams(rule=Confidence(ConfidenceParams(alpha=0.4), models.CONTEXT)),
+                models.CONTEXT,
+            ),
+        ),
+        models.CONTEXT,
+    ),
 }
 
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_texts_come_as_often_as_ar_s(name, law):
-    index, prompt = 2, b"the the the "
+    index, prompt = INDEX, b"the the the "
     model, wanted = models.model(index), law_of_ar(index, prompt)
     batch = [Request(prompt, BYTES, seed=seed) for seed in range(TEXTS)]
     done = run(model, speculative(DRAFTERS[name](), verified_in_law(law)), batch, TWO)

@@ -87,7 +87,7 @@ def test_prompts_are_one_for_all_or_one_for_each(exact):
     assert exact.score(["a", "b"], prompts=["x", "y"])[1].prompt == b"y"
     with pytest.raises(RequestError, match="prompts: 1 for 2 texts; give one or as many"):
         exact.score(["a", "b"], prompts=["x"])
-    with pytest.raises(RequestError, match="top: expected 0 or more"):
+    with pytest.raises(RequestError, match="top: expected a whole number, 0 or more"):
         exact.score("a", top=-1)
 
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 
 import attrs
+from torch import Tensor
 
 from blt_core.component import BuildContext, Component, at_least, not_empty
 from blt_core.decoding.following import FollowingState
+from blt_core.errors import RunError
 from blt_core.model import Model
 from blt_core.protocols import DecodeOps
 from blt_core.types import Draft, Draws, Sampling, StopRule
@@ -33,10 +35,13 @@ class ModelDrafter:
     def __init__(self, params: ModelParams, context: BuildContext) -> None:
         self.draft_bytes = params.draft_bytes
         self.model: Model = context.load_model(params.checkpoint)
-        if self.model.scheme != context.scheme:
+        self._checkpoint = params.checkpoint
+        own, wanted = attrs.asdict(self.model.scheme), attrs.asdict(context.scheme)
+        if own != wanted:
+            other = [f"{k} = {own[k]} instead of {wanted[k]}" for k in own if own[k] != wanted[k]]
             raise ValueError(
-                f"checkpoint: {params.checkpoint} has other ids than the model: "
-                f"{self.model.scheme} instead of {context.scheme}"
+                f"checkpoint: {params.checkpoint} has other ids than the model "
+                f"({', '.join(other)}); name one that was trained with the same ids"
             )
 
     def draft(
@@ -52,7 +57,14 @@ class ModelDrafter:
         # The text counts BOS, which is none of the context's bytes.
         room = [self.model.context_bytes + 1 - length for length in ops.lengths]
         most = [max(min(self.draft_bytes, n, k), 0) for n, k in zip(limit, room, strict=True)]
-        return write(ops, most, partial(other.next_logits, ops), sampling, draws, rule)
+
+        def logits_of(rows: Sequence[int]) -> Tensor:
+            try:
+                return other.next_logits(ops, rows)
+            except RunError as error:
+                raise RunError(f"draft model {self._checkpoint}: {error}") from error
+
+        return write(ops, most, logits_of, sampling, draws, rule)
 
 
 MODEL = Component(
