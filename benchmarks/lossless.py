@@ -89,19 +89,19 @@ def main() -> None:
     options = parse()
     try:
         kinds = options.kind or [k for k in KINDS if k != "translations" or options.pairs]
-        found = [of_kind(texts_of(kind, options), options) for kind in kinds]
+        chosen = [texts_of(kind, options) for kind in kinds]
+        machine = {"threads": torch.get_num_threads(), "cpu": processor()}
+        print(f"{machine['cpu']}, {machine['threads']} threads", flush=True)
+        found = []
+        for texts in chosen:
+            found.append(of_kind(texts, options))
+            print("\n" + table(found[-1]), flush=True)
+            if options.json:
+                report = {**machine, "cost_parameters": "3b", "kinds": found}
+                options.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     except BltError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
-    report = {
-        "threads": torch.get_num_threads(),
-        "cpu": processor(),
-        "cost_parameters": "3b",
-        "kinds": found,
-    }
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    print("\n\n".join([f"{report['cpu']}, {report['threads']} threads", *map(table, found)]))
 
 
 def parse() -> argparse.Namespace:
