@@ -151,9 +151,17 @@ def nested(kind: str, *, default: str | None = None) -> Any:
     return attrs.field(factory=lambda: {"use": default}, metadata=metadata)
 
 
-def nested_table(kind: str) -> Any:
-    """An attrs field that holds components of ``kind`` by names that the config chooses."""
-    return attrs.field(metadata={NESTED: kind, MANY: True})
+def nested_table(kind: str, *, example: str | None = None) -> Any:
+    """An attrs field that holds components of ``kind`` by names that the config chooses.
+
+    example: if given, there must be at least one, and the message shows it.
+    """
+
+    def some(_: object, __: attrs.Attribute[Any], value: Mapping[str, Any]) -> None:
+        if example is not None and not value:
+            raise ValueError(f"expected at least one {kind}, as in {example}")
+
+    return attrs.field(metadata={NESTED: kind, MANY: True}, validator=some)
 
 
 def overridable(**arguments: Any) -> Any:

@@ -110,7 +110,7 @@ def test_presets_diffuse_where_the_decoder_can(preset, denoises):
     [
         ("lookup min_bytes=9", "min_bytes: expected at most max_bytes = 8, got 9"),
         ("lookup max_bytes=65", "max_bytes: expected 1 to 64, got 65"),
-        ("first drafters={}", "expected at least one drafter"),
+        ("first drafters={}", "expected at least one drafter, as in drafters.a.use = 'lookup'"),
         ("until probability=1.5 drafter.use=self", "probability: expected 0 to 1, got 1.5"),
         ("adaptive latent_price=-1 drafter.use=self", "latent_price: expected at least 0"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import attrs
 import torch
@@ -16,18 +15,11 @@ from blt_core.protocols import DecodeOps, Drafter
 from blt_core.types import Draft, Draws, Sampling, StopRule
 
 
-def _some(_: object, __: attrs.Attribute[Any], value: Mapping[str, Any]) -> None:
-    if not value:
-        raise ValueError("expected at least one drafter, as in drafters.a.use = 'lookup'")
-
-
 @attrs.frozen(kw_only=True)
 class FirstParams:
     """drafters: tables under names of your choice, asked in the order in which they stand."""
 
-    drafters: Mapping[str, Drafter] = attrs.field(
-        metadata=nested_table("drafter").metadata, validator=_some
-    )
+    drafters: Mapping[str, Drafter] = nested_table("drafter", example="drafters.a.use = 'lookup'")
 
 
 class FirstDrafter:

@@ -6,7 +6,6 @@ Axes: b batch rows, B bytes of a block, V ids; see :mod:`blt_plugins.unmasking.r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import attrs
 import torch
@@ -67,18 +66,11 @@ class LeftToRight:
         return run & masked_bB
 
 
-def _some(_: object, __: attrs.Attribute[Any], value: Mapping[str, Any]) -> None:
-    if not value:
-        raise ValueError("expected at least one rule, as in rules.a.use = 'confidence'")
-
-
 @attrs.frozen(kw_only=True)
 class AnyOfParams:
     """rules: tables under names of your choice."""
 
-    rules: Mapping[str, Unmasking] = attrs.field(
-        metadata=nested_table("unmasking").metadata, validator=_some
-    )
+    rules: Mapping[str, Unmasking] = nested_table("unmasking", example="rules.a.use = 'all'")
 
 
 class AnyOf:
