@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 
 import pytest
 
+from blt_core.pipeline import Pipeline
+from blt_core.published import SCALES
+from blt_core.types import Passes
 from blt_plugins.drafting.adaptive import LENGTHS, Prices, Record
 
+PROMPTS = Path(__file__).parents[2] / "benchmarks" / "prompts"
 CHOICES = tuple(n for n in LENGTHS if n <= 32)
 PRICES = {"3b": Prices(1.0, 17.8, 4.0), "no latents": Prices(1.0, 0.0, 4.0)}
 #: Decoder passes of a draft of n bytes.
@@ -90,3 +95,20 @@ def test_a_draft_that_is_not_judged_yet_is_forgotten_by_a_rewind_behind_it():
     record.drafted(10, 4, [1, 2, 3, 4], 4)
     record.learn([1, 2, 9])
     assert (record.tried[:4], record.stood[:4]) == ([1, 1, 1], [1, 1, 0])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_demo_writes_for_hardly_more_than_with_the_best_fixed_length(temperature):
+    pipeline = Pipeline.from_config({"schema": 1, "run": {"checkpoint": "demo:python"}})
+    prompts = [path.read_text("utf-8") for path in sorted(PROMPTS.glob("*.txt"))]
+
+    def gigabytes(sampler):
+        results = pipeline.with_sampler(sampler).generate(
+            prompts, max_new_bytes=200, temperature=temperature, seed=0
+        )
+        passes = sum((each.passes for each in results), Passes())
+        return pipeline.price(passes, SCALES["3b"]).gigabytes
+
+    fixed = {n: gigabytes(f"blt-cascade draft_bytes={n}") for n in (4, 8, 16, 24, 32)}
+    fixed[0] = gigabytes("ar")
+    assert gigabytes("blt-auto") <= 1.03 * min(fixed.values()), fixed
