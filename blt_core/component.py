@@ -39,11 +39,14 @@ class BuildContext:
     """What factories may need beyond their own params.
 
     scheme: the ids of the model. load_model(checkpoint): the model of another checkpoint, on the
-    same device and in the same dtype; raises CheckpointError or ConfigError.
+    same device and in the same dtype; raises CheckpointError or ConfigError. nested: what all of
+    the components of a kind can do that are nested in the one to be built, as
+    ``"drafter.stops_early"``.
     """
 
     scheme: IdScheme = attrs.field(factory=IdScheme)
     load_model: Callable[[str], Any] = _no_checkpoint
+    nested: frozenset[str] = frozenset()
 
 
 class Ability(NamedTuple):

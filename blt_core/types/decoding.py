@@ -32,9 +32,9 @@ class OpenBlock:
 
 
 #: Asked about the next k ids of a batch row before they are drafted: ``rule(row, beliefs_kV)``
-#: tells how many of them are, given how likely each id is at each place. Fewer than k end the row's
-#: draft.
-StopRule: TypeAlias = "Callable[[int, Tensor], int]"
+#: tells how many of them are, given how likely each id is at each place, and whether the row's
+#: draft goes on after them. It does not if they are fewer than k.
+StopRule: TypeAlias = "Callable[[int, Tensor], tuple[int, bool]]"
 
 
 def matches(drafted: Sequence[int], chosen: Sequence[int]) -> int:

@@ -223,8 +223,9 @@ def resolve_component(
 def build_node(node: Node, context: BuildContext, registry: Registry) -> Any:
     """Build a node, nested ones first, and check what its factory makes."""
     children = node.map_children(lambda child: build_node(child, context, registry))
+    params = attrs.evolve(node.params, **children)
     try:
-        instance = node.component.factory(attrs.evolve(node.params, **children), context)
+        instance = node.component.factory(params, attrs.evolve(context, nested=_nested(node)))
     except (BltError, ValueError) as error:  # it refuses its params
         text = f"{node.label} cannot be built: {reason(error)}"
         raise ConfigError([node.place.written.problem(text)]) from error
@@ -234,6 +235,15 @@ def build_node(node: Node, context: BuildContext, registry: Registry) -> Any:
     registry.check_instance(node.entry, instance)
     remember(instance, node.entry.label)
     return instance
+
+
+def _nested(node: Node) -> frozenset[str]:
+    """What all of the nested components of a kind can do, as ``drafter.stops_early``."""
+    can: dict[str, frozenset[str]] = {}
+    for child in node.children.values():
+        own = child.component.provides(child.params)
+        can[child.kind] = can.get(child.kind, own) & own
+    return frozenset(f"{kind}.{name}" for kind, names in can.items() for name in names)
 
 
 # -- names and keys ------------------------------------------------------------------------------

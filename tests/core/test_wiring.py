@@ -387,7 +387,7 @@ def test_nested_components_are_built_first(plan) -> None:
     assert type(patcher.params.byte_scorer).__name__ == "FakeScorer"
     assert patcher.context.scheme == patcher.params.byte_scorer.context.scheme == context
     given = BuildContext(IdScheme(bos=300, size=301))
-    assert plan(MODEL).build("decoder", given).context is given
+    assert plan(MODEL).build("decoder", given).context == given
 
 
 def test_each_build_is_a_new_one(plan) -> None:

@@ -11,7 +11,8 @@ import pytest
 from blt_core.pipeline import Pipeline
 from blt_core.published import SCALES
 from blt_core.types import Passes
-from blt_plugins.drafting.adaptive import LENGTHS, Prices, Record
+from blt_plugins.drafting.adaptive import LENGTHS
+from blt_plugins.drafting.forecast import Prices, Record
 
 PROMPTS = Path(__file__).parents[2] / "benchmarks" / "prompts"
 CHOICES = tuple(n for n in LENGTHS if n <= 32)
@@ -50,10 +51,10 @@ def price_of_a_byte(choose, kind, passes, prices, *, seed):
 
 
 def adaptive(passes, prices):
-    record = Record()
+    record = Record(prices)
 
     def choose():
-        return record.choose(CHOICES, prices), learn
+        return record.choose(CHOICES, watched=False), learn
 
     def learn(asked, stood):
         if asked:
@@ -77,12 +78,15 @@ def test_a_byte_costs_hardly_more_than_with_the_best_fixed_length(kind, prices, 
     assert total(lambda: adaptive(passes, price)) <= 1.05 * min(fixed.values()), fixed
 
 
-def test_without_a_draft_that_pays_one_is_tried_now_and_then_ever_more_rarely():
-    record, prices, tried = Record(), PRICES["no latents"], []
+@pytest.mark.parametrize("watched", [False, True])
+def test_without_a_draft_that_pays_one_is_tried_now_and_then_ever_more_rarely(watched):
+    record, tried = Record(PRICES["no latents"]), []
     for number in range(800):
-        length = record.choose(CHOICES, prices)
+        length = record.choose(CHOICES, watched=watched)
         if length:
             tried.append(number)
+            if watched:
+                record.goes_on([0.9])
             record.drafted(0, length, [1] * length, length)
             record.learn([2])
     gaps = [b - a for a, b in pairwise(tried)]
@@ -91,10 +95,53 @@ def test_without_a_draft_that_pays_one_is_tried_now_and_then_ever_more_rarely():
 
 
 def test_a_draft_that_is_not_judged_yet_is_forgotten_by_a_rewind_behind_it():
-    record = Record()
+    record = Record(PRICES["3b"])
     record.drafted(10, 4, [1, 2, 3, 4], 4)
     record.learn([1, 2, 9])
     assert (record.tried[:4], record.stood[:4]) == ([1, 1, 1], [1, 1, 0])
+
+
+def likely(easy):
+    return 0.98 if easy else 0.3
+
+
+@pytest.mark.parametrize("told", ["well", "by half", "nothing"])
+@pytest.mark.parametrize("per_pass", [1, 6])
+@pytest.mark.parametrize("prices", PRICES)
+def test_a_draft_that_is_watched_costs_hardly_more_than_any_fixed_length(prices, per_pass, told):
+    """Three of ten bytes are hard, one by one; the drafter's top probabilities tell which."""
+    price, rng = PRICES[prices], Random(1)
+    easy = [rng.random() < 0.7 for _ in range(SIZE + 99)]
+    stands = [rng.random() < likely(each) for each in easy]
+    tops = {"well": likely, "by half": lambda e: 1 - (1 - likely(e)) / 2, "nothing": lambda e: 0.8}
+
+    def fixed(length):
+        cost = done = 0
+        while done < SIZE:
+            stood = [*stands[done : done + length], False].index(False)
+            cost += price.of_round(-(-length // per_pass), stood + 1)
+            done += stood + 1
+        return cost / done
+
+    def watched():
+        record, cost, done = Record(price), 0, 0
+        while done < SIZE:
+            asked, drafted, goes_on = record.choose(CHOICES, watched=True), 0, True
+            while drafted < asked and goes_on:
+                new = easy[done + drafted : done + min(drafted + per_pass, asked)]
+                drafted += len(new)
+                goes_on = record.goes_on([tops[told](each) for each in new])
+            stood = [*stands[done : done + drafted], False].index(False)
+            passes = -(-drafted // per_pass)
+            if asked:
+                record.drafted(0, asked, [1] * drafted, passes)
+                record.learn([1] * stood + [2])
+            cost += price.of_round(passes, stood + 1)
+            done += stood + 1
+        return cost / done
+
+    best = min(map(fixed, CHOICES))
+    assert watched() <= (0.98 if told == "well" and prices == "3b" else 1.05) * best
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -9,6 +9,7 @@ from blt_core.plugins.loading import load_plugins
 from blt_core.tables.inline import parse_inline
 from blt_core.wiring.config import Config
 from blt_core.wiring.resolve import resolve
+from blt_plugins.drafting.adaptive import AdaptiveDrafter
 from tests.tiny import config
 
 Q = "needs a drafter that tells what it draws from"
@@ -152,3 +153,23 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, kind):
         Pipeline.from_config(config(sampler=parse_inline(spec, "sampler")))
     assert str(path) in str(caught.value)
     assert "drafter 'lookup'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("inner", "can"),
+    [
+        ({"use": "self"}, {"stops_early", "gives_q"}),
+        ({"use": "lookup"}, {"gives_q"}),
+        ({"use": "first", "drafters": {"a": {"use": "lookup"}, "b": {"use": "self"}}}, {"gives_q"}),
+    ],
+)
+def test_a_component_is_told_what_all_that_it_nests_can_do(monkeypatch, inner, can):
+    seen, build = [], AdaptiveDrafter.__init__
+    monkeypatch.setattr(
+        AdaptiveDrafter,
+        "__init__",
+        lambda self, p, c: (seen.append(c.nested), build(self, p, c))[1],
+    )
+    table = {"use": "speculative", "drafter": {"use": "adaptive", "drafter": inner}}
+    Pipeline.from_config({**config(), "sampler": table})
+    assert seen == [{f"drafter.{name}" for name in can}]

@@ -87,10 +87,13 @@ def until_drafter(probability: float, inner: Drafter) -> UntilDrafter:
     return UntilDrafter(UntilParams(probability=probability, drafter=inner), models.CONTEXT)
 
 
-def adaptive_drafter(most: int, inner: Drafter, latent_price: float = 5.0) -> AdaptiveDrafter:
-    """``inner``, asked for as many bytes as pay, at most so many."""
+def adaptive_drafter(
+    most: int, inner: Drafter, latent_price: float = 5.0, *, stops: bool = True
+) -> AdaptiveDrafter:
+    """``inner``, asked for as many bytes as pay, at most so many; ``stops``: it can stop early."""
     params = AdaptiveParams(drafter=inner, max_bytes=most, latent_price=latent_price)
-    return AdaptiveDrafter(params, models.CONTEXT)
+    nested = frozenset({"drafter.stops_early"} if stops else ())
+    return AdaptiveDrafter(params, attrs.evolve(models.CONTEXT, nested=nested))
 
 
 @attrs.frozen

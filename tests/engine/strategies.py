@@ -237,7 +237,7 @@ def stopping_drafters(draw: st.DrawFn, index: int, *, learning: bool = True) -> 
         return first_drafter(draw(st.lists(inner, min_size=1, max_size=3)))
     if kind == "adaptive":
         price = draw(st.sampled_from([0.0, 2.0, 20.0]))
-        return adaptive_drafter(count, draw(inner), price)
+        return adaptive_drafter(count, draw(inner), price, stops=draw(st.booleans()))
     bound = draw(st.sampled_from([0.0, 0.1, 0.4, 0.8, 1.0]))
     return until_drafter(bound, draw(inner))
 
@@ -248,15 +248,16 @@ def drafters_with_q(draw: st.DrawFn, index: int) -> Drafter:
     kinds = ["self", "cascade", "until", "first", "adaptive", "lookup", "model"]
     kinds += ["diffusion", "diffusion"] * (index in models.DENOISING)
     kind, count = draw(st.sampled_from(kinds)), draw(st.integers(1, 10))
-    leaves = {"lookup": lookup_drafters(), "model": model_drafters(index)}
-    if kind == "self":
-        return self_drafter(count)
+    leaves = {
+        "self": st.just(self_drafter(count)),
+        "lookup": lookup_drafters(),
+        "model": model_drafters(index),
+        "first": st.lists(drafters_with_q(index), min_size=1, max_size=3).map(first_drafter),
+    }
     if kind in leaves:
         return draw(leaves[kind])
     if kind == "cascade":
         return cascade_drafter(count, draw(own_drafters(index)))
-    if kind == "first":
-        return first_drafter(draw(st.lists(drafters_with_q(index), min_size=1, max_size=3)))
     if kind == "diffusion":
         start, closure = draw(st.sampled_from(STARTS))
         params = DiffusionParams(
@@ -264,7 +265,9 @@ def drafters_with_q(draw: st.DrawFn, index: int) -> Drafter:
         )
         return DiffusionDrafter(params, C)
     inner = draw(st.sampled_from([self_drafter(count), cascade_drafter(count, self_drafter(2))]))
-    return until_drafter(0.3, inner) if kind == "until" else adaptive_drafter(count, inner)
+    if kind == "until":
+        return until_drafter(0.3, inner)
+    return adaptive_drafter(count, inner, stops=draw(st.booleans()))
 
 
 @st.composite

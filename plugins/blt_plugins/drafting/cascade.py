@@ -66,12 +66,12 @@ class CascadeDrafter:
                 _to_eos(own[: matches(p, own) + 1], ops.scheme.eos)
                 for p, own in zip(proposed.ids, chosen, strict=True)
             ]
-            going = list(map(len, kept))
-            if rule is not None:
-                beliefs = sampling.belief(logits)
-                going = [n and rule(row, beliefs[row, :n]) for row, n in enumerate(going)]
-            for row, (new, most) in enumerate(zip(kept, going, strict=True)):
-                ended = most < len(new) or new[-1:] == [ops.scheme.eos]
+            beliefs = sampling.belief(logits) if rule is not None else logits
+            for row, new in enumerate(kept):
+                most, goes_on = len(new), True
+                if rule is not None and new:
+                    most, goes_on = rule(row, beliefs[row, :most])
+                ended = not goes_on or most < len(new) or new[-1:] == [ops.scheme.eos]
                 kept[row] = new[:most]
                 ids[row] += kept[row]
                 left[row] = 0 if ended else left[row] - most

@@ -58,7 +58,10 @@ class DiffusionDrafter:
         own = [logits[given:] for logits, given in zip(filled.logits_bBV, block.given, strict=True)]
         if rule is not None:
             room = [min(len(new), most) for new, most in zip(ids, limit, strict=True)]
-            limit = [n and rule(row, sampling.belief(own[row][:n])) for row, n in enumerate(room)]
+            limit = [
+                rule(row, sampling.belief(own[row][:n]))[0] if n else 0
+                for row, n in enumerate(room)
+            ]
         q = None
         if draws.begins is not None:
             q = sampling.probabilities(torch.nn.utils.rnn.pad_sequence(own, batch_first=True))

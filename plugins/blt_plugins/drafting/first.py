@@ -44,10 +44,10 @@ class FirstDrafter:
         q = [torch.zeros(0, ops.scheme.size, dtype=torch.float64)] * len(limit)
         ended = [False] * len(limit)
 
-        def watched(row: int, beliefs_kV: Tensor) -> int:
-            going = rule(row, beliefs_kV) if rule is not None else len(beliefs_kV)
-            ended[row] = ended[row] or going < len(beliefs_kV)
-            return going
+        def watched(row: int, beliefs_kV: Tensor) -> tuple[int, bool]:
+            kept, goes_on = rule(row, beliefs_kV) if rule is not None else (len(beliefs_kV), True)
+            ended[row] = ended[row] or kept < len(beliefs_kV) or not goes_on
+            return kept, goes_on
 
         for drafter in self.drafters:
             # A draft that was stopped before its first byte is over: there is none to ask for more.

@@ -45,13 +45,13 @@ class UntilDrafter:
         """The beginning of the inner drafter's draft that is likely enough, for each row."""
         likely = [1.0] * len(limit)
 
-        def keep(row: int, beliefs_kV: Tensor) -> int:
-            most = len(beliefs_kV) if rule is None else rule(row, beliefs_kV)
+        def keep(row: int, beliefs_kV: Tensor) -> tuple[int, bool]:
+            most, goes_on = rule(row, beliefs_kV) if rule is not None else (len(beliefs_kV), True)
             for count, top in enumerate(beliefs_kV[:most].amax(-1).tolist()):
                 likely[row] *= top
                 if likely[row] < self.probability:
-                    return count
-            return most
+                    return count, False
+            return most, goes_on
 
         return propose(self.drafter, ops, limit, sampling, draws, keep)
 

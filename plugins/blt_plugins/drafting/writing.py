@@ -33,14 +33,18 @@ def write(
     while any(left):
         rows = [int(n > 0) for n in left]
         logits = logits_of(rows)
+        goes_on = [True] * len(limit)
         if rule is not None:
             beliefs = sampling.belief(logits)
-            rows = [on and rule(row, beliefs[row]) for row, on in enumerate(rows)]
+            for row, on in enumerate(rows):
+                if on:
+                    rows[row], goes_on[row] = rule(row, beliefs[row])
         new = sampling.picks(logits, ops.lengths, rows, draws)
         ops.append(new)
         steps.append(logits)
         for row, token in enumerate(new):
             ids[row].extend(token)
-            left[row] = 0 if token in ([], [ops.scheme.eos]) else left[row] - 1
+            ended = token in ([], [ops.scheme.eos]) or not goes_on[row]
+            left[row] = 0 if ended else left[row] - 1
     wanted = steps and draws.begins is not None
     return Draft(ids, sampling.probabilities(torch.cat(steps, dim=1)) if wanted else None)

@@ -1,0 +1,197 @@
+"""What is expected of a text's drafts: how far they stand, what they take, what a byte costs.
+
+A text is some ten to a hundred rounds long, so much depends on what is believed before anything was
+seen. Those beliefs were chosen by replaying drafts of both demo models, on texts that no benchmark
+quotes; they fade with what is seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import attrs
+
+from blt_core.types import matches
+
+#: What a round counts for one round later, in what is known of places and passes; and of trust.
+MEMORY, TRUST_MEMORY = 0.95, 0.97
+#: How often a byte of a draft stands, before any was seen; counts for so many bytes of drafts.
+USUAL, USUAL_BYTES = 0.92, 150.0
+#: A place of a draft is believed to be like all of them, until so many rounds reached it.
+PLACE_ROUNDS = 15.0
+#: Decoder passes of a drafted byte before any was seen, believed like one draft of so many bytes.
+SLOPE, SLOPE_BYTES = 0.4, 4.0
+#: How often a byte falls that has a top probability of 0, in proportion for others; and the weight.
+DOUBT, DOUBT_BYTES = 0.7, 10.0
+#: However unsure the drafter is of a byte, it is not taken to stand more seldom than this.
+LEAST = 0.02
+#: What a byte costs is believed to be what it costs without drafts, like so many bytes.
+PRICE_BYTES = 120.0
+#: Without a draft, rounds until one is tried again; they double up to the last.
+FIRST_PAUSE, LAST_PAUSE = 4, 128
+#: The length of such a trial.
+TRIAL = 2
+
+
+@attrs.frozen
+class Prices:
+    """What passes cost: of the decoder, and of encoder and global model."""
+
+    decoder: float
+    latent: float
+    patch_bytes: float
+
+    def of_round(self, draft_passes: float, committed: float) -> float:
+        """A round with so many draft passes; one of the latent if its bytes close a patch."""
+        return self.decoder * (1 + draft_passes) + self.latent * (1 - self.open_after(committed))
+
+    def open_after(self, committed: float) -> float:
+        """How likely so many bytes close no patch."""
+        return math.pow(1 - 1 / self.patch_bytes, committed)
+
+    @property
+    def of_byte(self) -> float:
+        """A byte without drafts."""
+        return self.decoder + self.latent / self.patch_bytes
+
+
+@attrs.define
+class Record:
+    """What is known of one text's drafts.
+
+    begin, asked, draft, tops, passes: of the last draft, until it is known what became of it; tops
+    are the top probabilities of its bytes, if it was watched.
+    """
+
+    prices: Prices
+    begin: int = 0
+    asked: int = 0
+    draft: list[int] = attrs.field(factory=list)
+    tops: list[float] = attrs.field(factory=list)
+    passes: float = 0.0
+    # How often place j of a draft could have stood (all before it did), and did; and all together.
+    tried: list[float] = attrs.field(factory=list)
+    stood: list[float] = attrs.field(factory=list)
+    all_tried: float = USUAL_BYTES
+    all_stood: float = USUAL_BYTES * USUAL
+    # Of drafts: how many, their lengths, their passes, and the products.
+    sums: list[float] = attrs.field(factory=lambda: _sums(SLOPE_BYTES, SLOPE * SLOPE_BYTES))
+    # How unsure the drafter was of bytes that could have stood, and how many fell.
+    unsure: float = DOUBT_BYTES
+    fell: float = DOUBT_BYTES * DOUBT
+    # What rounds cost, and what they committed.
+    cost: float = attrs.field(
+        default=attrs.Factory(lambda self: PRICE_BYTES * self.prices.of_byte, takes_self=True)
+    )
+    committed: float = PRICE_BYTES
+    # The draft that is being made: how likely it stands whole.
+    likely: float = 1.0
+    pause: int = FIRST_PAUSE
+    waited: int = 0
+
+    def choose(self, lengths: Sequence[int], *, watched: bool) -> int:
+        """The length that pays best, from these; now and then a short one where none does.
+
+        watched: the draft is going to ask :meth:`goes_on`, so if any pays it may be the longest.
+        """
+        self.tops, self.likely = [], 1.0
+        expected = self._expected(lengths[-1])
+        price = self.prices.of_round
+        best = min(lengths, key=lambda n: price(self._passes(n), expected[n]) / expected[n])
+        if best:
+            self.pause, self.waited = FIRST_PAUSE, 0
+            return lengths[-1] if watched else best
+        self.waited += 1
+        if self.waited < self.pause:
+            self._spend(0, 1)
+            return 0
+        self.pause, self.waited = min(2 * self.pause, LAST_PAUSE), 0
+        return min(TRIAL, lengths[-1])
+
+    def goes_on(self, tops: Sequence[float]) -> bool:
+        """Whether one more pass is worth it, after bytes with these top probabilities.
+
+        It is if what the next bytes are expected to save, at what a byte costs, is more than that.
+        """
+        for top in tops:
+            self.tops.append(top)
+            self.likely *= max(1 - self.fell / self.unsure * (1 - top), LEAST)
+        _, lengths, passes, _, _ = self.sums
+        each = self.all_stood / self.all_tried
+        more = _geometric(each, lengths / passes if passes else len(self.tops))
+        there = len(self.tops) + 1
+        prices = self.prices
+        closes = prices.open_after(there) - prices.open_after(there + more)
+        saved = self.cost / self.committed * more - prices.latent * closes
+        return self.likely * saved > prices.decoder
+
+    def drafted(self, begin: int, asked: int, ids: Sequence[int], passes: float) -> None:
+        """Note a draft and what it took."""
+        self.begin, self.draft, self.passes = begin, list(ids), passes
+        # A draft that was watched is as long as it was meant to be.
+        self.asked = len(ids) if self.tops else asked
+        new = _sums(self.asked, passes)
+        self.sums = [MEMORY * old + each for old, each in zip(self.sums, new, strict=True)]
+        if not ids:
+            self._count(0, asked)
+            self._spend(passes, 1)
+
+    def learn(self, text: Sequence[int]) -> None:
+        """Note how much of the last draft is in the text that followed."""
+        if text:
+            stood = matches(self.draft, text)
+            self._count(stood, self.asked)
+            self._spend(self.passes, stood + 1)
+            if self.tops:
+                self.unsure *= TRUST_MEMORY
+                self.fell *= TRUST_MEMORY
+                self.unsure += sum(1 - top for top in self.tops[: stood + 1])
+                self.fell += stood < len(self.draft)
+        self.draft = []
+
+    def _spend(self, passes: float, committed: int) -> None:
+        self.cost += self.prices.of_round(passes, committed)
+        self.committed += committed
+
+    def _count(self, stood: int, asked: int) -> None:
+        self.tried = [MEMORY * n for n in self.tried]
+        self.stood = [MEMORY * n for n in self.stood]
+        grow = stood + 1 - len(self.tried)
+        self.tried += [0.0] * grow
+        self.stood += [0.0] * grow
+        for place in range(min(stood + 1, asked)):
+            self.tried[place] += 1
+            self.stood[place] += place < stood
+        self.all_tried = MEMORY * self.all_tried + min(stood + 1, asked)
+        self.all_stood = MEMORY * self.all_stood + min(stood, asked)
+
+    def _expected(self, most: int) -> list[float]:
+        """Bytes that a round commits with drafts of 0 to ``most`` bytes."""
+        usual = self.all_stood / self.all_tried
+        found, reached = [1.0], 1.0
+        for place in range(most):
+            seen = place < len(self.tried)
+            n, good = (self.tried[place], self.stood[place]) if seen else (0.0, 0.0)
+            reached *= (good + PLACE_ROUNDS * usual) / (n + PLACE_ROUNDS)
+            found.append(found[-1] + reached)
+        return found
+
+    def _passes(self, length: int) -> float:
+        """Decoder passes of a draft of ``length`` bytes: a line through those that were made."""
+        if not length:
+            return 0.0
+        count, lengths, passes, squares, products = self.sums
+        count += 1  # a draft of no bytes, which takes no passes
+        slope = (count * products - lengths * passes) / (count * squares - lengths * lengths)
+        return max((passes + slope * (count * length - lengths)) / count, 0.0)
+
+
+def _sums(asked: float, passes: float) -> list[float]:
+    """What a draft adds to the sums of a line of passes over lengths."""
+    return [1.0, asked, passes, asked * asked, asked * passes]
+
+
+def _geometric(each: float, count: float) -> float:
+    """``each + each ** 2 + …``, ``count`` terms."""
+    return count if each >= 1 else each * (1 - each**count) / (1 - each)
