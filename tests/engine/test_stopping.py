@@ -24,33 +24,39 @@ from tests.engine.strategies import batches, examples, model_indices, samplings,
 
 
 class AtMost:
-    """An inner drafter whose rule lets ``count`` ids of each row through, and keeps what it saw."""
+    """An inner drafter whose rule lets ``count`` ids of each row through, and keeps what it saw.
 
-    def __init__(self, inner, count):
-        self.inner, self.count = inner, count
+    whole: it keeps those that it is asked about in one go, and then ends the row.
+    """
+
+    def __init__(self, inner, count, *, whole):
+        self.inner, self.count, self.whole = inner, count, whole
         self.asked: list[list[list[torch.Tensor]]] = []
 
     def draft(self, ops, limit, sampling, draws):
         left, asked = [self.count] * len(limit), [[] for _ in limit]
+        over = [False] * len(limit)
         self.asked.append(asked)
 
         def rule(row, beliefs_kV):
-            going = min(left[row], len(beliefs_kV))
+            assert not over[row], "asked again after its end"
+            going = len(beliefs_kV) if self.whole else min(left[row], len(beliefs_kV))
             asked[row] += list(beliefs_kV)
             left[row] -= going
-            return going
+            over[row] = left[row] <= 0 if self.whole else going < len(beliefs_kV)
+            return going, not over[row]
 
         return self.inner.draft(ops, limit, sampling, draws, rule)
 
 
 @examples(100)
-@given(st.data(), model_indices, samplings, st.integers(0, 6))
-def test_a_stopped_draft_is_the_beginning_of_the_whole_one(data, index, sampling, count):
+@given(st.data(), model_indices, samplings, st.integers(0, 6), st.booleans())
+def test_a_stopped_draft_is_the_beginning_of_the_whole_one(data, index, sampling, count, keeps):
     batch = data.draw(batches(index, stops=False, sampling=sampling))
     inner = data.draw(stopping_drafters(index, learning=False))
     whole = Recorded(inner)
     run(models.model(index), speculative(whole), batch, sampling)
-    stopped, first = AtMost(inner, count), []
+    stopped, first = AtMost(inner, count, whole=keeps), []
 
     class Both:
         """Drafts stopped, then whole on the same text, which is what is proposed."""
@@ -67,8 +73,9 @@ def test_a_stopped_draft_is_the_beginning_of_the_whole_one(data, index, sampling
     for (cut, all_of_it), asked in zip(first, stopped.asked, strict=True):
         for row, ids in enumerate(cut):
             assert ids == all_of_it[row][: len(ids)]
-            assert len(ids) <= count
-            assert len(ids) == min(count, len(all_of_it[row])) or len(ids) < len(asked[row])
+            assert keeps or len(ids) <= count
+            least = min(count, len(all_of_it[row]))
+            assert len(ids) == least or len(ids) < len(asked[row]) or (keeps and len(ids) > least)
             saw("stopped draft", len(ids) < len(all_of_it[row]))
 
 
