@@ -277,9 +277,10 @@ def table(kind: dict[str, Any]) -> str:
         if speed := each.get("relative_speed"):
             line += f"  {speed['median']:.2f} ({speed['min']:.2f} to {speed['max']:.2f})"
         lines.append(line)
-    if auto := [x["gigabytes"] for x in kind["samplers"] if x["sampler"] == "blt-auto"]:
-        others = (x["gigabytes"] for x in kind["samplers"] if x["sampler"] in ("ar", *LENGTHS[:-1]))
-        lines.append(f"blt-auto costs {auto[0] / min(others):.3f} x the best length beside it")
+    costs = {each["sampler"]: each["gigabytes"] for each in kind["samplers"]}
+    if set(LENGTHS) <= set(costs):
+        best = min(("ar", *LENGTHS[:-1]), key=lambda name: costs[name])
+        lines.append(f"blt-auto costs {costs['blt-auto'] / costs[best]:.3f} x what {best} does")
     return "\n".join(lines)
 
 

@@ -3,5 +3,5 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 if [ ! -x "$VENV/bin/blt" ]; then install ""; fi
-if [ $# -eq 0 ]; then set -- --prompt $'class Graph:\n    """' --max-new-bytes 160; fi
+if [ $# -eq 0 ]; then set -- --prompt $'class Graph:\n    """' --max-new-bytes 217 --temperature 0.6 --seed 14; fi
 exec "$VENV/bin/blt" generate "$@"
