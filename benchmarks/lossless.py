@@ -65,7 +65,8 @@ SAMPLERS = (
     "blt-cascade draft_bytes=32",
     "blt-auto",
 )
-#: The adaptive drafter's fixed lengths; 0 is `ar`. It may cost 3 % more than the best of them.
+#: Fixed lengths of the cascade, and the adaptive one, which may cost 3 % more than the best of them
+#: and `ar`.
 LENGTHS = (*(f"blt-cascade draft_bytes={n}" for n in (4, 8, 16, 24, 32)), "blt-auto")
 
 

@@ -33,7 +33,8 @@ class OpenBlock:
 
 #: Asked about the next k ids of a batch row before they are drafted: ``rule(row, beliefs_kV)``
 #: tells how many of them are, given how likely each id is at each place, and whether the row's
-#: draft goes on after them. It does not if they are fewer than k.
+#: draft goes on after them. It does not if they are fewer than k. A row that has ended is not asked
+#: about again. How many are asked about at once may depend on draws of later ids too.
 StopRule: TypeAlias = "Callable[[int, Tensor], tuple[int, bool]]"
 
 

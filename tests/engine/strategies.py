@@ -264,7 +264,8 @@ def drafters_with_q(draw: st.DrawFn, index: int) -> Drafter:
             block_bytes=count, unmasking=draw(rules_in_order()), start=start, closure=closure
         )
         return DiffusionDrafter(params, C)
-    inner = draw(st.sampled_from([self_drafter(count), cascade_drafter(count, self_drafter(2))]))
+    cascade = own_drafters(index).map(lambda drafter: cascade_drafter(count, drafter))
+    inner = draw(st.one_of(st.just(self_drafter(count)), cascade))
     if kind == "until":
         return until_drafter(0.3, inner)
     return adaptive_drafter(count, inner, stops=draw(st.booleans()))

@@ -76,6 +76,7 @@ def test_a_stopped_draft_is_the_beginning_of_the_whole_one(data, index, sampling
             assert keeps or len(ids) <= count
             least = min(count, len(all_of_it[row]))
             assert len(ids) == least or len(ids) < len(asked[row]) or (keeps and len(ids) > least)
+            assert len(ids) <= len(asked[row])
             saw("stopped draft", len(ids) < len(all_of_it[row]))
 
 

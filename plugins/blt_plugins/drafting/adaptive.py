@@ -44,14 +44,15 @@ class AdaptiveParams:
 
 
 class AdaptiveDrafter:
-    """Asks the inner drafter for as many bytes as make a committed byte cost least.
+    """Has the inner drafter go on as far as a committed byte gets cheaper by it.
 
     One that can stop early is stopped where another pass is expected to cost more than it saves:
     how likely the draft stands so far is told by its top probabilities, and by how far those could
     be trusted before. Of any other the length is chosen beforehand, from the places of earlier
-    drafts that stood and the passes that they took. All is remembered for each text by itself, so a
-    batch drafts what its rows would alone; of a byte that is being drafted nothing but its
-    distribution is used, so that its law stays.
+    drafts that stood and the passes that they took. So it is under verifications in law: where a
+    pass ends may depend on draws of later bytes (blocks that are not filled in order propose them
+    to a cascade). All is remembered for each text by itself, so a batch drafts what its rows would
+    alone.
     """
 
     def __init__(self, params: AdaptiveParams, context: BuildContext) -> None:
@@ -73,22 +74,24 @@ class AdaptiveDrafter:
         memory = ops.attach(
             self, lambda batch: Memory([Record(self._prices) for _ in range(batch)])
         )
+        watched = self._stops and draws.begins is None
         asked = [0] * len(limit)
         for row, (record, most) in enumerate(zip(memory.rows, limit, strict=True)):
             if most:
                 if record.draft:
                     record.learn(ops.text(row, record.begin))
-                asked[row] = min(record.choose(self._lengths, watched=self._stops), most)
+                lengths = [*(n for n in self._lengths if n < most), min(most, self._lengths[-1])]
+                asked[row] = record.choose(lengths, watched=watched)
         if not any(asked):
             return Draft([[] for _ in limit])
         begin, counted = ops.lengths, Counted(ops, [0.0] * len(limit), self._draft_pass)
 
         def pays(row: int, beliefs_kV: Tensor) -> tuple[int, bool]:
             kept, goes_on = rule(row, beliefs_kV) if rule is not None else (len(beliefs_kV), True)
-            worth = memory.rows[row].goes_on(beliefs_kV[:kept].amax(-1).tolist())
+            worth = memory.rows[row].goes_on(beliefs_kV[:kept].amax(-1).tolist(), asked[row])
             return kept, goes_on and worth
 
-        own_rule = pays if self._stops else None
+        own_rule = pays if watched else rule
         draft = propose(self.drafter, counted, asked, sampling, draws, own_rule)
         for row, (record, most) in enumerate(zip(memory.rows, asked, strict=True)):
             if most:
@@ -162,6 +165,6 @@ ADAPTIVE = Component(
     name="adaptive",
     factory=AdaptiveDrafter,
     params=AdaptiveParams,
-    summary="an inner drafter, asked for as many bytes as pay",
+    summary="an inner drafter, for as many bytes as pay",
     provides=adaptive_abilities,
 )

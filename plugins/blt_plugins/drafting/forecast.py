@@ -2,7 +2,7 @@
 
 A text is some ten to a hundred rounds long, so much depends on what is believed before anything was
 seen. Those beliefs were chosen by replaying drafts of both demo models, on texts that no benchmark
-quotes; they fade with what is seen.
+quotes; they count for less the more is seen.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ USUAL, USUAL_BYTES = 0.92, 150.0
 PLACE_ROUNDS = 15.0
 #: Decoder passes of a drafted byte before any was seen, believed like one draft of so many bytes.
 SLOPE, SLOPE_BYTES = 0.4, 4.0
-#: How often a byte falls that has a top probability of 0, in proportion for others; and the weight.
-DOUBT, DOUBT_BYTES = 0.7, 10.0
-#: However unsure the drafter is of a byte, it is not taken to stand more seldom than this.
+#: A byte with top probability p is doubted by ``1 - p``, and at least so much: in a sharpened
+#: distribution all are near 1. It falls so often for each unit of doubt, before any was seen; that
+#: counts for so much doubt.
+LEAST_DOUBT, FALLS, DOUBT = 0.01, 0.7, 10.0
+#: However doubtful a byte is, it is not taken to stand more seldom than this.
 LEAST = 0.02
 #: What a byte costs is believed to be what it costs without drafts, like so many bytes.
 PRICE_BYTES = 120.0
@@ -60,15 +62,16 @@ class Prices:
 class Record:
     """What is known of one text's drafts.
 
-    begin, asked, draft, tops, passes: of the last draft, until it is known what became of it; tops
-    are the top probabilities of its bytes, if it was watched.
+    begin, asked, draft, doubts, passes: of the last draft, until it is known what became of it.
+    watched: whether its length is decided by :meth:`goes_on`; then ``doubts`` has its bytes.
     """
 
     prices: Prices
     begin: int = 0
     asked: int = 0
+    watched: bool = False
     draft: list[int] = attrs.field(factory=list)
-    tops: list[float] = attrs.field(factory=list)
+    doubts: list[float] = attrs.field(factory=list)
     passes: float = 0.0
     # How often place j of a draft could have stood (all before it did), and did; and all together.
     tried: list[float] = attrs.field(factory=list)
@@ -77,9 +80,9 @@ class Record:
     all_stood: float = USUAL_BYTES * USUAL
     # Of drafts: how many, their lengths, their passes, and the products.
     sums: list[float] = attrs.field(factory=lambda: _sums(SLOPE_BYTES, SLOPE * SLOPE_BYTES))
-    # How unsure the drafter was of bytes that could have stood, and how many fell.
-    unsure: float = DOUBT_BYTES
-    fell: float = DOUBT_BYTES * DOUBT
+    # How doubtful the bytes were that could have stood, and how many fell.
+    doubt: float = DOUBT
+    fell: float = DOUBT * FALLS
     # What rounds cost, and what they committed.
     cost: float = attrs.field(
         default=attrs.Factory(lambda self: PRICE_BYTES * self.prices.of_byte, takes_self=True)
@@ -95,7 +98,7 @@ class Record:
 
         watched: the draft is going to ask :meth:`goes_on`, so if any pays it may be the longest.
         """
-        self.tops, self.likely = [], 1.0
+        self.doubts, self.likely, self.watched = [], 1.0, watched
         expected = self._expected(lengths[-1])
         price = self.prices.of_round
         best = min(lengths, key=lambda n: price(self._passes(n), expected[n]) / expected[n])
@@ -109,32 +112,35 @@ class Record:
         self.pause, self.waited = min(2 * self.pause, LAST_PAUSE), 0
         return min(TRIAL, lengths[-1])
 
-    def goes_on(self, tops: Sequence[float]) -> bool:
-        """Whether one more pass is worth it, after bytes with these top probabilities.
+    def goes_on(self, tops: Sequence[float], room: int) -> bool:
+        """Whether one more decoder pass is worth it, after bytes with these top probabilities.
 
-        It is if what the next bytes are expected to save, at what a byte costs, is more than that.
+        It is if the next bytes, of at most ``room`` in the draft, are expected to save more.
         """
         for top in tops:
-            self.tops.append(top)
-            self.likely *= max(1 - self.fell / self.unsure * (1 - top), LEAST)
+            self.doubts.append(max(1 - top, LEAST_DOUBT))
+            self.likely *= max(1 - self.fell / self.doubt * self.doubts[-1], LEAST)
         _, lengths, passes, _, _ = self.sums
         each = self.all_stood / self.all_tried
-        more = _geometric(each, lengths / passes if passes else len(self.tops))
-        there = len(self.tops) + 1
+        left = room - len(self.doubts)
+        more = _geometric(each, min(lengths / passes, left) if passes else left)
+        there = len(self.doubts) + 1
         prices = self.prices
         closes = prices.open_after(there) - prices.open_after(there + more)
-        saved = self.cost / self.committed * more - prices.latent * closes
-        return self.likely * saved > prices.decoder
+        worth = min(self.cost / self.committed, prices.of_byte)
+        return self.likely * (worth * more - prices.latent * closes) > prices.decoder
 
     def drafted(self, begin: int, asked: int, ids: Sequence[int], passes: float) -> None:
         """Note a draft and what it took."""
         self.begin, self.draft, self.passes = begin, list(ids), passes
-        # A draft that was watched is as long as it was meant to be.
-        self.asked = len(ids) if self.tops else asked
+        # A draft that was watched is as long as it was meant to be. Of those that it was asked
+        # about, the drafter may have dropped the last.
+        self.asked = len(ids) if self.watched else asked
+        self.doubts = self.doubts[: len(ids)]
         new = _sums(self.asked, passes)
         self.sums = [MEMORY * old + each for old, each in zip(self.sums, new, strict=True)]
         if not ids:
-            self._count(0, asked)
+            self._count(0, self.asked)
             self._spend(passes, 1)
 
     def learn(self, text: Sequence[int]) -> None:
@@ -143,11 +149,10 @@ class Record:
             stood = matches(self.draft, text)
             self._count(stood, self.asked)
             self._spend(self.passes, stood + 1)
-            if self.tops:
-                self.unsure *= TRUST_MEMORY
-                self.fell *= TRUST_MEMORY
-                self.unsure += sum(1 - top for top in self.tops[: stood + 1])
-                self.fell += stood < len(self.draft)
+            if self.watched:
+                judged = self.doubts[: stood + 1]
+                self.doubt = TRUST_MEMORY * self.doubt + sum(judged)
+                self.fell = TRUST_MEMORY * self.fell + (stood < len(judged))
         self.draft = []
 
     def _spend(self, passes: float, committed: int) -> None:

@@ -160,7 +160,7 @@ class BltAutoParams(BltCascadeParams):
 
 
 def expand_blt_auto(params: BltAutoParams, abilities: frozenset[str]) -> dict[str, Any]:
-    """The cascade, asked for as many bytes as pay."""
+    """The cascade, for as many bytes as pay."""
     names = ("decoder_price", "latent_price", "patch_bytes")
     prices = {name: value for name in names if (value := getattr(params, name)) is not None}
     return {
