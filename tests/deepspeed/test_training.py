@@ -165,7 +165,7 @@ def test_one_process_goes_on_from_what_two_saved(runs, one_process):
 
 def test_a_model_that_two_processes_wrote_generates(runs):
     model = str(runs.once("torchrun", STAGE_3, TORCHRUN) / "model")
-    sampler = "blt-auto block_bytes=4"  # the blocks that it was trained on: longer ones are warned of
+    sampler = "blt-auto block_bytes=4"  # longer ones than it was trained on are warned of
     arguments = ("--checkpoint", model, "--sampler", sampler, "--prompt", "def ")
     arguments += ("--max-new-bytes", "3", "--json")
     record = json.loads(runs.start(str(BLT), "generate", *arguments))
