@@ -28,8 +28,8 @@ class Objective(Protocol):
 
     Figures are numbers by name, the same names for every batch; those of the run's own
     (``blt_plugins.training.objectives.figures.RESERVED``) are refused. An attribute ``block_bytes``
-    (optional) is the size of the blocks that it trains a decoder on, which the checkpoint then
-    tells.
+    (optional) is the size, or the sizes, of the blocks that it trains a decoder on, which the
+    checkpoint then tells.
     """
 
     def loss(

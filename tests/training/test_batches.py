@@ -104,6 +104,28 @@ def test_packed_windows_are_scored_as_if_alone(documents, context, size, scheme)
             assert torch.equal(batch.targets_br[row, :count], alone.targets_br[0])
 
 
+@given(
+    st.lists(st.text("ab", max_size=9).map(str.encode), min_size=1, max_size=4),
+    st.text("ab", min_size=1, max_size=3).map(str.encode),
+    st.integers(1, 12),
+    SCHEMES,
+)
+def test_what_follows_a_marker_is_scored_alone(texts, marker, context, scheme):
+    windows = list(cut_windows(Texts(texts), context))
+    whole = make_batch(Texts(texts), windows, scheme)
+    batch = whole.after(scheme.encode(marker))
+    assert torch.equal(batch.rows.ids_br, whole.rows.ids_br)
+    for row, length in enumerate(whole.rows.lengths):
+        targets = whole.targets_br[row, :length].tolist()
+        # b"\xff" stands for EOS, which no marker holds.
+        text = bytes(0xFF if each == scheme.eos else each - scheme.byte_offset for each in targets)
+        end = text.find(marker) + len(marker)
+        first = end if marker in text and end < length else 0
+        found = batch.targets_br[row, :length].tolist()
+        assert found == [UNSCORED] * first + targets[first:]
+        assert (batch.targets_br[row, length:] == UNSCORED).all()
+
+
 # -- order ---------------------------------------------------------------------------------------
 
 SHUFFLES = st.sampled_from([1, 20, 100, 10**6])

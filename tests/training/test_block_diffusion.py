@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional
 
 from blt_core.component import BuildContext
@@ -101,6 +103,41 @@ def test_stale_rows_are_what_drafting_by_the_decoder_alone_computes(model):
     assert count > 0
     assert parts["mask_loss"] == 0
     assert parts["stale_loss"] == pytest.approx(expected / count, abs=1e-9)
+
+
+@given(st.sets(st.integers(1, 9), min_size=2, max_size=4), st.integers(0, 2**32))
+def test_a_batch_draws_one_of_several_sizes(sizes, seed):
+    model = tiny_model(0)
+    _, _, flags, targets = batch(model, TEXTS)
+    goal = objective(block_bytes=tuple(sizes), share=0.5, inside_share=0.5, stale_share=0.5)
+    assert goal.block_bytes == tuple(sorted(sizes))
+    masked, stale = goal.blocks(flags, targets, generator(seed))
+    size = masked.ids_bnB.shape[2]
+    assert size in sizes
+    assert stale.ids_bnB.shape[2] == size
+    # But for the draw of the size it is the batch of that size alone.
+    rng = generator(seed)
+    torch.randint(len(sizes), (), generator=rng)
+    alone = objective(block_bytes=size, share=0.5, inside_share=0.5, stale_share=0.5)
+    for found, expected in zip((masked, stale), alone.blocks(flags, targets, rng), strict=True):
+        for name in ("start_bn", "ids_bnB", "targets_bnB", "weights_bnB"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+def test_all_sizes_are_drawn_about_as_often():
+    model = tiny_model(0)
+    _, _, flags, targets = batch(model, TEXTS)
+    goal = objective(block_bytes=(4, 8, 16))
+    drawn = [
+        goal.blocks(flags, targets, generator(seed))[0].ids_bnB.shape[2] for seed in range(300)
+    ]
+    assert all(70 < drawn.count(size) < 130 for size in (4, 8, 16))
+
+
+@pytest.mark.parametrize("sizes", [0, (), (4, 0), (4, 8, 4)])
+def test_sizes_that_are_none_are_refused(sizes):
+    with pytest.raises(ValueError, match="expected one size, or different ones, of at least 1"):
+        objective(block_bytes=sizes)
 
 
 def test_weights_are_one_over_the_rate_and_a_mean_over_bytes_inside_the_text(model):

@@ -53,7 +53,12 @@ def test_training_on_blocks_stores_their_size(blocks):
 
 @pytest.mark.parametrize(
     ("objective", "stored"),
-    [({**BLOCKS, "block_bytes": 6}, [4, 6]), (BLOCKS, [4]), ({"use": "ar"}, [4])],
+    [
+        ({**BLOCKS, "block_bytes": 6}, [4, 6]),
+        ({**BLOCKS, "block_bytes": [8, 2, 4]}, [2, 4, 8]),
+        (BLOCKS, [4]),
+        ({"use": "ar"}, [4]),
+    ],
 )
 def test_further_training_adds_its_own_size(further, objective, stored):
     assert further(objective) == stored
@@ -66,6 +71,11 @@ def test_a_size_that_nothing_trains_cannot_be_claimed(further, blocks):
     config = {"schema": 1, "run": {"checkpoint": str(blocks)}, "decoder": {"block_bytes": [64]}}
     with pytest.raises(ConfigError, match=r"decoder\.block_bytes: comes from the checkpoint"):
         Pipeline.from_config(config)
+
+
+def test_sizes_that_are_trained_may_be_claimed(further):
+    mixed = {**BLOCKS, "block_bytes": [4, 9]}
+    assert further(mixed, decoder={"block_bytes": [4, 9]}) == [4, 9]
 
 
 def test_without_blocks_nothing_is_stored(new_job, silent):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 
 from blt_core.errors import DataError, RunError
 from blt_core.pipeline import Pipeline
+from blt_plugins.training.data.load import load_data
 from blt_plugins.training.run.folder import RunFolder
 from blt_plugins.training.run.judge import of_first
+from blt_plugins.training.run.phases import make_phases
 from blt_plugins.training.run.trainer import Trainer
 from tests.training.runs import BLOCKS, Scaled, metrics, model_scores, tensors_of
 
@@ -119,6 +122,39 @@ def test_before_the_first_score_no_model_is_called_good(new_job, silent):
     job = attrs.evolve(job, objective=Scaled(job.objective, float("nan"), since=2))
     with pytest.raises(RunError, match=r"the last good state is \S+/model-00000000\n"):
         Trainer(job, silent()).run()
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_what_follows_a_marker_is_trained_and_scored_alone(new_job, silent, tables, blocks):
+    if blocks:
+        tables |= {"objective": BLOCKS, "decoder": {**tables["decoder"], "denoises": True}}
+    job = new_job(steps=2, validate_every=2, valid_drafts=0, score_after="(")
+    result = Trainer(job, silent()).run()
+    data = load_data(job.corpus, job.settings, job.model)
+    nats, size = 0.0, 0
+    for batch in data.valid:
+        flags = job.model.patcher.flags(batch.rows, None)
+        logits = job.model.forward(batch.rows, flags).clean.logits
+        for row, length in enumerate(batch.rows.lengths):
+            targets = batch.targets_br[row, :length]
+            text = job.model.scheme.decode(targets.tolist())
+            first = text.find(b"(") + 1
+            first = first if first < length else 0
+            scored = logits[row, first:length].log_softmax(-1)
+            nats -= float(scored.detach().gather(1, targets[first:, None]).sum())
+            size += len(text) - first
+    assert size < sum(sum(batch.sizes) for batch in data.valid)
+    assert result.held_out.bytes == size
+    assert result.held_out.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+    # What is not scored has no gradient: the loss is that of the scored targets alone.
+    phase = make_phases(job.model, job.objective, job.settings, data.documents, data.windows)[-1]
+    batch = phase.batches[0]
+    cut = batch.after(job.settings.marker(job.model.scheme))
+    assert not torch.equal(cut.targets_br, batch.targets_br)
+    flags = job.model.patcher.flags(cut.rows, None)
+    rngs = [torch.Generator().manual_seed(0) for _ in range(2)]
+    alone = job.objective.loss(job.model, cut.rows, flags, cut.targets_br, rngs[0])
+    assert torch.equal(phase.module(batch, rngs[1])[0], alone[0])
 
 
 def test_scores_tell_of_masked_bytes_and_of_drafts(new_job, silent, tables):

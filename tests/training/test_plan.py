@@ -110,6 +110,17 @@ def test_fake_tensors_live_as_long_as_real_ones(planned, objective, settings):
         assert phases[phase.name].activations == pytest.approx(found, rel=0.005)
 
 
+def test_of_several_block_sizes_the_largest_is_planned(planned):
+    def peak(size) -> int:
+        return (
+            planner(with_blocks(planned) | {"objective": {**BLOCKS, "block_bytes": size}})
+            .plan()
+            .peak
+        )
+
+    assert peak(4) < peak(16) == peak([4, 16]) == peak([16, 4, 8])
+
+
 def test_checkpointed_gradients_need_less(planned):
     planned["global_model"]["layers"] = 6
     whole = planner(planned).plan().phases[-1]

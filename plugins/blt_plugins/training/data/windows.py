@@ -55,6 +55,23 @@ class Batch:
         """Targets in this batch."""
         return sum(self.rows.lengths)
 
+    def after(self, marker: Sequence[int]) -> Batch:
+        """The same batch, of whose rows only what follows the first ``marker`` is scored.
+
+        A row without it, or that ends with it, is scored whole.
+        """
+        targets_br, width = self.targets_br, self.targets_br.shape[1]
+        if width <= len(marker):
+            return self
+        sought = torch.tensor(marker, device=targets_br.device)
+        found_br = (targets_br.unfold(1, len(marker), 1) == sought).all(-1)
+        first_b = torch.where(found_br.any(1), found_br.int().argmax(1) + len(marker), 0)
+        kept_br = torch.arange(width, device=targets_br.device) >= first_b[:, None]
+        left_b = (kept_br & (targets_br != UNSCORED)).any(1)
+        return attrs.evolve(
+            self, targets_br=targets_br.masked_fill(~kept_br & left_b[:, None], UNSCORED)
+        )
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         rows = attrs.evolve(self.rows, ids_br=self.rows.ids_br.to(device))

@@ -5,6 +5,8 @@ Axes: b batch rows, r byte rows, n blocks, B bytes of a block, V ids.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 import torch
 from torch import Tensor
@@ -21,18 +23,32 @@ from blt_plugins.training.objectives.next_byte import next_byte_loss, widened
 _LEAST_RATE = 1e-3
 
 
+def block_sizes(block_bytes: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The sizes that an objective's ``block_bytes`` names, shortest first; none for None."""
+    if block_bytes is None:
+        return ()
+    return tuple(sorted((block_bytes,) if isinstance(block_bytes, int) else block_bytes))
+
+
+def _sizes(_: object, __: attrs.Attribute[object], value: int | tuple[int, ...]) -> None:
+    sizes = block_sizes(value)
+    if not sizes or sizes[0] < 1 or len({*sizes}) < len(sizes):
+        raise ValueError(f"expected one size, or different ones, of at least 1; got {value!r}")
+
+
 @attrs.frozen(kw_only=True)
 class BlockDiffusionObjectiveParams:
     """Which blocks are trained beside the clean rows, as shares of the number of patches.
 
-    block_bytes: bytes of a block (B). share: blocks at patch starts, with a masking rate
-    t ~ U(0, 1) each. all_masked_share: further ones with t = 1. inside_share: further ones that
-    start at any byte, read with the newest closed latent. stale_share: causal blocks at patch
-    starts whose rows all read the latent before the patch, as drafting by the decoder alone does.
+    block_bytes: bytes of a block (B); of several sizes each batch draws one, all equally likely.
+    share: blocks at patch starts, with a masking rate t ~ U(0, 1) each. all_masked_share: further
+    ones with t = 1. inside_share: further ones that start at any byte, read with the newest closed
+    latent. stale_share: causal blocks at patch starts whose rows all read the latent before the
+    patch, as drafting by the decoder alone does.
     mask_weight, stale_weight: of their losses beside L_clean.
     """
 
-    block_bytes: int = attrs.field(default=16, validator=at_least(1))
+    block_bytes: int | tuple[int, ...] = attrs.field(default=16, validator=_sizes)
     share: float = attrs.field(default=0.25, validator=between(0, 1))
     all_masked_share: float = attrs.field(default=0.0, validator=between(0, 1))
     inside_share: float = attrs.field(default=0.0, validator=between(0, 1))
@@ -82,7 +98,7 @@ class BlockDiffusionObjective:
         if context.scheme.mask is None:
             raise ValueError("block diffusion needs an id scheme with a [MASK] id")
         self.params, self.mask = params, context.scheme.mask
-        self.block_bytes = params.block_bytes
+        self.block_bytes = block_sizes(params.block_bytes)
 
     def loss(
         self,
@@ -118,6 +134,7 @@ class BlockDiffusionObjective:
     ) -> tuple[TrainedBlocks, TrainedBlocks]:
         """The masked blocks and the stale-latent blocks of a batch."""
         p = self.params
+        size = self._draw_size(rng)
         # Place i stands for a start at byte i + 1: the target of clean row i, so inside the text.
         text_br = targets_br != UNSCORED
         opens_br = flags_br & text_br
@@ -128,19 +145,23 @@ class BlockDiffusionObjective:
         start_bn = torch.cat((drawn, inside, full), 1)
         rate_bn = torch.rand(start_bn.shape, generator=rng).clamp(min=_LEAST_RATE)
         rate_bn[:, start_bn.shape[1] - full.shape[1] :] = 1.0
-        masked = self._masked(start_bn, rate_bn, targets_br, rng)
-        return masked, self._stale(
-            sample_starts(opens_br, patches_b * p.stale_share, rng), targets_br
-        )
+        masked = self._masked(start_bn, rate_bn, ids_from(start_bn, targets_br, size), rng)
+        stale_bn = sample_starts(opens_br, patches_b * p.stale_share, rng)
+        return masked, self._stale(stale_bn, targets_br, size)
+
+    def _draw_size(self, rng: torch.Generator) -> int:
+        """The bytes of this batch's blocks; nothing is drawn where there is one size."""
+        if len(self.block_bytes) == 1:
+            return self.block_bytes[0]
+        return self.block_bytes[int(torch.randint(len(self.block_bytes), (), generator=rng))]
 
     def _masked(
-        self, start_bn: Tensor, rate_bn: Tensor, targets_br: Tensor, rng: torch.Generator
+        self, start_bn: Tensor, rate_bn: Tensor, truth_bnB: Tensor, rng: torch.Generator
     ) -> TrainedBlocks:
         """Blocks whose rows predict their own byte; each byte is hidden with the block's rate.
 
         ``rate_bn`` is on the CPU, as ``rng`` is.
         """
-        truth_bnB = ids_from(start_bn, targets_br, self.params.block_bytes)
         noise = torch.rand(truth_bnB.shape, generator=rng)
         scored = truth_bnB != UNSCORED
         hidden = (noise < rate_bn[..., None]).to(scored.device) & scored
@@ -151,9 +172,8 @@ class BlockDiffusionObjective:
             start_bn.clamp(min=1), ids, truth_bnB.masked_fill(~hidden, UNSCORED), weights
         )
 
-    def _stale(self, start_bn: Tensor, targets_br: Tensor) -> TrainedBlocks:
+    def _stale(self, start_bn: Tensor, targets_br: Tensor, size: int) -> TrainedBlocks:
         """Causal blocks of clean bytes whose rows predict the byte after their own."""
-        size = self.params.block_bytes
         given = ids_from(start_bn, targets_br, size)
         after = ids_from(torch.where(start_bn > 0, start_bn + 1, 0), targets_br, size)
         scored = (given != UNSCORED) & (after != UNSCORED)

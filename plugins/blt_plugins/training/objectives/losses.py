@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -36,8 +38,9 @@ class ModelLoss(nn.ModuleDict):
     """An objective's loss over all parts but the patcher, which sees no gradient.
 
     precision "bfloat16": matrix products and the like run in bfloat16, by autocast; parameters,
-    their gradients and the optimizer stay float32, and so do patches. label: how messages name the
-    objective. Raises PluginError where what it gives is no loss with figures.
+    their gradients and the optimizer stay float32, and so do patches. score_after: ids after which
+    a row is trained. label: how messages name the objective. Raises PluginError where what it gives
+    is no loss with figures.
     """
 
     def __init__(
@@ -47,11 +50,13 @@ class ModelLoss(nn.ModuleDict):
         precision: Precision,
         *,
         checkpointing: bool,
+        score_after: Sequence[int] = (),
         label: str = "the objective",
     ) -> None:
         parts = {name: part for name, part in model.module_dict().items() if name != "patcher"}
         super().__init__(parts)
         self._model, self._objective, self._label = model, objective, label
+        self._score_after = score_after
         self._autocast, self._checkpointing = precision == "bfloat16", checkpointing
 
     def forward(self, batch: Batch, rng: torch.Generator) -> Loss:  # type: ignore[override]
@@ -60,6 +65,8 @@ class ModelLoss(nn.ModuleDict):
         if flags is None:
             with torch.no_grad():
                 flags = model.patcher.flags(rows, None)
+        if self._score_after:
+            batch = batch.after(self._score_after)
         kind = rows.ids_br.device.type
         with (
             # Its cache of narrowed weights would be shared with passes in other threads.

@@ -21,20 +21,23 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from blt_core.component import BuildContext
 from blt_core.errors import ConfigError
 from blt_core.model import Model, part_dtype
 from blt_core.plugins.loading import Plugins
-from blt_core.protocols import MODEL_KINDS, MemoryPlanner, Patcher, ThresholdPatcher
+from blt_core.protocols import MODEL_KINDS, MemoryPlanner, Objective, Patcher, ThresholdPatcher
 from blt_core.types import Rows, StateMemory
 from blt_core.wiring.config import Config
-from blt_core.wiring.resolve import Plan
+from blt_core.wiring.resolve import Plan, build_node
 from blt_plugins.training.backends.parameters import parameter_bytes
 from blt_plugins.training.backends.torch import scorer_backend
 from blt_plugins.training.data.windows import Batch
+from blt_plugins.training.objectives.block_diffusion import block_sizes
 from blt_plugins.training.objectives.losses import MODEL, SCORER, ModelLoss, ScorerLoss
 from blt_plugins.training.planning.tracing import Moment, trace_pass, trace_score
 from blt_plugins.training.scores.held_out import evaluate_model, evaluate_scorer
 from blt_plugins.training.setup.config import (
+    BLOCKS,
     TrainingPlan,
     check_passes,
     check_trains,
@@ -311,9 +314,10 @@ def traced_phases(model: Model, training: TrainingPlan) -> list[TracedPhase]:
         planned = attrs.evolve(model, patcher=patches)
         loss = ModelLoss(
             planned,
-            training.plan.build("objective"),
+            _largest_blocks(training.plan),
             settings.precision,
             checkpointing=settings.gradient_checkpointing,
+            score_after=settings.marker(model.scheme),
             label=training.plan.node("objective").entry.label,
         )
         phases.append(
@@ -327,6 +331,16 @@ def traced_phases(model: Model, training: TrainingPlan) -> list[TracedPhase]:
             )
         )
     return phases
+
+
+def _largest_blocks(plan: Plan) -> Objective:
+    """The objective, which draws no sizes of blocks but the largest."""
+    node = plan.node("objective")
+    sizes = block_sizes(getattr(node.params, BLOCKS, None))
+    if len(sizes) > 1:
+        node = attrs.evolve(node, params=attrs.evolve(node.params, **{BLOCKS: sizes[-1]}))
+    found: Objective = build_node(node, BuildContext(plan.model.scheme), plan.registry)
+    return found
 
 
 def full_batch(model: Model, settings: TrainSettings, step_bytes: int) -> Batch:

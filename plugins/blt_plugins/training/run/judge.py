@@ -15,6 +15,7 @@ from torch import nn
 from blt_core.errors import RunError
 from blt_core.protocols import ThresholdPatcher, TrainingBackend
 from blt_plugins.training.data.load import Data
+from blt_plugins.training.objectives.block_diffusion import block_sizes
 from blt_plugins.training.objectives.losses import MODEL, PATCHES, SCORER
 from blt_plugins.training.run.folder import RunFolder
 from blt_plugins.training.run.interrupts import Interrupts, Stopped
@@ -147,12 +148,14 @@ class Judge:
             if last:
                 self._folder.write_model(BEST, backend)
             return
+        after = job.settings.marker(job.model.scheme)
+        trained = block_sizes(getattr(job.objective, "block_bytes", None))
         scores = validate(
             job.model,
-            self._data.valid,
+            [batch.after(after) for batch in self._data.valid] if after else self._data.valid,
             self._data.prefixes,
             job.plugins,
-            block_bytes=getattr(job.objective, "block_bytes", BLOCK_BYTES),
+            block_bytes=max(trained, default=BLOCK_BYTES),
             between=partial(self._until_asked, backend=backend),
         )
         self.held_out = result = scores.held_out

@@ -13,6 +13,7 @@ from blt_core.plugins.loading import Plugins
 from blt_core.protocols import MODEL_KINDS, Objective, TrainingBackend
 from blt_core.wiring.config import Config
 from blt_core.wiring.resolve import Plan, build_node, resolve_component
+from blt_plugins.training.objectives.block_diffusion import block_sizes
 from blt_plugins.training.run.job import BEST, LAST, Job
 from blt_plugins.training.run.rebuild import check_rebuilds
 from blt_plugins.training.setup.config import (
@@ -74,13 +75,13 @@ def noting_blocks(plan: Plan, model: Model, objective: Objective) -> Model:
     Those of the objective are added to those of earlier training, where the decoder's params have a
     place for them.
     """
-    size = getattr(objective, "block_bytes", None)
-    if size is None or "decoder" not in plan.nodes:
+    trained = block_sizes(getattr(objective, "block_bytes", None))
+    if not trained or "decoder" not in plan.nodes:
         return model
     params = plan.node("decoder").params
     if BLOCKS not in trained_keys(type(params)):
         return model
-    sizes = sorted({*(getattr(params, BLOCKS) or ()), size})
+    sizes = sorted({*(getattr(params, BLOCKS) or ()), *trained})
     decoder = {**model.settings["decoder"], BLOCKS: sizes}
     return attrs.evolve(model, settings={**model.settings, "decoder": decoder})
 

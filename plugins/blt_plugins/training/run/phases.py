@@ -96,6 +96,7 @@ def make_phases(
             objective,
             settings.precision,
             checkpointing=settings.gradient_checkpointing,
+            score_after=settings.marker(model.scheme),
             label=label,
         )
         phases.append(phase(MODEL, loss, settings, settings.accumulate))

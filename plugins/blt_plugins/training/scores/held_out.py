@@ -43,7 +43,7 @@ def evaluate_model(model: Model, batches: Iterable[Batch]) -> HeldOut:
     def logits(batch: Batch) -> Tensor:
         flags = model.patcher.flags(batch.rows, None)
         # Place i is flag i + 1, which is that of target i.
-        patches[0] += sum(int(flags[b, :size].sum()) for b, size in enumerate(batch.sizes))
+        patches[0] += int((flags & _bytes(batch, model.scheme)).sum())
         output = model.forward(batch.rows, flags).clean
         if output is None:
             raise ValueError("the decoder gave no output for clean rows")
@@ -65,6 +65,11 @@ def greedy_ids(logits: Tensor, scheme: IdScheme) -> Tensor:
     return logits.index_fill(-1, never, float("-inf")).argmax(-1)
 
 
+def _bytes(batch: Batch, scheme: IdScheme) -> Tensor:
+    """(b, r) bool: the scored targets that are bytes."""
+    return (batch.targets_br != UNSCORED) & (batch.targets_br != scheme.eos)
+
+
 def _evaluate(
     logits: Callable[[Batch], Tensor], batches: Iterable[Batch], scheme: IdScheme
 ) -> HeldOut:
@@ -76,8 +81,8 @@ def _evaluate(
         losses = functional.cross_entropy(found, targets, ignore_index=UNSCORED, reduction="none")
         nats += float(losses.cpu().double().sum())
         right += int((greedy_ids(found, scheme) == targets).sum())
-        scored += batch.scored
-        size += sum(batch.sizes)
+        scored += int((targets != UNSCORED).sum())
+        size += int(_bytes(batch, scheme).sum())
     if size == 0:
         raise DataError("no held-out text to score: the documents are empty")
     return HeldOut(nats / math.log(2) / size, size, right / scored)

@@ -21,6 +21,7 @@ from blt_core.storage.tensors import load_tensors
 from blt_core.wiring.config import Config, RunSettings
 from blt_core.wiring.merge import merge_checkpoint
 from blt_core.wiring.resolve import Plan, resolve
+from blt_plugins.training.objectives.block_diffusion import block_sizes
 from blt_plugins.training.setup.scorer import round_parameters, trainable_scorer
 from blt_plugins.training.setup.settings import TrainSettings
 
@@ -240,8 +241,8 @@ def _untrained(plan: Plan, stored: Mapping[str, Any]) -> Iterator[Problem]:
         for key in sorted(trained_keys(type(node.params))):
             claimed, had = getattr(node.params, key), stored.get(kind, {}).get(key, False)
             if key == BLOCKS:
-                given = getattr(objective.params, BLOCKS, None)
-                untrained = set(claimed or ()) - {*(had or ()), given}
+                sizes = block_sizes(getattr(objective.params, BLOCKS, None))
+                untrained = set(claimed or ()) - {*(had or ()), *sizes}
             else:
                 given = f"{kind}.{key}" in objective.component.requires
                 untrained = claimed and not had and not given

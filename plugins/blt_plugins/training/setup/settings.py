@@ -8,6 +8,7 @@ import attrs
 
 from blt_core.component import at_least, between, more_than, not_empty
 from blt_core.files import expand_home
+from blt_core.types import IdScheme
 from blt_plugins.training.setup.schedule import Shape
 
 #: What matrix products run in; parameters and optimizer are float32 either way.
@@ -43,6 +44,8 @@ class TrainSettings:
     precision: see :class:`blt_plugins.training.objectives.losses.ModelLoss`.
     gradient_checkpointing: forget the inside of layers and compute it again, for less memory.
     context_bytes: length of the windows (default: the model's). weight_decay: of matrices only.
+    score_after: only what follows this text in a window is trained and scored, as the answer to a
+    prompt that ends so; windows without it are scored whole, and so is all text for the scorer.
     schedule, final_rate, decay_share: the learning rate's shape, where it ends as a share of
     learning_rate, and how long a wsd schedule decays, as a share of the steps (see
     :class:`blt_plugins.training.setup.schedule.Schedule`); the scorer's rate has the same shape.
@@ -63,6 +66,7 @@ class TrainSettings:
     decay_share: float = attrs.field(default=0.2, validator=between(0, 1))
     warmup_steps: int = attrs.field(default=100, validator=at_least(0))
     weight_decay: float = attrs.field(default=0.1, validator=at_least(0))
+    score_after: str | None = attrs.field(default=None, validator=not_empty())
     clip: float = attrs.field(default=1.0, validator=more_than(0))
     precision: Precision = "float32"
     gradient_checkpointing: bool = False
@@ -78,3 +82,7 @@ class TrainSettings:
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     out: str | None = attrs.field(default=None, converter=attrs.converters.optional(expand_home))
     scorer: ScorerSettings = attrs.field(factory=ScorerSettings)
+
+    def marker(self, scheme: IdScheme) -> list[int]:
+        """The ids of ``score_after``; none where all text is scored."""
+        return scheme.encode((self.score_after or "").encode())
