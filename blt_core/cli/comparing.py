@@ -12,8 +12,7 @@ import typer
 from blt_core.cli import inputs, plotting
 from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import console, output_json
-from blt_core.errors import RequestError, near_match
-from blt_core.published import SCALES
+from blt_core.errors import RequestError
 from blt_core.types import Parameters
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def compare(  # noqa: PLR0913 -- one parameter an option
     from blt_core.compare import compare as compare_samplers
     from blt_core.pipeline import Pipeline
 
-    parameters = _scale(cost_parameters)
+    parameters = inputs.find_scale(cost_parameters)
     pictures = plotting.plot_paths(plot) if plot is not None else []
     settings = inputs.find_config(config).with_run(
         max_new_bytes=max_new_bytes,
@@ -123,17 +122,6 @@ def _default_samplers(pipeline: Pipeline) -> dict[str, str | Mapping[str, Any]]:
     own = pipeline.plan.node("sampler").describe()
     known = [pipeline.plan_with_sampler(s).node("sampler").describe() for s in DEFAULT_SAMPLERS]
     return samplers if own in known else {**samplers, f"{pipeline.sampler_name} (config)": own}
-
-
-def _scale(name: str | None) -> Parameters | None:
-    if name is None:
-        return None
-    if name not in SCALES:
-        raise RequestError(
-            f"--cost-parameters: no scale named {name!r}.{near_match(name, SCALES)} "
-            f"There are: {', '.join(SCALES)}"
-        )
-    return SCALES[name]
 
 
 def as_report(

@@ -18,6 +18,7 @@ from blt_core.wiring.config import Config, load_config
 
 if TYPE_CHECKING:
     from blt_core.pipeline import Pipeline
+    from blt_core.types import Parameters
     from blt_core.wiring.resolve import Plan
 
 DEMO = "demo"
@@ -223,6 +224,20 @@ def show_notes(*plans: Plan) -> None:
 def note(text: str) -> None:
     """Tell something on stderr."""
     print(f"note: {text}", file=sys.stderr)  # noqa: T201 -- no result
+
+
+def find_scale(name: str | None) -> Parameters | None:
+    """The parameter counts that ``--cost-parameters`` names; None without a name."""
+    if name is None:
+        return None
+    from blt_core.published import SCALES
+
+    if name not in SCALES:
+        raise RequestError(
+            f"--cost-parameters: no scale named {name!r}.{near_match(name, SCALES)} "
+            f"There are: {', '.join(SCALES)}"
+        )
+    return SCALES[name]
 
 
 def given(**settings: Any) -> dict[str, Any]:

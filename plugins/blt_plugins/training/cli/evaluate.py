@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import attrs
 import typer
 
-from blt_core.cli.inputs import DeviceOption, JsonOption, find_source
+from blt_core.cli.inputs import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    find_scale,
+    find_source,
+)
 from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import console, output_json
 from blt_core.errors import DataError, RunError
@@ -18,6 +24,7 @@ from blt_plugins.training.corpora.files import read_document, visible_files
 from blt_plugins.training.run.interrupts import stopped_at_once
 
 if TYPE_CHECKING:
+    from blt_core.wiring.config import Config
     from blt_plugins.training.data.windows import Batch
     from blt_plugins.training.scores.acceptance import Acceptance
     from blt_plugins.training.scores.accuracy import BlockAccuracy
@@ -44,8 +51,11 @@ class Evaluation:
 
 @stopped_at_once("run the same command again")
 def evaluate(  # noqa: PLR0913 -- one parameter an option
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="A checkpoint, demo:NAME, or a config.")],
-    files: Annotated[list[Path], typer.Argument(help="Held-out files, or folders of them.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Held-out files, or folders of them.")
+    ] = None,
     *,
     max_bytes: Annotated[int, typer.Option(min=1, help="Score at most about this much.")] = 60_000,
     context_bytes: Annotated[
@@ -56,16 +66,132 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
         int | None,
         typer.Option(min=1, help="Bytes of the blocks; default: the longest trained ones, or 16."),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", help='In place of FILES: "translation pairs=FILE" (repeatable).'),
+    ] = None,
     sampler: Annotated[
         list[str] | None,
-        typer.Option("--sampler", help="Judge its drafts (repeatable); default: several."),
+        typer.Option(
+            "--sampler", help="Judge its drafts; of a task: generate with it. Repeatable."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of each part of a task, evenly spaced.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Texts of a task that run together.")] = 16,
+    timed: Annotated[
+        int, typer.Option(min=0, help="Prompts of a task to time one by one besides.")
+    ] = 0,
+    cost_parameters: Annotated[
+        str | None,
+        typer.Option(help="Price with the paper's sizes: 1b or 3b. Default: the model's own."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Keep a task's answers in this folder; a run that was stopped goes on."),
+    ] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Let tasks run what the model wrote.")
+    ] = False,
+    unsafe_no_sandbox: Annotated[
+        bool, typer.Option("--unsafe-no-sandbox", help="… without a sandbox, where none works.")
+    ] = False,
+    plot: Annotated[
+        str | None, typer.Option(help="Draw scores against cost: a .png or .svg file.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=0, help="Drafts judged of each sampler.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the choice of windows, blocks and prefixes.")] = 0,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a model on held-out text: bits per byte, masked accuracy, and how far drafts stand."""
+    """Score a model on held-out text, or on tasks: quality beside cost."""
+    _refuse_misplaced(context, "--task" if task else "FILES")
+    settings = find_source(source).with_run(device=device, dtype=dtype)
+    if task:
+        if files:
+            raise DataError("FILES go without --task; a task's data is a key of it, as pairs=FILE")
+        from blt_plugins.tasks.command import evaluate_tasks
+        from blt_plugins.tasks.options import RunOptions
+
+        options = RunOptions(
+            limit=limit,
+            batch=batch,
+            timed=timed,
+            seed=seed,
+            parameters=find_scale(cost_parameters),
+            folder=out,
+            allow_code=allow_code_execution,
+            unsafe=unsafe_no_sandbox,
+        )
+        evaluate_tasks(settings, task, sampler or (), options, plot=plot, as_json=as_json)
+        return
+    if not files:
+        raise DataError("nothing to score: give held-out FILES, or --task")
+    result = _evaluate(
+        settings,
+        source,
+        files,
+        sampler or (),
+        HeldOutOptions(
+            max_bytes=max_bytes,
+            context_bytes=context_bytes,
+            block_bytes=block_bytes,
+            rounds=rounds,
+            seed=seed,
+        ),
+    )
+    if as_json:
+        output_json({"source": source, **as_record(result)})
+    else:
+        _show(result)
+
+
+#: Options that only one of the two ways to evaluate takes.
+_OWN = {
+    "FILES": ("max_bytes", "context_bytes", "block_bytes", "rounds"),
+    "--task": (
+        "limit",
+        "batch",
+        "timed",
+        "cost_parameters",
+        "out",
+        "plot",
+        "allow_code_execution",
+        "unsafe_no_sandbox",
+    ),
+}
+
+
+def _refuse_misplaced(context: typer.Context, way: str) -> None:
+    """Raise DataError for an option that was given and belongs to the other way to evaluate."""
+    for other, names in _OWN.items():
+        for name in names if other != way else ():
+            found = context.get_parameter_source(name)
+            if found is not None and found.name == "COMMANDLINE":
+                option = f"--{name.replace('_', '-')}"
+                raise DataError(f"{option}: goes with {other}, not with {way}; leave it out")
+
+
+@attrs.frozen(kw_only=True)
+class HeldOutOptions:
+    """How held-out text is scored; see the options of the command."""
+
+    max_bytes: int
+    context_bytes: int | None
+    block_bytes: int | None
+    rounds: int
+    seed: int
+
+
+def _evaluate(
+    settings: Config,
+    source: str,
+    files: Sequence[Path],
+    sampler: Sequence[str],
+    options: HeldOutOptions,
+) -> Evaluation:
     from blt_plugins.training.cli.threshold import BATCH_BYTES, load_trained
     from blt_plugins.training.data.prefixes import PREFIX_BYTES, prefixes
     from blt_plugins.training.data.windows import Texts, cut_windows, make_batch, pack, sample
@@ -73,22 +199,22 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
     from blt_plugins.training.scores.accuracy import STARTS, block_accuracy
     from blt_plugins.training.scores.held_out import evaluate_model
 
-    pipeline = load_trained(find_source(source).with_run(device=device))
+    pipeline = load_trained(settings)
     model, documents = pipeline.model, Texts(read_documents(files))
     limit = model.context_bytes
-    context = limit if context_bytes is None else context_bytes
+    context = limit if options.context_bytes is None else options.context_bytes
     if context > limit:
         raise DataError(f"--context-bytes: {context} is more than the model serves ({limit})")
     denoises = bool(getattr(model.decoder, "denoises", False))
     trained = getattr(pipeline.plan.node("decoder").params, "block_bytes", None)
-    size = block_bytes or max(trained or (BLOCK_BYTES,))
+    size = options.block_bytes or max(trained or (BLOCK_BYTES,))
     samplers = sampler or [*DRAFTS, *(each.format(size) for each in BLOCK_DRAFTS if denoises)]
     longest = min(context, PREFIX_BYTES, limit - min(MOST_BYTES, limit // 2))
-    wanted = rounds if limit > 1 else 0
-    prompts = prefixes(documents, wanted, longest=longest, seed=seed) if wanted else []
+    wanted = options.rounds if limit > 1 else 0
+    prompts = prefixes(documents, wanted, longest=longest, seed=options.seed) if wanted else []
     for spec in samplers:
         pipeline.with_sampler(spec).check(prompts or [b""], max_new_bytes=1, **GREEDY)
-    windows = sample(cut_windows(documents, context), max_bytes, seed)
+    windows = sample(cut_windows(documents, context), options.max_bytes, options.seed)
     batches = [make_batch(documents, group, model.scheme) for group in pack(windows, BATCH_BYTES)]
     with progress_bar() as bar:
 
@@ -97,10 +223,10 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
 
         held_out = evaluate_model(model, tracked("bits per byte"))
         check_score(held_out, source)
-        result = Evaluation(
+        return Evaluation(
             held_out=held_out,
             blocks=tuple(
-                block_accuracy(model, tracked(f"{starts} blocks"), size, starts, seed=seed)
+                block_accuracy(model, tracked(f"{starts} blocks"), size, starts, seed=options.seed)
                 for starts in STARTS
                 if denoises
             ),
@@ -110,10 +236,6 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
                 if prompts
             ),
         )
-    if as_json:
-        output_json({"source": source, **as_record(result)})
-    else:
-        _show(result)
 
 
 def check_score(held_out: HeldOut, source: str) -> None:

@@ -1,0 +1,1 @@
+"""Tasks: what a model's text is worth, beside what it costs."""

@@ -1,0 +1,94 @@
+"""``blt evaluate --task``: tasks with samplers, quality beside cost."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from blt_core.cli import plotting
+from blt_core.cli.inputs import with_sampler
+from blt_core.cli.progress import progress_bar
+from blt_core.cli.streams import output_json
+from blt_core.component import BuildContext
+from blt_core.pipeline import Pipeline
+from blt_core.tables.inline import parse_inline
+from blt_core.wiring.config import Config
+from blt_core.wiring.resolve import build_node, resolve_component
+from blt_plugins.tasks.options import RunOptions
+from blt_plugins.tasks.reporting import as_record, draw, show
+from blt_plugins.tasks.running import REFERENCE, PartResult, run_task
+from blt_plugins.training.cli.threshold import load_trained
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from blt_plugins.tasks.protocol import Task
+
+
+@attrs.frozen(eq=False)
+class Bar:
+    """Tells a progress bar how far work has come."""
+
+    bar: Progress
+
+    def begin(self, what: str, total: int) -> Callable[[int], None]:
+        """A line of its own."""
+        task = self.bar.add_task(what, total=total)
+        return lambda done: self.bar.advance(task, done)
+
+
+def evaluate_tasks(
+    settings: Config,
+    specs: Sequence[str],
+    samplers: Sequence[str],
+    options: RunOptions,
+    *,
+    plot: str | None,
+    as_json: bool,
+) -> None:
+    """Run tasks, and print what they found. All is checked before any work."""
+    pictures = plotting.plot_paths(plot) if plot is not None else []
+    # The config's own sampler need not suit the model that an option names.
+    pipeline = load_trained(with_sampler(settings, REFERENCE))
+    tasks = [(spec, *build_task(pipeline, spec)) for spec in specs]
+    for each in samplers:
+        pipeline.plan_with_sampler(each)
+    results: list[PartResult] = []
+    with progress_bar() as bar:
+        for _, name, task in tasks:
+            results += run_task(pipeline, name, task, samplers, options, Bar(bar))
+    if pictures:
+        draw(results, pictures)
+    if as_json:
+        priced = options.parameters or pipeline.parameter_counts
+        output_json(
+            {
+                "cost_parameters": attrs.asdict(priced),
+                "dtype": pipeline.settings.dtype,
+                "batch": options.batch,
+                "timed": options.timed,
+                "seed": options.seed,
+                "tasks": [as_record(result) for result in results],
+            }
+        )
+    else:
+        show(results)
+
+
+def build_task(pipeline: Pipeline, spec: str) -> tuple[str, Task]:
+    """The name of a task that ``--task`` gives, and the task; ConfigError with all its problems."""
+    name, colon, rest = spec.strip().partition(":")
+    if colon and re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        # "lm-eval:piqa shots=1" is "lm-eval task=piqa shots=1".
+        task, _, settings = rest.partition(" ")
+        spec = f"{name} task={json.dumps(task)} {settings}"
+    table: Any = parse_inline(spec, "task")
+    node = resolve_component("task", table, pipeline.plugins, place="--task")
+    name = str(node.presets[0] if node.presets else node.name)
+    name = f"{name}:{table['task']}" if colon else name
+    context = BuildContext(pipeline.model.scheme)
+    return name, build_node(node, context, pipeline.plugins.registry)

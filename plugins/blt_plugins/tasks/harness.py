@@ -1,0 +1,279 @@
+"""Tasks of lm-evaluation-harness, through a model that answers its three kinds of requests.
+
+:class:`ByteModel` is an ``LM`` of the harness; it serves programs that call the harness themselves:
+
+>>> import lm_eval                                                          # doctest: +SKIP
+>>> from blt_plugins.tasks.harness import ByteModel                         # doctest: +SKIP
+>>> lm_eval.simple_evaluate(ByteModel.of("demo:python"), tasks=["piqa"])    # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval import evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+
+from blt_core.errors import BltError, DataError
+from blt_core.pipeline import Pipeline
+from blt_core.types import seed_of_sample
+from blt_plugins.tasks.asking import Asker, Silent
+from blt_plugins.tasks.data import fitted
+from blt_plugins.tasks.figures import Figure, Given, Resampled, mean, ratio
+from blt_plugins.tasks.options import RunOptions
+from blt_plugins.tasks.protocol import Asked, Part, Passage, Question
+from blt_plugins.tasks.store import Store
+
+#: Bytes that stand for one token, in limits that a task gives in tokens.
+BYTES_PER_TOKEN = 4
+#: New tokens where a task sets no limit: the harness's own default.
+NEW_TOKENS = 256
+#: What lm-eval calls an unfiltered response.
+_PLAIN = "none"
+
+
+class ByteModel(LM):  # type: ignore[misc]
+    """A model of bytes, as the harness asks one.
+
+    Contexts stand before continuations byte for byte (a tokenizer's rules for spaces between them
+    have nothing to do here); without a context, BOS does. EOS is no part of a likelihood. Limits in
+    tokens count BYTES_PER_TOKEN bytes each, at most half of the model's context; contexts are cut
+    from the left to what fits. truncated, asked: how many were cut, and how many there were.
+    keys: of the questions of each task.
+    """
+
+    def __init__(self, model: Asked, bytes_per_token: int = BYTES_PER_TOKEN) -> None:
+        super().__init__()
+        self._model, self._bytes_per_token = model, bytes_per_token
+        self.truncated: dict[str, int] = {}
+        self.asked: dict[str, int] = {}
+        self.keys: dict[str, list[str]] = {}
+
+    @classmethod
+    def of(cls, source: str, sampler: str = "ar", *, batch: int = 16, seed: int = 0) -> ByteModel:
+        """The model of a checkpoint, ``demo:NAME`` or a config file, which generates by a sampler.
+
+        batch: texts that run together. seed: of sampled texts.
+        """
+        if source.endswith(".toml"):
+            pipeline = Pipeline.from_toml(source)
+        else:
+            pipeline = Pipeline.from_config({"schema": 1, "run": {"checkpoint": source}})
+        pipeline = pipeline.with_sampler(sampler)
+        options = RunOptions(batch=batch, seed=seed)
+        return cls(Asker(pipeline, Store(None, {}), options, Silent()))
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """(log-probability in nats, whether it is what greedy decoding would write) of each."""
+        passages = [Passage(*(text.encode() for text in each.args[:2])) for each in requests]
+        found = self._model.score(passages)
+        for request, each in zip(requests, found, strict=True):
+            self._note(request, cut=each.truncated)
+        return [(each.logprob, each.greedy) for each in found]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """The log-probability of each whole text, in windows as held-out scores read it."""
+        found = self._model.score([Passage(b"", each.args[0].encode()) for each in requests])
+        for request in requests:
+            self._note(request, cut=False)
+        return [each.logprob for each in found]
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """What is written after each context, up to the first of its ``until``."""
+        seen: dict[tuple[Any, ...], int] = {}
+        questions = []
+        for request in requests:
+            name = (request.task_name, request.doc_id, request.idx)
+            seen[name] = seen.get(name, -1) + 1  # one request stands there once for each repeat
+            questions.append(self._question(request, seen[name]))
+            self._note(request, cut=questions[-1].truncated)
+            self.keys.setdefault(str(request.task_name), []).append(questions[-1].key)
+        answers = self._model.generate(questions)
+        return [
+            _before(answer.texts[0], [stop.decode() for stop in question.stop])
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+
+    def _question(self, request: Instance, repeat: int) -> Question:
+        context, settings = request.args
+        until = settings.get("until") or ()
+        stops = (until,) if isinstance(until, str) else tuple(until)
+        tokens = settings.get("max_gen_toks") or settings.get("max_new_tokens") or NEW_TOKENS
+        most = min(int(tokens) * self._bytes_per_token, self._model.context_bytes // 2)
+        temperature = float(settings.get("temperature") or 0.0)
+        prompt = context.encode()
+        kept = fitted(prompt, self._model.context_bytes - most)
+        return Question(
+            key=f"{request.task_name}/{request.doc_id}/{request.idx}/{repeat}",
+            prompt=kept,
+            max_new_bytes=most,
+            stop=tuple(stop.encode() for stop in stops if stop),
+            temperature=temperature if settings.get("do_sample", temperature > 0) else 0.0,
+            top_p=settings.get("top_p"),
+            seed=seed_of_sample(self._model.seed, repeat),
+            truncated=len(kept) < len(prompt),
+        )
+
+    def _note(self, request: Instance, *, cut: bool) -> None:
+        name = str(request.task_name)
+        self.asked[name] = self.asked.get(name, 0) + 1
+        self.truncated[name] = self.truncated.get(name, 0) + cut
+
+
+def _before(text: str, stops: Iterable[str]) -> str:
+    """The text up to the first of some stops."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+class HarnessTasks:
+    """The tasks that a name stands for: one, those of a group, or those of a tag."""
+
+    def __init__(
+        self, name: str, include: str | None, shots: int | None, bytes_per_token: int
+    ) -> None:
+        if include is not None and not Path(include).is_dir():
+            raise DataError(f"include: there is no folder {include}")
+        self._name, self._shots, self._bytes_per_token = name, shots, bytes_per_token
+        manager = TaskManager(include_path=include)
+        if name not in manager.all_tasks:
+            raise DataError(
+                f"lm-eval has no task, group or tag named {name!r}\n"
+                "  list all: lm-eval ls tasks; your own: include=FOLDER with its YAML"
+            )
+        try:
+            self._found = manager.load([name])
+        except BltError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise DataError(
+                f"lm-eval cannot load the task {name!r}: {reason}\n"
+                "  fix: its data comes from the Hugging Face hub; fetch it where there is a network"
+            ) from error
+
+    @property
+    def generates(self) -> bool:
+        """Whether any of them asks for text."""
+        return any(t.OUTPUT_TYPE == "generate_until" for t in self._found["tasks"].values())
+
+    def run(self, model: Asked, limit: int | None) -> list[Part]:
+        """Ask what all of them ask; the first ``limit`` items of each."""
+        tasks = self._found["tasks"]
+        for task in tasks.values():
+            task.set_fewshot_seed(seed=model.seed)
+            if self._shots is not None:
+                task.set_config(key="num_fewshot", value=self._shots)
+            # Requests of an earlier run, with another sampler, have their answers in them.
+            task._instances = None  # noqa: SLF001 -- there is no other way to ask anew
+        asked = ByteModel(model, self._bytes_per_token)
+        result = evaluate(
+            asked, self._found, limit=limit, bootstrap_iters=0, log_samples=True, verbosity="ERROR"
+        )
+        if result is None:
+            raise DataError(f"lm-eval gave no results of {self._name!r}")
+        figures = {name: _figures(task, result["samples"][name]) for name, task in tasks.items()}
+        parts = [
+            self._part(name, figures[name], [name], asked, len(result["samples"][name]))
+            for name in tasks
+        ]
+        for name, found in result["results"].items():
+            if name not in tasks:
+                leaves = [leaf for leaf in tasks if leaf in _leaves(self._found, name)]
+                parts.append(self._part(name, _group_figures(found), leaves, asked, None))
+        return parts
+
+    def _part(
+        self,
+        name: str,
+        figures: Mapping[str, Figure],
+        leaves: Sequence[str],
+        asked: ByteModel,
+        items: int | None,
+    ) -> Part:
+        count = sum(asked.asked.get(leaf, 0) for leaf in leaves)
+        cut = sum(asked.truncated.get(leaf, 0) for leaf in leaves)
+        tasks = [self._found["tasks"][leaf] for leaf in leaves]
+        told: dict[str, object] = {
+            "shots": tasks[0].config.num_fewshot or 0 if tasks else 0,
+            "truncated_share": cut / count if count else 0.0,
+        }
+        if self.generates:
+            told["bytes_per_token"] = self._bytes_per_token
+        return Part(
+            name="" if name == self._name else name,
+            items=count if items is None else items,
+            figures=figures,
+            keys=tuple(key for leaf in leaves for key in asked.keys.get(leaf, ())),
+            told=told,
+        )
+
+
+def _leaves(found: Mapping[str, Any], group: str) -> set[str]:
+    """The tasks below a group, at any depth."""
+    below: set[str] = set()
+    for child in found.get("group_map", {}).get(group, ()):
+        below |= {child} if child in found["tasks"] else _leaves(found, child)
+    return below
+
+
+def _figures(task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    """The metrics of a task, each from its values for all items."""
+    figures: dict[str, Figure] = {}
+    aggregations = task.aggregation()
+    for sample in samples[:1] and {s["filter"]: s for s in samples}.values():
+        for metric in sample["metrics"]:
+            values = [s[metric] for s in samples if s["filter"] == sample["filter"] and metric in s]
+            name = metric if sample["filter"] == _PLAIN else f"{metric},{sample['filter']}"
+            figures[name] = _figure(values, aggregations.get(metric))
+    return figures
+
+
+def _figure(values: Sequence[Any], aggregation: Callable[[Sequence[Any]], float] | None) -> Figure:
+    """A metric from its values: of sums, where it is known to be a function of them."""
+    plain = all(isinstance(value, (int, float, np.number)) for value in values)
+    candidates: list[Figure] = [mean([float(value) for value in values])] if plain else []
+    if values and all(isinstance(value, tuple) and len(value) == 2 for value in values):  # noqa: PLR2004
+        nats, sizes = zip(*values, strict=True)
+        candidates += [
+            ratio(nats, sizes, -1 / np.log(2)),  # bits per byte
+            Exponential(ratio(nats, sizes, -1.0)),  # perplexity
+        ]
+    if aggregation is None:
+        return candidates[0] if candidates else Given(float("nan"))
+    value = float(aggregation(values))
+    for each in candidates:
+        if np.isclose(each.value, value, rtol=1e-12, equal_nan=True):
+            return each
+    return Resampled(tuple(values), aggregation)
+
+
+class Exponential:
+    """exp of another figure."""
+
+    def __init__(self, of: Figure) -> None:
+        self._of = of
+
+    @property
+    def value(self) -> float:
+        """Of all items."""
+        return float(np.exp(self._of.value))
+
+    def draws(self, seed: int) -> Any:
+        """Of resamples."""
+        draws = self._of.draws(seed)
+        return None if draws is None else np.exp(draws)
+
+
+def _group_figures(found: Mapping[str, Any]) -> dict[str, Figure]:
+    """The metrics of a group as the harness gives them, without intervals."""
+    figures: dict[str, Figure] = {}
+    for key, value in found.items():
+        metric, comma, rule = key.partition(",")
+        if comma and not metric.endswith("_stderr") and isinstance(value, (int, float)):
+            figures[metric if rule == _PLAIN else key] = Given(float(value))
+    return figures

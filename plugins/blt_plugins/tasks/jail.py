@@ -1,0 +1,243 @@
+"""Runs a Python program where it can do no harm. A program of its own: nothing of blt-core is here.
+
+    python -I -S jail.py < REQUEST        REQUEST: a JSON object {program, nonce, memory, processes,
+                                          file_bytes, seconds, isolated}
+
+Writes the nonce to stdout if the program ran to its end, and nothing otherwise. Exit status 3: the
+system gives no namespaces; stderr says which step failed.
+
+isolated: first, as a user without rights, new user, mount, process, network and IPC namespaces: all
+that is there is read-only, /tmp is new and small, /proc shows these processes alone, there is no
+network, and when the first process ends, the kernel ends all others. The user is never root, which
+is exempt from bounds on processes; the bound counts those of the namespace (Linux 5.14 or later).
+
+The program does not have the nonce: the first process gives it out when the program has come to its
+end and says so. A program that speaks this protocol could claim an end that it has not reached; one
+that exits early, prints whatever it likes, or looks through its own memory cannot.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+NEW_NS, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = (1 << 17, 1 << 27, 1 << 28, 1 << 29, 1 << 30)
+BIND, RECURSIVE, PRIVATE = 1 << 12, 1 << 14, 1 << 18
+NO_SUID, NO_DEV, NO_EXEC, READ_ONLY = 2, 4, 8, 1
+DETACH = 2
+PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(os.uname().machine)
+MOUNT_SETATTR = 442
+AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+DEATH_SIGNAL, DUMPABLE, NO_NEW_PRIVILEGES, DROP_BOUNDING = 1, 4, 38, 24
+NOBODY = 65534
+REFUSED = 3
+#: Folders that programs leave sockets and files in, and people their own.
+HIDDEN = ("/home", "/root", "/run", "/var/run", "/var/tmp", "/dev/shm", "/mnt", "/media", "/srv")
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Refused(Exception):  # noqa: N818 -- says what happened
+    """The system does not give what isolation needs."""
+
+
+def call(what: str, name: str, *arguments: object) -> None:
+    """A function of libc that returns 0; Refused with its error otherwise."""
+    encoded = [a.encode() if isinstance(a, str) else a for a in arguments]
+    if getattr(libc, name)(*encoded) != 0:
+        raise Refused(f"{what}: {os.strerror(ctypes.get_errno())}")
+
+
+def mount(
+    source: str, target: str, kind: str | None, flags: int, options: str | None = None
+) -> None:
+    """Mount; Refused if it fails."""
+    call(f"mounting {target}", "mount", source, target, kind, ctypes.c_ulong(flags), options)
+
+
+def enter_namespaces(*, root: bool) -> None:
+    """New mount, process, network and IPC namespaces, by root itself or in a new user namespace."""
+    kinds = NEW_NS | NEW_PID | NEW_NET | NEW_IPC
+    if root:
+        call("new namespaces", "unshare", ctypes.c_int(kinds))
+    else:
+        enter_user_namespace(kinds)
+
+
+def enter_user_namespace(others: int = 0) -> None:
+    """A new user namespace, in which the user is called root, and which has bounds of its own."""
+    user, group = os.geteuid(), os.getegid()
+    call("a new user namespace", "unshare", ctypes.c_int(NEW_USER | others))
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"0 {user} 1"),
+        ("gid_map", f"0 {group} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def become_nobody() -> None:
+    """Root is exempt from bounds on processes, so it becomes a user without rights."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    # What belongs to root alone, such as /proc/self of a process that was root, is ours again.
+    call("becoming a plain user", "prctl", DUMPABLE, 1, 0, 0, 0)
+    enter_user_namespace()
+
+
+def change_root(bytes_of_tmp: int) -> None:
+    """A read-only view of all files, with a /tmp and a /proc of its own."""
+    mount("none", "/", None, RECURSIVE | PRIVATE)
+    python, new, kept = os.path.realpath(sys.base_prefix), "/tmp/jail", "/tmp/python"
+    small = f"size={bytes_of_tmp},mode=1777"
+    here = os.open(python, os.O_PATH | os.O_DIRECTORY)  # it may lie below /tmp
+    mount("tmpfs", "/tmp", "tmpfs", NO_SUID | NO_DEV, small)
+    os.mkdir(new)
+    os.mkdir(kept)
+    mount(f"/proc/self/fd/{here}", kept, None, BIND | RECURSIVE)
+    os.close(here)
+    mount("/", new, None, BIND | RECURSIVE)
+    set_read_only(new, AT_RECURSIVE)
+    mount("tmpfs", f"{new}/tmp", "tmpfs", NO_SUID | NO_DEV, small)
+    for folder in HIDDEN:
+        path = os.path.realpath(new + folder)
+        if os.path.isdir(path) and path.startswith(new):
+            mount("tmpfs", path, "tmpfs", NO_SUID | NO_DEV, "size=64k,mode=0755")
+            if lies_below(python, folder):
+                expose(kept, new + python)
+            set_read_only(path)
+    if lies_below(python, "/tmp"):
+        expose(kept, new + python)
+    mount("proc", f"{new}/proc", "proc", NO_SUID | NO_DEV | NO_EXEC)
+    os.chdir(new)
+    if PIVOT_ROOT is None or libc.syscall(PIVOT_ROOT, b".", b".") != 0:
+        raise Refused("changing the root folder failed")
+    call("leaving the old root", "umount2", ".", DETACH)
+    os.chdir("/tmp")
+
+
+def set_read_only(path: str, flags: int = 0) -> None:
+    """Nothing can be written below a mount, nor, with AT_RECURSIVE, below those in it."""
+    attributes = (ctypes.c_uint64 * 4)(READ_ONLY | NO_SUID, 0, 0, 0)
+    size = ctypes.sizeof(attributes)
+    if libc.syscall(MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, attributes, size) != 0:
+        raise Refused(f"read-only files: {os.strerror(ctypes.get_errno())}")
+
+
+def expose(kept: str, path: str) -> None:
+    """The interpreter's own files, where its folder was hidden."""
+    os.makedirs(path, mode=0o755)
+    mount(kept, path, None, BIND | RECURSIVE)
+    set_read_only(path, AT_RECURSIVE)
+
+
+def lies_below(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies in it."""
+    folder = os.path.realpath(folder)
+    return os.path.commonpath([path, folder]) == folder
+
+
+def drop_rights() -> None:
+    """No capability is left, and none can be had again."""
+    for number in range(64):
+        if libc.prctl(DROP_BOUNDING, number, 0, 0, 0) != 0:
+            break
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    call("dropping capabilities", "capset", header, (ctypes.c_uint32 * 6)())
+    call("giving up rights", "prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    # Last, since a change of rights undoes it: if the process outside is killed, all here is.
+    call("a bond with the parent", "prctl", DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+
+
+def set_limits(request: dict[str, Any]) -> None:
+    """Bounds on memory, time, files and processes."""
+    seconds = int(request["seconds"]) + 1
+    for name, limit in (
+        ("RLIMIT_AS", request["memory"]),
+        ("RLIMIT_CPU", seconds),
+        ("RLIMIT_FSIZE", request["file_bytes"]),
+        ("RLIMIT_CORE", 0),
+        ("RLIMIT_NOFILE", 64),
+        ("RLIMIT_NPROC", request["processes"]),
+    ):
+        if limit is not None:
+            resource.setrlimit(getattr(resource, name), (limit, limit))
+
+
+def run(program: str) -> bool:
+    """Run the text of a program; whether it came to its end."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    try:
+        exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
+    except BaseException:
+        return False
+    return True
+
+
+def supervise(request: dict[str, Any]) -> None:
+    """Fork the program, wait for its end, and give the nonce out if it says that it reached it."""
+    libc.prctl(DUMPABLE, 0, 0, 0, 0)  # nobody reads the memory of this process
+    results = os.dup(1)
+    said, say = os.pipe()
+    program = request.pop("program")
+    child = os.fork()
+    if child == 0:
+        os.close(said)
+        os.close(results)
+        request.clear()
+        ended = run(program)
+        if ended:
+            os.write(say, b".")
+        os._exit(0 if ended else 1)
+    os.close(say)
+    told, status = os.read(said, 2), None
+    while status is None:
+        process, status = os.wait()
+        status = status if process == child else None
+    if told == b"." and status == 0:
+        os.write(results, request["nonce"].encode())
+
+
+def main() -> None:
+    """Read the request, isolate, run."""
+    libc.prctl(DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    request = json.load(sys.stdin)
+    try:
+        if not request["isolated"]:
+            # Without a user namespace the bound counts all processes of the user.
+            set_limits({**request, "processes": None})
+            supervise(request)
+            return
+        root = os.geteuid() == 0
+        enter_namespaces(root=root)
+        inner = os.fork()
+        if inner == 0:
+            try:
+                change_root(request["file_bytes"] * 4)
+                if root:
+                    become_nobody()
+                set_limits(request)
+                drop_rights()
+            except (Refused, OSError) as error:
+                sys.stderr.write(str(error))
+                sys.stderr.flush()
+                os._exit(REFUSED)
+            supervise(request)
+            os._exit(0)
+        _, status = os.waitpid(inner, 0)
+        sys.exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1)
+    except (Refused, OSError) as error:
+        sys.stderr.write(str(error))
+        sys.exit(REFUSED)
+
+
+main()

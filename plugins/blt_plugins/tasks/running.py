@@ -1,0 +1,265 @@
+"""Tasks with samplers: what each scores, and what it costs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from blt_core.errors import RequestError
+from blt_core.model import Model
+from blt_core.pipeline import Pipeline
+from blt_core.types import Parameters, Passes
+from blt_plugins.tasks.asking import Asker, Silent, Watch
+from blt_plugins.tasks.data import spaced
+from blt_plugins.tasks.figures import Figure, Interval, interval, relative
+from blt_plugins.tasks.options import RunOptions
+from blt_plugins.tasks.protocol import Answer, Part, Question, Task
+from blt_plugins.tasks.store import Store
+
+#: The sampler that all others are held against.
+REFERENCE = "ar"
+#: What likelihood tasks are reported under.
+MODEL = "model"
+#: Passes of encoder and global model that the paper's autoregressive baseline makes for 512 bytes.
+PAPER_PASSES = 308 / 512
+
+
+@attrs.frozen
+class Scored:
+    """One sampler on a part of a task.
+
+    name, spec: of the sampler. scores: by name; of_ar: their ratios to the reference's. The rest is
+    None for tasks that generate nothing. gigabytes: for the counts that price passes,
+    own_gigabytes: for the model's own. relative_gigabytes: to ``ar``'s; relative_gigabytes_paper:
+    to the paper's baseline, which runs its encoder and global model 308 times for 512 bytes.
+    identical: whether all outputs are ``ar``'s (None where they are in distribution alone);
+    agreement: share of ``ar``'s bytes that stand in the same places. bytes_per_second: of timed
+    questions, or else of whole batches.
+    """
+
+    name: str
+    spec: str
+    scores: Mapping[str, Interval]
+    of_ar: Mapping[str, Interval]
+    passes: Passes | None = None
+    bytes: int | None = None
+    drafted: int | None = None
+    accepted: int | None = None
+    gigabytes: float | None = None
+    own_gigabytes: float | None = None
+    relative_gigabytes: float | None = None
+    relative_gigabytes_paper: float | None = None
+    identical: bool | None = None
+    agreement: float | None = None
+    bytes_per_second: float | None = None
+
+
+@attrs.frozen
+class PartResult:
+    """A part of a task with all samplers. told: what the task says of it."""
+
+    name: str
+    items: int
+    samplers: tuple[Scored, ...]
+    told: Mapping[str, Any]
+
+
+@attrs.frozen(eq=False)
+class Answered:
+    """What a sampler has answered of a task, and how fast."""
+
+    pipeline: Pipeline
+    parts: Sequence[Part]
+    questions: Mapping[str, Question]
+    answers: Mapping[str, Answer]
+    speed: float | None
+
+
+def run_task(
+    pipeline: Pipeline,
+    name: str,
+    task: Task,
+    samplers: Sequence[str],
+    options: RunOptions,
+    watch: Watch | None = None,
+) -> list[PartResult]:
+    """All parts of a task with each sampler, ``ar`` among them.
+
+    name: what the task is called, and its answers are kept under. A task that only scores given
+    texts is run once. Raises RequestError for a sampler with one, before any work.
+    """
+    watch = watch or Silent()
+    if task.asks == "likelihood":
+        if samplers:
+            raise RequestError(
+                f"--sampler: the task {name!r} scores given texts, which no sampler changes; "
+                "leave it out"
+            )
+        answered = _answered(pipeline, name, MODEL, task, options, watch)
+        return [_unsampled(name, part, options) for part in answered.parts]
+    listed = list(dict.fromkeys(samplers or (REFERENCE,)))
+    first = [REFERENCE] if REFERENCE not in listed else []
+    pipelines = {spec: pipeline.with_sampler(spec) for spec in (*first, *listed)}
+    found = {
+        spec: _answered(each, name, spec, task, options, watch) for spec, each in pipelines.items()
+    }
+    reference = found[REFERENCE]
+    return [
+        PartResult(
+            _full_name(name, part.name),
+            part.items,
+            tuple(_scored(spec, found[spec], index, reference, options) for spec in found),
+            part.told,
+        )
+        for index, part in enumerate(reference.parts)
+    ]
+
+
+def _answered(
+    pipeline: Pipeline, name: str, spec: str, task: Task, options: RunOptions, watch: Watch
+) -> Answered:
+    store = Store(_path(options.folder, name, spec), _settings(pipeline, name, spec, options))
+    title = f"{name}: {spec}"
+    asker = Asker(pipeline, store, options, watch, title)
+    try:
+        parts = task.run(asker, options.limit)
+        speed = _timed(asker, options, watch, title)
+    finally:
+        store.close()
+    return Answered(pipeline, parts, asker.questions, asker.answers, speed)
+
+
+def _timed(asker: Asker, options: RunOptions, watch: Watch, title: str) -> float | None:
+    """Bytes a second of ``timed`` questions, evenly spaced, one by one; None without any."""
+    questions = spaced([asker.questions[key] for key in asker.questions], options.timed)
+    if not questions:
+        return None
+    done = watch.begin(f"{title}, timed", len(questions))
+    speed = asker.time(questions)
+    done(len(questions))
+    return speed
+
+
+def _settings(pipeline: Pipeline, name: str, spec: str, options: RunOptions) -> dict[str, Any]:
+    """What answers depend on, beside their questions, whose keys tell the rest."""
+    sampler = pipeline.plan.node("sampler").describe() if spec != MODEL else {}
+    return {
+        "task": name,
+        "sampler": sampler,
+        "model": digest(pipeline.model),
+        "dtype": pipeline.settings.dtype,
+        "batch": options.batch,
+        "seed": options.seed,
+        "limit": options.limit,
+        "torch": torch.__version__,
+    }
+
+
+def digest(model: Model) -> str:
+    """A name for the weights of a model, and for how they are used."""
+    name = hashlib.blake2b(repr(sorted(model.settings.items())).encode(), digest_size=16)
+    for key, tensor in sorted(model.module_dict().state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        name.update(key.encode() + memoryview(flat.numpy()))
+    return name.hexdigest()
+
+
+def _path(folder: Path | None, name: str, spec: str) -> Path | None:
+    if folder is None:
+        return None
+    # Names that differ in signs alone must not share a file.
+    mark = hashlib.blake2b(spec.encode(), digest_size=3).hexdigest()
+    return folder / _slug(name) / f"{_slug(spec)}-{mark}.jsonl"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:80].strip("-.") or "task"
+
+
+def _full_name(name: str, part: str) -> str:
+    return f"{name}/{part}" if part else name
+
+
+def _intervals(figures: Mapping[str, Figure], seed: int) -> dict[str, Interval]:
+    return {name: interval(figure, seed) for name, figure in figures.items()}
+
+
+def _unsampled(name: str, part: Part, options: RunOptions) -> PartResult:
+    return PartResult(
+        _full_name(name, part.name),
+        part.items,
+        (Scored(MODEL, MODEL, _intervals(part.figures, options.seed), {}),),
+        part.told,
+    )
+
+
+def _scored(
+    spec: str, found: Answered, index: int, reference: Answered, options: RunOptions
+) -> Scored:
+    part, expected = found.parts[index], reference.parts[index]
+    pairs = [(found.answers[key], reference.answers[key]) for key in part.keys]
+    passes = sum((answer.passes for answer, _ in pairs), Passes())
+    size = sum(len(output) for answer, _ in pairs for output in answer.outputs)
+    parameters = options.parameters
+    cost = found.pipeline.price(passes, parameters).gigabytes
+    reference_cost = _cost(reference, part.keys, parameters)
+    seconds = sum(answer.seconds for answer, _ in pairs)
+    speed = found.speed or (size / seconds if seconds else None)
+    ratios = {
+        name: ratio
+        for name, figure in part.figures.items()
+        if (ratio := relative(figure, expected.figures[name], options.seed)) is not None
+    }
+    in_law = any(
+        bool(getattr(each.pipeline.sampler, "in_law", False)) for each in (found, reference)
+    )
+    return Scored(
+        name=found.pipeline.sampler_name,
+        spec=spec,
+        scores=_intervals(part.figures, options.seed),
+        of_ar=ratios,
+        passes=passes,
+        bytes=size,
+        drafted=sum(answer.drafted for answer, _ in pairs),
+        accepted=sum(answer.accepted for answer, _ in pairs),
+        gigabytes=cost,
+        own_gigabytes=found.pipeline.price(passes).gigabytes,
+        relative_gigabytes=cost / reference_cost if reference_cost else None,
+        relative_gigabytes_paper=_to_paper(found.pipeline, cost, size, parameters),
+        identical=None if in_law and _samples(found, part.keys) else _identical(pairs),
+        agreement=_agreement(pairs),
+        bytes_per_second=speed,
+    )
+
+
+def _cost(found: Answered, keys: Sequence[str], parameters: Parameters | None) -> float:
+    passes = sum((found.answers[key].passes for key in keys), Passes())
+    return float(found.pipeline.price(passes, parameters).gigabytes)
+
+
+def _to_paper(
+    pipeline: Pipeline, cost: float, size: int, parameters: Parameters | None
+) -> float | None:
+    encoder = round(PAPER_PASSES * size)
+    baseline = pipeline.price(Passes(size, encoder, encoder), parameters).gigabytes
+    return cost / baseline if baseline else None
+
+
+def _samples(found: Answered, keys: Sequence[str]) -> bool:
+    return any(found.questions[key].temperature > 0 for key in keys)
+
+
+def _identical(pairs: Sequence[tuple[Answer, Answer]]) -> bool:
+    return all((a.outputs, a.stopped) == (b.outputs, b.stopped) for a, b in pairs)
+
+
+def _agreement(pairs: Sequence[tuple[Answer, Answer]]) -> float:
+    texts = [both for a, b in pairs for both in zip(a.outputs, b.outputs, strict=True)]
+    same = sum(x == y for ours, theirs in texts for x, y in zip(ours, theirs, strict=False))
+    return same / max(sum(len(theirs) for _, theirs in texts), 1)
