@@ -38,6 +38,7 @@ CORE = {
     "compare": "errors types model decoding requests pipeline",
     "cli": "errors files log faults resources types component published model tables plugins "
     "wiring storage loading requests pipeline compare",
+    "evaluation": "errors files component types model tables wiring storage requests pipeline cli",
 }
 #: The rooms of the training plugin.
 TRAINING = {
@@ -49,7 +50,7 @@ TRAINING = {
     "scores": "data objectives",
     "planning": "setup backends data objectives scores",
     "run": "setup backends data objectives scores",
-    "cli": "corpora setup data scores planning run",
+    "cli": "setup data scores planning run",
     "plugin": "corpora setup backends objectives",
 }
 HOUSES = {
@@ -67,7 +68,7 @@ PUBLIC = (
         "tables.place",
         "plugins.loading",
     ),
-    *("wiring", "loading", "pipeline", "published", "cli"),
+    *("wiring", "loading", "pipeline", "published", "cli", "evaluation"),
 )
 
 

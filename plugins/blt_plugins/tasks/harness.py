@@ -20,14 +20,14 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from blt_core.errors import BltError, DataError
+from blt_core.evaluation.asking import Asker, Silent
+from blt_core.evaluation.data import fitted
+from blt_core.evaluation.figures import Figure, Given, Resampled, mean, ratio
+from blt_core.evaluation.options import RunOptions
+from blt_core.evaluation.protocol import Asked, Part, Passage, Question
+from blt_core.evaluation.store import Store
 from blt_core.pipeline import Pipeline
 from blt_core.types import seed_of_sample
-from blt_plugins.tasks.asking import Asker, Silent
-from blt_plugins.tasks.data import fitted
-from blt_plugins.tasks.figures import Figure, Given, Resampled, mean, ratio
-from blt_plugins.tasks.options import RunOptions
-from blt_plugins.tasks.protocol import Asked, Part, Passage, Question
-from blt_plugins.tasks.store import Store
 
 #: Bytes that stand for one token, in limits that a task gives in tokens.
 BYTES_PER_TOKEN = 4

@@ -10,11 +10,11 @@ import attrs
 
 from blt_core.component import BuildContext, Component, not_empty
 from blt_core.errors import DataError
+from blt_core.evaluation.data import spaced
+from blt_core.evaluation.figures import ratio
+from blt_core.evaluation.protocol import Asked, Part, Passage
 from blt_core.files import expand_home
-from blt_plugins.tasks.data import spaced
-from blt_plugins.tasks.figures import ratio
-from blt_plugins.tasks.protocol import Asked, Part, Passage
-from blt_plugins.training.corpora.files import read_document, visible_files
+from blt_core.storage.texts import read_document, visible_files
 
 
 @attrs.frozen(kw_only=True)

@@ -9,8 +9,8 @@ import attrs
 
 from blt_core.component import BuildContext, Component, at_least, not_empty
 from blt_core.errors import DataError
+from blt_core.evaluation.protocol import Asked, Part
 from blt_core.files import expand_home
-from blt_plugins.tasks.protocol import Asked, Part
 
 
 @attrs.frozen(kw_only=True)

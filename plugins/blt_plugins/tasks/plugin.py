@@ -15,7 +15,7 @@ def blt_kinds() -> dict[str, Kind]:
     """The kind ``task``."""
     return {
         "task": Kind(
-            protocol="blt_plugins.tasks.protocol:Task",
+            protocol="blt_core.evaluation.protocol:Task",
             summary="questions, and a way to score the answers",
         )
     }

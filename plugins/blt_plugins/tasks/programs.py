@@ -15,11 +15,11 @@ import attrs
 
 from blt_core.component import BuildContext, Component, at_least, between, more_than, not_empty
 from blt_core.errors import DataError
+from blt_core.evaluation.data import fitted, read_records, spaced
+from blt_core.evaluation.figures import Figure, mean, ratio
+from blt_core.evaluation.protocol import Answer, Asked, Part, Passage, Question
 from blt_core.files import expand_home
 from blt_core.types import seed_of_prompt
-from blt_plugins.tasks.data import fitted, read_records, spaced
-from blt_plugins.tasks.figures import Figure, mean, ratio
-from blt_plugins.tasks.protocol import Answer, Asked, Part, Passage, Question
 
 #: k of pass@k, as far as there are so many samples.
 KS = (1, 10, 100)

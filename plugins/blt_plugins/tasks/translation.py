@@ -13,10 +13,10 @@ import numpy as np
 
 from blt_core.component import BuildContext, Component, at_least, not_empty
 from blt_core.errors import DataError
+from blt_core.evaluation.data import fitted, read_lines, read_records, spaced
+from blt_core.evaluation.figures import Figure, Summed
+from blt_core.evaluation.protocol import Answer, Asked, Part, Question
 from blt_core.files import expand_home
-from blt_plugins.tasks.data import fitted, read_lines, read_records, spaced
-from blt_plugins.tasks.figures import Figure, Summed
-from blt_plugins.tasks.protocol import Answer, Asked, Part, Question
 
 #: What a shot is: a prompt with its answer.
 _SHOT = "{prompt} {target}\n"

@@ -20,7 +20,7 @@ from blt_core.cli.inputs import (
 from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import console, output_json
 from blt_core.errors import DataError, RunError
-from blt_plugins.training.corpora.files import read_document, visible_files
+from blt_core.storage.texts import read_document, visible_files
 from blt_plugins.training.run.interrupts import stopped_at_once
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
     if task:
         if files:
             raise DataError("FILES go without --task; a task's data is a key of it, as pairs=FILE")
-        from blt_plugins.tasks.command import evaluate_tasks
-        from blt_plugins.tasks.options import RunOptions
+        from blt_core.evaluation.command import evaluate_tasks
+        from blt_core.evaluation.options import RunOptions
 
         options = RunOptions(
             limit=limit,

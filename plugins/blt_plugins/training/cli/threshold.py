@@ -11,9 +11,9 @@ from blt_core.errors import CheckpointError, ConfigError, DataError
 from blt_core.pipeline import Pipeline
 from blt_core.plugins.loading import Plugins
 from blt_core.protocols import CheckpointFormat, ThresholdPatcher
+from blt_core.storage.texts import read_document
 from blt_core.wiring.config import Config
 from blt_core.wiring.resolve import build_node, resolve_component
-from blt_plugins.training.corpora.files import read_document
 from blt_plugins.training.data.windows import Texts, cut_windows, make_batch, pack
 from blt_plugins.training.scores.calibration import Calibration, calibrate
 

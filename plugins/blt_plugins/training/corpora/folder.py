@@ -9,7 +9,8 @@ import attrs
 
 from blt_core.component import BuildContext, Component, between
 from blt_core.files import expand_home
-from blt_plugins.training.corpora.files import find_files, read_document
+from blt_core.storage.texts import read_document
+from blt_plugins.training.corpora.files import find_files
 from blt_plugins.training.corpora.stored import StoredCorpus
 
 

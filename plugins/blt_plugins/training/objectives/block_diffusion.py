@@ -5,8 +5,6 @@ Axes: b batch rows, r byte rows, n blocks, B bytes of a block, V ids.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import attrs
 import torch
 from torch import Tensor
@@ -18,16 +16,10 @@ from blt_core.model import Model, patch_layout
 from blt_core.protocols import UNSCORED
 from blt_core.types import Blocks, Rows
 from blt_plugins.training.objectives.next_byte import next_byte_loss, widened
+from blt_plugins.training.setup.blocks import block_sizes
 
 #: The least masking rate, for a block's loss has weight 1 / t.
 _LEAST_RATE = 1e-3
-
-
-def block_sizes(block_bytes: int | Sequence[int] | None) -> tuple[int, ...]:
-    """The sizes that an objective's ``block_bytes`` names, shortest first; none for None."""
-    if block_bytes is None:
-        return ()
-    return tuple(sorted((block_bytes,) if isinstance(block_bytes, int) else block_bytes))
 
 
 def _sizes(_: object, __: attrs.Attribute[object], value: int | tuple[int, ...]) -> None:

@@ -32,12 +32,11 @@ from blt_core.wiring.resolve import Plan, build_node
 from blt_plugins.training.backends.parameters import parameter_bytes
 from blt_plugins.training.backends.torch import scorer_backend
 from blt_plugins.training.data.windows import Batch
-from blt_plugins.training.objectives.block_diffusion import block_sizes
 from blt_plugins.training.objectives.losses import MODEL, SCORER, ModelLoss, ScorerLoss
 from blt_plugins.training.planning.tracing import Moment, trace_pass, trace_score
 from blt_plugins.training.scores.held_out import evaluate_model, evaluate_scorer
+from blt_plugins.training.setup.blocks import BLOCKS, block_sizes
 from blt_plugins.training.setup.config import (
-    BLOCKS,
     TrainingPlan,
     check_passes,
     check_trains,

@@ -15,7 +15,6 @@ from torch import nn
 from blt_core.errors import RunError
 from blt_core.protocols import ThresholdPatcher, TrainingBackend
 from blt_plugins.training.data.load import Data
-from blt_plugins.training.objectives.block_diffusion import block_sizes
 from blt_plugins.training.objectives.losses import MODEL, PATCHES, SCORER
 from blt_plugins.training.run.folder import RunFolder
 from blt_plugins.training.run.interrupts import Interrupts, Stopped
@@ -25,6 +24,7 @@ from blt_plugins.training.run.report import Report
 from blt_plugins.training.scores.calibration import calibrate
 from blt_plugins.training.scores.held_out import HeldOut, evaluate_scorer
 from blt_plugins.training.scores.validation import validate
+from blt_plugins.training.setup.blocks import block_sizes
 from blt_plugins.training.setup.scorer import TrainableScorer, round_parameters, trainable_scorer
 
 #: Blocks that drafts are judged by where the objective does not say how long its own are.

@@ -13,11 +13,10 @@ from blt_core.plugins.loading import Plugins
 from blt_core.protocols import MODEL_KINDS, Objective, TrainingBackend
 from blt_core.wiring.config import Config
 from blt_core.wiring.resolve import Plan, build_node, resolve_component
-from blt_plugins.training.objectives.block_diffusion import block_sizes
 from blt_plugins.training.run.job import BEST, LAST, Job
 from blt_plugins.training.run.rebuild import check_rebuilds
+from blt_plugins.training.setup.blocks import BLOCKS, block_sizes
 from blt_plugins.training.setup.config import (
-    BLOCKS,
     TrainingPlan,
     check_passes,
     check_trains,

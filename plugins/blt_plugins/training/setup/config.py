@@ -21,14 +21,12 @@ from blt_core.storage.tensors import load_tensors
 from blt_core.wiring.config import Config, RunSettings
 from blt_core.wiring.merge import merge_checkpoint
 from blt_core.wiring.resolve import Plan, resolve
-from blt_plugins.training.objectives.block_diffusion import block_sizes
+from blt_plugins.training.setup.blocks import BLOCKS, block_sizes
 from blt_plugins.training.setup.scorer import round_parameters, trainable_scorer
 from blt_plugins.training.setup.settings import TrainSettings
 
 #: What a training config without a table of these kinds uses.
 DEFAULTS = {"objective": {"use": "ar"}, "training_backend": {"use": "torch"}}
-#: The key of a decoder that holds the sizes of the blocks it was trained on.
-BLOCKS = "block_bytes"
 NEEDS = ("train", "model", *MODEL_KINDS, "corpus")
 #: What a byte scorer needs that is trained alone.
 SCORER_NEEDS = ("train", "model", "patcher", "corpus")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blt_core.cli.streams import console
-from blt_plugins.tasks.figures import Interval
-from blt_plugins.tasks.running import PartResult, Scored
+from blt_core.evaluation.figures import Interval
+from blt_core.evaluation.running import PartResult, Scored
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,15 +12,15 @@ import attrs
 import torch
 
 from blt_core.errors import RequestError
+from blt_core.evaluation.asking import Asker, Silent, Watch
+from blt_core.evaluation.data import spaced
+from blt_core.evaluation.figures import Figure, Interval, interval, relative
+from blt_core.evaluation.options import RunOptions
+from blt_core.evaluation.protocol import Answer, Part, Question, Task
+from blt_core.evaluation.store import Store
 from blt_core.model import Model
 from blt_core.pipeline import Pipeline
 from blt_core.types import Parameters, Passes
-from blt_plugins.tasks.asking import Asker, Silent, Watch
-from blt_plugins.tasks.data import spaced
-from blt_plugins.tasks.figures import Figure, Interval, interval, relative
-from blt_plugins.tasks.options import RunOptions
-from blt_plugins.tasks.protocol import Answer, Part, Question, Task
-from blt_plugins.tasks.store import Store
 
 #: The sampler that all others are held against.
 REFERENCE = "ar"

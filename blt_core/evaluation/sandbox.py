@@ -1,4 +1,4 @@
-"""Running what a model has written, in a jail: see :mod:`blt_plugins.tasks.jail`."""
+"""Running what a model has written, in a jail: see :mod:`blt_core.evaluation.jail`."""
 
 from __future__ import annotations
 

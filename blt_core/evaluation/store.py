@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import attrs
 
 from blt_core.errors import DataError, RunError
+from blt_core.evaluation.protocol import Answer
 from blt_core.storage.folders import file_errors
 from blt_core.types import Passes, RoundCounts
-from blt_plugins.tasks.protocol import Answer
 
 FORMAT = 1
 

@@ -14,19 +14,18 @@ from blt_core.cli.inputs import with_sampler
 from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import output_json
 from blt_core.component import BuildContext
+from blt_core.evaluation.options import RunOptions
+from blt_core.evaluation.reporting import as_record, draw, show
+from blt_core.evaluation.running import REFERENCE, PartResult, run_task
 from blt_core.pipeline import Pipeline
 from blt_core.tables.inline import parse_inline
 from blt_core.wiring.config import Config
 from blt_core.wiring.resolve import build_node, resolve_component
-from blt_plugins.tasks.options import RunOptions
-from blt_plugins.tasks.reporting import as_record, draw, show
-from blt_plugins.tasks.running import REFERENCE, PartResult, run_task
-from blt_plugins.training.cli.threshold import load_trained
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from blt_plugins.tasks.protocol import Task
+    from blt_core.evaluation.protocol import Task
 
 
 @attrs.frozen(eq=False)
@@ -53,7 +52,7 @@ def evaluate_tasks(
     """Run tasks, and print what they found. All is checked before any work."""
     pictures = plotting.plot_paths(plot) if plot is not None else []
     # The config's own sampler need not suit the model that an option names.
-    pipeline = load_trained(with_sampler(settings, REFERENCE))
+    pipeline = Pipeline.load(with_sampler(settings, REFERENCE))
     tasks = [(spec, *build_task(pipeline, spec)) for spec in specs]
     for each in samplers:
         pipeline.plan_with_sampler(each)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 
 from blt_core.errors import DataError
+from blt_core.evaluation.options import RunOptions
+from blt_core.evaluation.protocol import Answer, Json, Likelihoods, Passage, Question
+from blt_core.evaluation.sandbox import Sandbox, make_sandbox
+from blt_core.evaluation.store import Store, from_record, to_record
 from blt_core.pipeline import Generation, Pipeline
 from blt_core.requests import RequestSettings
-from blt_plugins.tasks.options import RunOptions
-from blt_plugins.tasks.protocol import Answer, Json, Likelihoods, Passage, Question
-from blt_plugins.tasks.sandbox import Sandbox, make_sandbox
-from blt_plugins.tasks.store import Store, from_record, to_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class Silent:
 
 
 class Asker:
-    """A pipeline that a task asks; fulfils :class:`blt_plugins.tasks.protocol.Asked`.
+    """A pipeline that a task asks; fulfils :class:`blt_core.evaluation.protocol.Asked`.
 
     Batches hold prompts of similar length, and are the same whatever was answered before: a batch
     that a kill cut short is asked again whole, so that no figure depends on the kill. questions,
@@ -64,7 +64,7 @@ class Asker:
         self.answers: dict[str, Answer] = {}
 
     def generate(self, questions: Sequence[Question]) -> list[Answer]:
-        """The answers, in order; see :class:`blt_plugins.tasks.protocol.Asked`."""
+        """The answers, in order; see :class:`blt_core.evaluation.protocol.Asked`."""
         keys = [question.key for question in questions]
         if len(set(keys)) < len(keys) or any(self._is_other(each) for each in questions):
             raise DataError("two questions of a task have the same key")
@@ -84,7 +84,7 @@ class Asker:
         return [self.answers[key] for key in keys]
 
     def score(self, passages: Sequence[Passage]) -> list[Likelihoods]:
-        """The likelihoods, in order; see :class:`blt_plugins.tasks.protocol.Asked`."""
+        """The likelihoods, in order; see :class:`blt_core.evaluation.protocol.Asked`."""
         keys = [_key_of(passage) for passage in passages]
         wanted = dict(zip(keys, passages, strict=True))
         longest = sorted(wanted, key=lambda key: -len(wanted[key].prompt + wanted[key].text))
@@ -101,7 +101,7 @@ class Asker:
         ]
 
     def judge(self, what: str, found: Mapping[str, Callable[[], Json]]) -> list[Json]:
-        """What each function gives; see :class:`blt_plugins.tasks.protocol.Asked`."""
+        """What each function gives; see :class:`blt_core.evaluation.protocol.Asked`."""
         done = self._watch.begin(f"{self._title}, {what}", len(found))
         results = []
         for key, make in found.items():
@@ -113,7 +113,7 @@ class Asker:
         return results
 
     def sandbox(self, seconds: float) -> Sandbox:
-        """Where programs run; see :class:`blt_plugins.tasks.protocol.Asked`."""
+        """Where programs run; see :class:`blt_core.evaluation.protocol.Asked`."""
         return make_sandbox(
             allowed=self._options.allow_code, unsafe=self._options.unsafe, seconds=seconds
         )

@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import attrs
 
+from blt_core.evaluation.figures import Figure
+from blt_core.evaluation.sandbox import Sandbox
 from blt_core.types import Passes, RoundCounts
-from blt_plugins.tasks.figures import Figure
-from blt_plugins.tasks.sandbox import Sandbox
 
 #: What JSON can spell.
 Json = Any
