@@ -246,8 +246,9 @@ def _cost(found: Answered, keys: Sequence[str], parameters: Parameters | None) -
 def _to_paper(
     pipeline: Pipeline, cost: float, size: int, parameters: Parameters | None
 ) -> float | None:
-    encoder = round(PAPER_PASSES * size)
-    baseline = pipeline.price(Passes(size, encoder, encoder), parameters).gigabytes
+    decoder = pipeline.price(Passes(decoder=size), parameters).gigabytes
+    encoder = pipeline.price(Passes(encoder=size, encoder_bytes=size), parameters).gigabytes
+    baseline = decoder + PAPER_PASSES * encoder
     return cost / baseline if baseline else None
 
 

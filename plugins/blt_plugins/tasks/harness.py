@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from blt_core.errors import BltError, DataError
+from blt_core.errors import DataError
 from blt_core.evaluation.asking import Asker, Silent
 from blt_core.evaluation.data import fitted
 from blt_core.evaluation.figures import Figure, Given, Resampled, mean, ratio
@@ -27,7 +29,7 @@ from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.protocol import Asked, Part, Passage, Question
 from blt_core.evaluation.store import Store
 from blt_core.pipeline import Pipeline
-from blt_core.types import seed_of_sample
+from blt_core.types import seed_of_prompt, seed_of_sample
 
 #: Bytes that stand for one token, in limits that a task gives in tokens.
 BYTES_PER_TOKEN = 4
@@ -53,6 +55,7 @@ class ByteModel(LM):  # type: ignore[misc]
         self.truncated: dict[str, int] = {}
         self.asked: dict[str, int] = {}
         self.keys: dict[str, list[str]] = {}
+        self._calls = 0
 
     @classmethod
     def of(cls, source: str, sampler: str = "ar", *, batch: int = 16, seed: int = 0) -> ByteModel:
@@ -85,6 +88,7 @@ class ByteModel(LM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """What is written after each context, up to the first of its ``until``."""
+        self._calls += 1
         seen: dict[tuple[Any, ...], int] = {}
         questions = []
         for request in requests:
@@ -108,14 +112,16 @@ class ByteModel(LM):  # type: ignore[misc]
         temperature = float(settings.get("temperature") or 0.0)
         prompt = context.encode()
         kept = fitted(prompt, self._model.context_bytes - most)
+        own = seed_of_prompt(self._model.seed, int(request.doc_id or 0))
+        name = f"{request.task_name}/{request.doc_id}/{request.idx}"
         return Question(
-            key=f"{request.task_name}/{request.doc_id}/{request.idx}/{repeat}",
+            key=f"{self._calls}/{name}/{repeat}",
             prompt=kept,
             max_new_bytes=most,
             stop=tuple(stop.encode() for stop in stops if stop),
             temperature=temperature if settings.get("do_sample", temperature > 0) else 0.0,
             top_p=settings.get("top_p"),
-            seed=seed_of_sample(self._model.seed, repeat),
+            seed=seed_of_sample(own, repeat),
             truncated=len(kept) < len(prompt),
         )
 
@@ -139,22 +145,7 @@ class HarnessTasks:
         if include is not None and not Path(include).is_dir():
             raise DataError(f"include: there is no folder {include}")
         self._name, self._shots, self._bytes_per_token = name, shots, bytes_per_token
-        manager = TaskManager(include_path=include)
-        if name not in manager.all_tasks:
-            raise DataError(
-                f"lm-eval has no task, group or tag named {name!r}\n"
-                "  list all: lm-eval ls tasks; your own: include=FOLDER with its YAML"
-            )
-        try:
-            self._found = manager.load([name])
-        except BltError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise DataError(
-                f"lm-eval cannot load the task {name!r}: {reason}\n"
-                "  fix: its data comes from the Hugging Face hub; fetch it where there is a network"
-            ) from error
+        self._found = _load(name, include)
 
     @property
     def generates(self) -> bool:
@@ -211,6 +202,35 @@ class HarnessTasks:
             keys=tuple(key for leaf in leaves for key in asked.keys.get(leaf, ())),
             told=told,
         )
+
+
+def _load(name: str, include: str | None) -> Any:
+    """The tasks of a name; DataError where there are none, or their data cannot be had."""
+    if include is not None:
+        # The harness takes seconds to find its own tasks: not where they are not meant.
+        own = TaskManager(include_path=include, include_defaults=False)
+        if name in own.all_tasks:
+            with contextlib.suppress(Exception):  # it may build on a task of the harness
+                return own.load([name])
+    manager = _all_tasks(include)
+    if name not in manager.all_tasks:
+        raise DataError(
+            f"lm-eval has no task, group or tag named {name!r}\n"
+            "  list all: lm-eval ls tasks; your own: include=FOLDER with its YAML"
+        )
+    try:
+        return manager.load([name])
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"lm-eval cannot load the task {name!r}: {reason}\n"
+            "  fix: its data comes from the Hugging Face hub; fetch it where there is a network"
+        ) from error
+
+
+@functools.cache
+def _all_tasks(include: str | None) -> TaskManager:
+    return TaskManager(include_path=include)
 
 
 def _leaves(found: Mapping[str, Any], group: str) -> set[str]:

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from blt_core.evaluation.protocol import Answer, Likelihoods
+from blt_core.evaluation.sandbox import make_sandbox
+from blt_core.pipeline import Pipeline
+from blt_core.types import Passes, RoundCounts
+from tests.cli.conftest import blt, checkpoint  # noqa: F401 -- fixtures
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    """Nothing is fetched while tests run."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+
+
+@pytest.fixture
+def pipeline(checkpoint) -> Pipeline:  # noqa: F811
+    run = {"checkpoint": str(checkpoint), "dtype": "float64"}
+    return Pipeline.from_config({"schema": 1, "run": run})
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write records as JSON Lines; gives the path."""
+
+    def call(name: str, records) -> object:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return path
+
+    return call
+
+
+class Scripted:
+    """A model that answers as it is told, by prompt; fulfils the protocol Asked."""
+
+    context_bytes = 1 << 20
+    seed = 0
+
+    def __init__(self, answers, *, allow=True) -> None:
+        self._answers, self._allow = answers, allow
+        self.questions: list = []
+
+    def generate(self, questions):
+        self.questions += questions
+        found = []
+        for question in questions:
+            outputs = self._answers(question)
+            outputs = (outputs,) if isinstance(outputs, bytes) else tuple(outputs)
+            stopped = ("stop",) * len(outputs)
+            found.append(Answer(outputs, stopped, Passes(1, 1, 1), 0, 0, RoundCounts(), 1.0))
+        return found
+
+    def score(self, passages):
+        return [Likelihoods(-float(len(each.text)), -1.0, False, False) for each in passages]
+
+    def judge(self, what, found):
+        return [make() for make in found.values()]
+
+    def sandbox(self, seconds):
+        return make_sandbox(allowed=self._allow, unsafe=False, seconds=seconds)
+
+
+@pytest.fixture
+def scripted():
+    return Scripted

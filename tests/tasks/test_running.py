@@ -1,0 +1,314 @@
+"""Tasks with samplers: what is asked, what is kept, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+import attrs
+import pytest
+
+from blt_core.cli.app import run as run_command
+from blt_core.errors import DataError, RequestError
+from blt_core.evaluation.figures import mean
+from blt_core.evaluation.options import RunOptions
+from blt_core.evaluation.protocol import Part, Passage, Question
+from blt_core.evaluation.reporting import as_record, draw, frontier
+from blt_core.evaluation.running import run_task
+from blt_core.pipeline import Pipeline
+from blt_core.published import SCALES
+
+PROMPTS = [b"def f(x):", b"import os\n", b"x = ", b"class A:\n    def", b"for i in", b"", b"print("]
+
+
+@attrs.define
+class Lengths:
+    """A task: how long outputs are. It dies after so many questions."""
+
+    asks: Literal["text", "likelihood"] = "text"
+    samples: int = 1
+    temperature: float = 0.0
+
+    def run(self, model, limit):
+        questions = [
+            Question(
+                key=str(index),
+                prompt=prompt,
+                max_new_bytes=12,
+                stop=(b"e",),
+                samples=self.samples,
+                temperature=self.temperature,
+                seed=index,
+            )
+            for index, prompt in enumerate(PROMPTS[:limit])
+        ]
+        answers = model.generate(questions)
+        sizes = [len(each.outputs[0]) for each in answers]
+        return [
+            Part("first", 1, {"bytes": mean(sizes[:1])}, ("0",)),
+            Part("", len(sizes), {"bytes": mean(sizes)}, tuple(q.key for q in questions)),
+        ]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How many prompts are asked in each call of generate."""
+    found: list[int] = []
+    generate = Pipeline.generate
+
+    def counting(self, prompts, **request):
+        found.append(len(prompts))
+        return generate(self, prompts, **request)
+
+    monkeypatch.setattr(Pipeline, "generate", counting)
+    return found
+
+
+def without_speed(results) -> list:
+    records = [as_record(each) for each in results]
+    for record in records:
+        for each in record["samplers"]:
+            each.pop("bytes_per_second")
+    return records
+
+
+def test_costs_are_those_of_each_question_alone(pipeline):
+    options = RunOptions(batch=3, parameters=SCALES["3b"])
+    found = run_task(pipeline, "sizes", Lengths(), ["blt-s draft_bytes=3"], options)
+    assert [each.name for each in found] == ["sizes/first", "sizes"]
+    for result, prompts in zip(found, (PROMPTS[:1], PROMPTS), strict=True):
+        reference, drafted = result.samplers
+        assert (reference.spec, drafted.spec) == ("ar", "blt-s draft_bytes=3")
+        for each in result.samplers:
+            alone = [
+                pipeline.with_sampler(each.spec).generate(
+                    prompt, max_new_bytes=12, stop="e", temperature=0.0
+                )
+                for prompt in prompts
+            ]
+            assert each.passes.decoder == sum(one.passes.decoder for one in alone)
+            assert each.passes.encoder == sum(one.passes.encoder for one in alone)
+            size = sum(len(one.output) for one in alone)
+            assert each.bytes == size
+            scale = SCALES["3b"]
+            big = scale.encoder + scale.global_model
+            assert each.gigabytes == pytest.approx(
+                2 * (each.passes.decoder * scale.decoder + each.passes.encoder * big) / 1e9
+            )
+            paper = 2 * (size * scale.decoder + 308 / 512 * size * big) / 1e9
+            assert each.relative_gigabytes_paper == pytest.approx(each.gigabytes / paper)
+            assert each.relative_gigabytes == pytest.approx(each.gigabytes / reference.gigabytes)
+            assert each.identical is True
+            assert each.agreement == 1.0
+            assert each.of_ar["bytes"].value == 1.0
+        assert drafted.drafted > 0
+
+
+def test_the_list_orders_and_ar_is_run_if_it_is_not_in_it(pipeline):
+    options = RunOptions(limit=2)
+    listed = ["blt-s draft_bytes=2", "ar", "blt-s draft_bytes=2"]
+    [*_, found] = run_task(pipeline, "sizes", Lengths(), listed, options)
+    assert [each.spec for each in found.samplers] == ["blt-s draft_bytes=2", "ar"]
+    [*_, found] = run_task(pipeline, "sizes", Lengths(), [], options)
+    assert [each.spec for each in found.samplers] == ["ar"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_run_that_was_cut_short_goes_on_to_the_same_figures(
+    pipeline, tmp_path, calls, monkeypatch, temperature
+):
+    task = Lengths(samples=2 if temperature else 1, temperature=temperature)
+    options = RunOptions(batch=2, folder=tmp_path / "out")
+    samplers = ["blt-s draft_bytes=3"]
+    whole = without_speed(run_task(pipeline, "t", task, samplers, RunOptions(batch=2)))
+    needed = len(calls)
+    calls.clear()
+    generate = Pipeline.generate
+
+    def dying(self, prompts, **request):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return generate(self, prompts, **request)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pipeline, "generate", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run_task(pipeline, "t", task, samplers, options)
+    # The last line is torn, as by a kill in the middle of a write.
+    [file] = (tmp_path / "out").rglob("*.jsonl")
+    text = file.read_bytes()
+    file.write_bytes(text[:-20])
+    calls.clear()
+    assert without_speed(run_task(pipeline, "t", task, samplers, options)) == whole
+    assert 0 < len(calls) < needed
+    calls.clear()
+    assert without_speed(run_task(pipeline, "t", task, samplers, options)) == whole
+    assert not calls, "all answers are kept"
+
+
+def test_kept_answers_of_other_settings_are_refused(pipeline, tmp_path):
+    options = RunOptions(limit=2, folder=tmp_path)
+    run_task(pipeline, "t", Lengths(), [], options)
+    with pytest.raises(DataError, match=r"other settings:\n  batch: 16 there, 3 now\n  fix: "):
+        run_task(pipeline, "t", Lengths(), [], attrs.evolve(options, batch=3))
+    [file] = tmp_path.rglob("*.jsonl")
+    file.write_text("no json\n")
+    with pytest.raises(DataError, match=r"ar-\S+\.jsonl: not read as answers of a task.*\n  fix: "):
+        run_task(pipeline, "t", Lengths(), [], options)
+
+
+def test_another_question_under_the_same_key_is_asked_anew(pipeline, tmp_path, calls):
+    options = RunOptions(limit=2, folder=tmp_path)
+    run_task(pipeline, "t", Lengths(), [], options)
+    calls.clear()
+    run_task(pipeline, "t", Lengths(temperature=0.5), [], options)
+    assert calls
+
+
+def test_each_sample_can_be_made_again_alone(pipeline):
+    class Sampled(Lengths):
+        def run(self, model, limit):
+            parts = super().run(model, limit)
+            self.answers = model.answers
+            return parts
+
+    task = Sampled(samples=3, temperature=1.0)
+    run_task(pipeline, "t", task, [], RunOptions(batch=7))
+    for index, prompt in enumerate(PROMPTS):
+        alone = pipeline.with_sampler("ar").generate(
+            prompt, max_new_bytes=12, stop="e", temperature=1.0, seed=index, samples=3
+        )
+        assert task.answers[str(index)].outputs == tuple(each.output for each in alone)
+
+
+class Likely:
+    asks: Literal["text", "likelihood"] = "likelihood"
+
+    def run(self, model, limit):
+        texts = [b"import os", b"", b"x" * 700, b"import os"]
+        found = model.score([Passage(b"p" * 290, text) for text in texts])
+        self.found = found
+        return [Part("", len(found), {"nats": mean([each.logprob for each in found])})]
+
+
+def test_a_task_of_given_texts_is_run_once_and_takes_no_sampler(pipeline, tmp_path):
+    task = Likely()
+    options = RunOptions(folder=tmp_path)
+    [found] = run_task(pipeline, "l", task, [], options)
+    [model] = found.samplers
+    assert (model.name, model.spec) == ("model", "model")
+    record = as_record(found)["samplers"][0]
+    empty = ("n_dec", "n_enc", "gigabytes", "relative_gigabytes", "identical_to_ar", "agreement")
+    assert all(record[name] is None for name in (*empty, "bytes_per_second"))
+    for each, text in zip(task.found, [b"import os", b"", b"x" * 700, b"import os"], strict=True):
+        score = pipeline.score(text, prompts=b"p" * 290)
+        assert each.logprob == pytest.approx(sum(one.logprob for one in score.likelihoods))
+        assert each.eos == pytest.approx(score.eos.logprob)
+        assert each.greedy == all(
+            one.top[0][0] == one.id
+            for one in pipeline.score(text, prompts=b"p" * 290, top=1).likelihoods
+        )
+    assert [each.truncated for each in task.found] == [False, False, True, False]
+    [again] = run_task(pipeline, "l", Likely(), [], options)
+    assert again == found
+    with pytest.raises(RequestError, match="'l' scores given texts, which no sampler changes"):
+        run_task(pipeline, "l", task, ["ar"], RunOptions())
+
+
+def test_the_frontier_is_what_no_other_beats_in_both():
+    points = [(1.0, 30.0), (0.5, 30.0), (0.4, 20.0), (0.45, 10.0), (0.3, 20.0), (0.1, 5.0)]
+    assert frontier(points) == [5, 4, 1]
+
+
+def test_a_picture_is_drawn_of_each_part(pipeline, tmp_path):
+    found = run_task(pipeline, "sizes", Lengths(), ["blt-s draft_bytes=3"], RunOptions())
+    paths = [tmp_path / "frontier.png", tmp_path / "frontier.svg"]
+    draw(found, paths)
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    assert "sizes/first, 1 items" in paths[1].read_text() or "<svg" in paths[1].read_text()
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pairs(write):
+    records = [
+        {"language": language, "source": f"Zeile {n}", "target": f"row {n} of the text"}
+        for n in range(3)
+        for language in ("de", "fr")
+    ]
+    return write("pairs.jsonl", records)
+
+
+def test_the_command_prints_a_table_and_the_record_that_scripts_rely_on(
+    blt, checkpoint, pairs, tmp_path
+):
+    task = f"translation pairs={pairs} max_new_bytes=8"
+    base = ("evaluate", checkpoint, "--task", task, "--sampler", "blt-s draft_bytes=2")
+    done = blt(*base, "--out", tmp_path / "out", "--plot", tmp_path / "plot.png", "--timed", "2")
+    assert done.code == 0, done.err
+    shown = done.out.decode()
+    for text in ("translation/de: 3 items", "translation: 6 items", "copy of source", "rel. GB"):
+        assert text in shown
+    assert (tmp_path / "plot.png").exists()
+    done = blt(*base, "--json", "--limit", "2", "--cost-parameters", "3b")
+    record = json.loads(done.out)
+    assert record["cost_parameters"]["global_model"] == SCALES["3b"].global_model
+    assert [(t["task"], t["items"]) for t in record["tasks"]] == [
+        ("translation/de", 2),
+        ("translation/fr", 2),
+        ("translation", 4),
+    ]
+    for each in record["tasks"][-1]["samplers"]:
+        assert {"value", "low", "high"} == set(each["scores"]["bleu"])
+        for key in ("n_dec", "n_enc", "gigabytes", "bytes_per_second", "agreement"):
+            assert each[key] >= 0
+        assert each["identical_to_ar"] is True
+    names = [each["name"] for each in record["tasks"][-1]["samplers"]]
+    assert names == ["ar", "blt-s"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "translatio pairs=x"), "Did you mean 'translation'?"),
+        (("--task", "translation"), 'expected pairs = "FILE.jsonl"'),
+        (("--task", "translation pairs=nowhere.jsonl"), "nowhere.jsonl: No such file"),
+        (("--task", "held-out path=.", "file.txt"), "FILES go without --task"),
+        (("--task", "held-out path=.", "--rounds", "3"), "--rounds: goes with FILES"),
+        (("file.txt", "--limit", "3"), "--limit: goes with --task"),
+        ((), "give held-out FILES, or --task"),
+        (("--task", "lm-eval:no_such_task"), "lm-eval has no task, group or tag"),
+        (("--task", "humaneval path=nowhere"), "nowhere: No such file"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(blt, checkpoint, arguments, message):
+    done = blt("evaluate", checkpoint, *arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert done.out == b""
+
+
+def test_held_out_text_as_a_task_is_what_evaluate_scores(blt, checkpoint, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for n, text in enumerate(("import os\n" * 40, "x = 1\n", "def f():\n    pass\n")):
+        (tmp_path / "texts" / f"{n}.py").write_text(text)
+    folder = tmp_path / "texts"
+    done = blt("evaluate", checkpoint, "--task", f"held-out path={folder}", "--json")
+    scores = json.loads(done.out)["tasks"][0]["samplers"][0]["scores"]
+    plain = json.loads(blt("evaluate", checkpoint, folder, "--rounds", "0", "--json").out)
+    assert scores["bits_per_byte"]["value"] == pytest.approx(plain["bits_per_byte"], rel=1e-5)
+
+
+def test_programs_run_only_where_they_are_allowed(checkpoint, write, capsys):
+    problem = {"task_id": "a/0", "prompt": "def f():\n", "test": "", "entry_point": "f"}
+    path = write("problems.jsonl", [problem])
+    arguments = ["evaluate", str(checkpoint), "--task", f"humaneval path={path} max_new_bytes=4"]
+    assert run_command(arguments) == 2
+    assert "--allow-code-execution" in capsys.readouterr().err
+    arguments[-1] += " execute=false"
+    assert run_command([*arguments, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["tasks"][0]["samplers"][0]["scores"]
+    assert set(scores) == {"python", "bits_per_byte"}
