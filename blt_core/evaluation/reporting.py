@@ -43,6 +43,9 @@ def _record(each: Scored) -> dict[str, Any]:
         "relative_gigabytes": each.relative_gigabytes,
         "relative_gigabytes_paper": each.relative_gigabytes_paper,
         "identical_to_ar": each.identical,
+        "same_outputs": each.same,
+        "outputs": each.outputs,
+        "near_ties": each.near_ties,
         "agreement": each.agreement,
         "bytes_per_second": each.bytes_per_second,
     }
@@ -107,7 +110,6 @@ def _short(value: float) -> str:
 
 def _costs(each: Scored) -> list[str]:
     passes = each.passes
-    same = {True: "yes", False: "no", None: "in law"}[each.identical]
     return [
         f"{passes.decoder:,}" if passes else "–",
         f"{passes.encoder:,}" if passes else "–",
@@ -115,9 +117,18 @@ def _costs(each: Scored) -> list[str]:
         _number(each.relative_gigabytes, ".3f"),
         _number(each.relative_gigabytes_paper, ".3f"),
         _number(each.bytes_per_second, ".0f"),
-        same,
+        _same(each),
         _number(each.agreement, ".1%"),
     ]
+
+
+def _same(each: Scored) -> str:
+    if each.identical is None:
+        return "in law"
+    if each.identical:
+        return "yes"
+    ties = f" ({each.near_ties} near-ties)" if each.near_ties else ""
+    return f"{each.same}/{each.outputs}{ties}"
 
 
 def _number(value: float | None, form: str) -> str:

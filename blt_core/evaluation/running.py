@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import torch
 
+from blt_core.compare import explain
 from blt_core.errors import RequestError
 from blt_core.evaluation.asking import Asker, Silent, Watch
 from blt_core.evaluation.data import spaced
@@ -20,7 +21,7 @@ from blt_core.evaluation.protocol import Answer, Part, Question, Task
 from blt_core.evaluation.store import Store
 from blt_core.model import Model
 from blt_core.pipeline import Pipeline
-from blt_core.types import Parameters, Passes
+from blt_core.types import Parameters, Passes, Sampling, seed_of_sample
 
 #: The sampler that all others are held against.
 REFERENCE = "ar"
@@ -38,9 +39,11 @@ class Scored:
     None for tasks that generate nothing. gigabytes: for the counts that price passes,
     own_gigabytes: for the model's own. relative_gigabytes: to ``ar``'s; relative_gigabytes_paper:
     to the paper's baseline, which runs its encoder and global model 308 times for 512 bytes.
-    identical: whether all outputs are ``ar``'s (None where they are in distribution alone);
-    agreement: share of ``ar``'s bytes that stand in the same places. bytes_per_second: of timed
-    questions, or else of whole batches.
+    identical: whether all outputs are ``ar``'s (None where they are in distribution alone); same of
+    outputs are; near_ties: how many of the others part from it at a near-tie of two logits, or of
+    an entropy and the threshold, as runs of different shapes may (None where nothing promises
+    ``ar``'s bytes). agreement: share of ``ar``'s bytes that stand in the same places.
+    bytes_per_second: of timed questions, or else of whole batches.
     """
 
     name: str
@@ -56,6 +59,9 @@ class Scored:
     relative_gigabytes: float | None = None
     relative_gigabytes_paper: float | None = None
     identical: bool | None = None
+    same: int | None = None
+    outputs: int | None = None
+    near_ties: int | None = None
     agreement: float | None = None
     bytes_per_second: float | None = None
 
@@ -219,6 +225,9 @@ def _scored(
     in_law = any(
         bool(getattr(each.pipeline.sampler, "in_law", False)) for each in (found, reference)
     )
+    same, outputs = _same(pairs), sum(len(answer.outputs) for answer, _ in pairs)
+    # A sampler that can tell the likelihoods of what it writes has verified it.
+    promised = not in_law and getattr(found.pipeline.sampler, "true_logits", False)
     return Scored(
         name=found.pipeline.sampler_name,
         spec=spec,
@@ -232,7 +241,10 @@ def _scored(
         own_gigabytes=found.pipeline.price(passes).gigabytes,
         relative_gigabytes=cost / reference_cost if reference_cost else None,
         relative_gigabytes_paper=_to_paper(found.pipeline, cost, size, parameters),
-        identical=None if in_law and _samples(found, part.keys) else _identical(pairs),
+        identical=None if in_law and _samples(found, part.keys) else same == outputs,
+        same=same,
+        outputs=outputs,
+        near_ties=_near_ties(found, reference, part.keys) if promised else None,
         agreement=_agreement(pairs),
         bytes_per_second=speed,
     )
@@ -256,8 +268,34 @@ def _samples(found: Answered, keys: Sequence[str]) -> bool:
     return any(found.questions[key].temperature > 0 for key in keys)
 
 
-def _identical(pairs: Sequence[tuple[Answer, Answer]]) -> bool:
-    return all((a.outputs, a.stopped) == (b.outputs, b.stopped) for a, b in pairs)
+def _endings(answer: Answer) -> list[tuple[bytes, str]]:
+    return list(zip(answer.outputs, answer.stopped, strict=True))
+
+
+def _same(pairs: Sequence[tuple[Answer, Answer]]) -> int:
+    """Outputs that are the reference's, and ended as they did."""
+    both = (zip(_endings(a), _endings(b), strict=True) for a, b in pairs)
+    return sum(ours == theirs for each in both for ours, theirs in each)
+
+
+def _near_ties(found: Answered, reference: Answered, keys: Sequence[str]) -> int:
+    """Outputs that part from the reference's at a near-tie."""
+    model, ties = found.pipeline.model, 0
+    for key in keys:
+        question = found.questions[key]
+        sampling = Sampling(temperature=question.temperature, top_p=question.top_p)
+        ends = zip(_endings(found.answers[key]), _endings(reference.answers[key]), strict=True)
+        for sample, (ours, theirs) in enumerate(ends):
+            if ours != theirs:
+                got, want = (_ids(model, *each) for each in (ours, theirs))
+                seed = seed_of_sample(question.seed, sample)
+                ties += explain(model, question.prompt, want, got, sampling, seed).near_tie
+    return ties
+
+
+def _ids(model: Model, output: bytes, stopped: str) -> list[int]:
+    ended = [model.scheme.eos] if stopped == "eos" else []
+    return [*model.scheme.encode(output), *ended]
 
 
 def _agreement(pairs: Sequence[tuple[Answer, Answer]]) -> float:

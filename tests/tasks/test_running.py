@@ -9,6 +9,7 @@ import attrs
 import pytest
 
 from blt_core.cli.app import run as run_command
+from blt_core.compare import NEAR_TIE
 from blt_core.errors import DataError, RequestError
 from blt_core.evaluation.figures import mean
 from blt_core.evaluation.options import RunOptions
@@ -179,6 +180,33 @@ def test_each_sample_can_be_made_again_alone(pipeline):
             prompt, max_new_bytes=12, stop="e", temperature=1.0, seed=index, samples=3
         )
         assert task.answers[str(index)].outputs == tuple(each.output for each in alone)
+
+
+def test_outputs_that_differ_are_counted_and_near_ties_apart(pipeline, monkeypatch):
+    class Damaged(Lengths):
+        runs = 0
+
+        def run(self, model, limit):
+            parts = super().run(model, limit)
+            if self.runs:  # the second sampler's
+                other = attrs.evolve(model.answers["0"], outputs=(b"\x00",))
+                model.answers["0"] = other
+            Damaged.runs += 1
+            return parts
+
+    def told():
+        Damaged.runs = 0
+        samplers = ["blt-s draft_bytes=2"]
+        [_, found] = run_task(pipeline, "t", Damaged(), samplers, RunOptions())
+        return found.samplers[1]
+
+    found = told()
+    count = len(PROMPTS)
+    assert (found.identical, found.same, found.outputs) == (False, count - 1, count)
+    assert found.near_ties == 0
+    assert found.agreement < 1
+    monkeypatch.setattr("blt_core.compare.NEAR_TIE", dict.fromkeys(NEAR_TIE, 1e9))
+    assert told().near_ties == 1
 
 
 class Likely:
