@@ -141,8 +141,9 @@ def relative(figure: Figure, reference: Figure, seed: int) -> Interval | None:
 
 
 def _of_draws(value: float, draws: Any) -> Interval:
-    if draws is None:
+    finite = draws[np.isfinite(draws)] if draws is not None else ()
+    if not len(finite):
         return Interval(value, None, None)
     tail = 50 * (1 - LEVEL)
-    low, high = np.nanpercentile(draws, [tail, 100 - tail])
+    low, high = np.percentile(finite, [tail, 100 - tail])
     return Interval(value, float(low), float(high))

@@ -60,4 +60,6 @@ def test_a_given_score_has_an_interval_where_its_error_is_known():
 def test_a_ratio_of_sums_is_no_mean_of_ratios():
     assert ratio([1, 3], [1, 1], -2.0).value == -4.0
     assert ratio([1, 3], [10, 30]).value == pytest.approx(0.1)
-    assert np.isnan(ratio([1], [0]).value)
+    nothing = interval(ratio([1], [0]), 0)
+    assert np.isnan(nothing.value)
+    assert nothing.low is None
