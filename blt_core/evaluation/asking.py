@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Passages that are scored, and stored, together.
 SCORED = 64
+#: New bytes of the run that is not timed.
+WARM_UP_BYTES = 4
 
 
 class Watch(Protocol):
@@ -56,10 +59,11 @@ class Asker:
         watch: Watch,
         title: str = "",
     ) -> None:
-        self._pipeline, self._store, self._options = pipeline, store, options
+        self._pipeline, self._store, self._options = _plain(pipeline), store, options
         self._watch, self._title = watch, title
         self.seed = options.seed
         self.context_bytes = pipeline.model.context_bytes
+        self._is_warm = False
         self.questions: dict[str, Question] = {}
         self.answers: dict[str, Answer] = {}
 
@@ -75,6 +79,7 @@ class Asker:
         for batch in batches:
             names = [_name_of(each) for each in batch]
             if not all(self._store.get(name) for name in names):
+                self.warm_up(batch[0])
                 answers = zip(names, self._ask(batch), strict=True)
                 self._store.put([to_record(name, answer) for name, answer in answers])
             for question, name in zip(batch, names, strict=True):
@@ -120,11 +125,19 @@ class Asker:
 
     def time(self, questions: Sequence[Question]) -> float:
         """Bytes a second of questions asked one by one, the reading of prompts included."""
+        self.warm_up(questions[0])
         began, size = time.perf_counter(), 0
         for question in questions:
             [answer] = self._ask([question])
             size += sum(map(len, answer.outputs))
         return size / (time.perf_counter() - began)
+
+    def warm_up(self, question: Question) -> None:
+        """What a machine does once, such as finding kernels, in a short run that is not timed."""
+        if not self._is_warm:
+            self._is_warm = True
+            short = attrs.evolve(question, max_new_bytes=min(question.max_new_bytes, WARM_UP_BYTES))
+            self._pipeline.generate([short.prompt], **_request([short]))
 
     def _is_other(self, question: Question) -> bool:
         return self.questions.get(question.key, question) != question
@@ -160,6 +173,14 @@ class Asker:
             }
             for key, passage, score in zip(keys, passages, scores, strict=True)
         ]
+
+
+def _plain(pipeline: Pipeline) -> Pipeline:
+    """The same without the request settings of ``[run]``: a question says all that is asked."""
+    other = copy.copy(pipeline)
+    run = attrs.evolve(pipeline.settings, top_k=None, top_p=None)
+    other.plan = attrs.evolve(pipeline.plan, settings={**pipeline.plan.settings, "run": run})
+    return other
 
 
 def _batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:

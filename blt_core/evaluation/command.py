@@ -16,7 +16,7 @@ from blt_core.cli.streams import output_json
 from blt_core.component import BuildContext
 from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.reporting import as_record, draw, show
-from blt_core.evaluation.running import REFERENCE, PartResult, run_task
+from blt_core.evaluation.running import REFERENCE, PartResult, check_task, run_task
 from blt_core.pipeline import Pipeline
 from blt_core.tables.inline import parse_inline
 from blt_core.wiring.config import Config
@@ -53,15 +53,15 @@ def evaluate_tasks(
     pictures = plotting.plot_paths(plot) if plot is not None else []
     # The config's own sampler need not suit the model that an option names.
     pipeline = Pipeline.load(with_sampler(settings, REFERENCE))
-    tasks = [(spec, *build_task(pipeline, spec)) for spec in specs]
+    tasks = [build_task(pipeline, spec) for spec in specs]
     for each in samplers:
         pipeline.plan_with_sampler(each)
+    for name, task in tasks:
+        check_task(name, task, samplers, options)
     results: list[PartResult] = []
     with progress_bar() as bar:
-        for _, name, task in tasks:
+        for name, task in tasks:
             results += run_task(pipeline, name, task, samplers, options, Bar(bar))
-    if pictures:
-        draw(results, pictures)
     if as_json:
         priced = options.parameters or pipeline.parameter_counts
         output_json(
@@ -76,18 +76,20 @@ def evaluate_tasks(
         )
     else:
         show(results)
+    if pictures:
+        draw(results, pictures)
 
 
 def build_task(pipeline: Pipeline, spec: str) -> tuple[str, Task]:
     """The name of a task that ``--task`` gives, and the task; ConfigError with all its problems."""
     name, colon, rest = spec.strip().partition(":")
-    if colon and re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+    if prefixed := bool(colon and re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name)):
         # "lm-eval:piqa shots=1" is "lm-eval task=piqa shots=1".
         task, _, settings = rest.partition(" ")
         spec = f"{name} task={json.dumps(task)} {settings}"
     table: Any = parse_inline(spec, "task")
     node = resolve_component("task", table, pipeline.plugins, place="--task")
     name = str(node.presets[0] if node.presets else node.name)
-    name = f"{name}:{table['task']}" if colon else name
+    name = f"{name}:{table['task']}" if prefixed else name
     context = BuildContext(pipeline.model.scheme)
     return name, build_node(node, context, pipeline.plugins.registry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +37,16 @@ def read_records(path: Path, needs: Mapping[str, type]) -> list[dict[str, Any]]:
     return records
 
 
+def distinct(records: Sequence[dict[str, Any]], key: str, path: Path) -> Sequence[dict[str, Any]]:
+    """The same records; DataError where two have the same ``key``."""
+    seen = set()
+    for record in records:
+        if record[key] in seen:
+            raise DataError(f"{path}: two records have the {key} {record[key]!r}")
+        seen.add(record[key])
+    return records
+
+
 def _record(line: str, needs: Mapping[str, type], place: str) -> dict[str, Any]:
     try:
         record = parse_json(line.encode())
@@ -52,7 +63,12 @@ def _record(line: str, needs: Mapping[str, type], place: str) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     with file_errors(path, DataError):
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: damaged, or no gzip file: {error}; fetch it anew") from error
     try:
         return decode(data)
     except ValueError as error:

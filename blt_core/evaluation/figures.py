@@ -133,10 +133,12 @@ def relative(figure: Figure, reference: Figure, seed: int) -> Interval | None:
     """
     if not reference.value:
         return None
-    ours, theirs = figure.draws(seed), reference.draws(seed)
     draws = None
-    if isinstance(figure, Summed) and ours is not None and theirs is not None and theirs.all():
-        draws = ours / theirs
+    if type(figure) is type(reference) and not isinstance(figure, Given):
+        ours, theirs = figure.draws(seed), reference.draws(seed)
+        if ours is not None and theirs is not None and ours.shape == theirs.shape:
+            drawn = theirs != 0
+            draws = ours[drawn] / theirs[drawn]
     return _of_draws(figure.value / reference.value, draws)
 
 

@@ -6,25 +6,27 @@
 Writes the nonce to stdout if the program ran to its end, and nothing otherwise. Exit status 3: the
 system gives no namespaces; stderr says which step failed.
 
-isolated: first, as a user without rights, new user, mount, process, network and IPC namespaces: all
-that is there is read-only, /tmp is new and small, /proc shows these processes alone, there is no
-network, and when the first process ends, the kernel ends all others. The user is never root, which
-is exempt from bounds on processes; the bound counts those of the namespace (Linux 5.14 or later).
+isolated: first, as a user without rights, new user, mount, process, network and IPC namespaces. Of
+the files only the system's programs and the interpreter's are there, read-only; /tmp is new and
+small, /dev has what gives or takes bytes, /proc shows these processes alone. There is no network,
+and when the first process ends, the kernel ends all others. The user is never root, which is exempt
+from bounds on processes; the bound counts those of the namespace (Linux 5.14 or later), threads and
+the three of this program included.
 
-The nonce is in the frame of a thread that waits for the program's end, and nowhere else: a program
-that exits early, or writes whatever it likes to whatever is open, does not give it. One that is
-written against this very file, and looks through the frames of other threads, could.
+The nonce is in the frame of a thread that waits for the program's end: a program that exits early,
+or writes whatever it likes to whatever is open, does not give it. One that is written against this
+very file, and looks through the frames of other threads, could.
 """
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import json
 import os
 import resource
 import signal
 import sys
-import threading
 from typing import Any
 
 NEW_NS, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = (1 << 17, 1 << 27, 1 << 28, 1 << 29, 1 << 30)
@@ -37,8 +39,12 @@ AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 DEATH_SIGNAL, DUMPABLE, NO_NEW_PRIVILEGES, DROP_BOUNDING = 1, 4, 38, 24
 NOBODY = 65534
 REFUSED = 3
-#: Folders that programs leave sockets and files in, and people their own.
-HIDDEN = ("/home", "/root", "/run", "/var/run", "/var/tmp", "/dev/shm", "/mnt", "/media", "/srv")
+#: What is at the top of a system that programs need; all other folders there are hidden.
+SYSTEM = {"usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "nix", "gnu"}
+#: Folders that are replaced.
+REPLACED = {"tmp", "proc", "dev"}
+#: Devices that give or take bytes and nothing else.
+DEVICES = ("null", "zero", "full", "random", "urandom")
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -94,7 +100,7 @@ def become_nobody() -> None:
 
 
 def change_root(bytes_of_tmp: int) -> None:
-    """A read-only view of all files, with a /tmp and a /proc of its own."""
+    """A read-only view of what programs need, with /tmp, /dev and /proc of its own."""
     mount("none", "/", None, RECURSIVE | PRIVATE)
     python, new, kept = os.path.realpath(sys.base_prefix), "/tmp/jail", "/tmp/python"
     small = f"size={bytes_of_tmp},mode=1777"
@@ -107,15 +113,17 @@ def change_root(bytes_of_tmp: int) -> None:
     mount("/", new, None, BIND | RECURSIVE)
     set_read_only(new, AT_RECURSIVE)
     mount("tmpfs", f"{new}/tmp", "tmpfs", NO_SUID | NO_DEV, small)
-    for folder in HIDDEN:
-        path = os.path.realpath(new + folder)
-        if os.path.isdir(path) and path.startswith(new):
-            mount("tmpfs", path, "tmpfs", NO_SUID | NO_DEV, "size=64k,mode=0755")
-            if lies_below(python, folder):
-                expose(kept, new + python)
-            set_read_only(path)
+    for name in os.listdir(new):
+        path = f"{new}/{name}"
+        if name in SYSTEM | REPLACED or os.path.islink(path) or not os.path.isdir(path):
+            continue
+        mount("tmpfs", path, "tmpfs", NO_SUID | NO_DEV, "size=64k,mode=0755")
+        if lies_below(python, f"/{name}"):
+            expose(kept, new + python)
+        set_read_only(path)
     if lies_below(python, "/tmp"):
         expose(kept, new + python)
+    make_devices(f"{new}/dev", small)
     mount("proc", f"{new}/proc", "proc", NO_SUID | NO_DEV | NO_EXEC)
     os.chdir(new)
     if PIVOT_ROOT is None or libc.syscall(PIVOT_ROOT, b".", b".") != 0:
@@ -124,9 +132,20 @@ def change_root(bytes_of_tmp: int) -> None:
     os.chdir("/tmp")
 
 
-def set_read_only(path: str, flags: int = 0) -> None:
+def make_devices(folder: str, small: str) -> None:
+    """A /dev with a few devices, and shared memory."""
+    mount("tmpfs", folder, "tmpfs", NO_SUID, "size=64k,mode=0755")
+    for name in DEVICES:
+        os.close(os.open(f"{folder}/{name}", os.O_CREAT | os.O_WRONLY))
+        mount(f"/dev/{name}", f"{folder}/{name}", None, BIND)
+    os.mkdir(f"{folder}/shm")
+    mount("tmpfs", f"{folder}/shm", "tmpfs", NO_SUID | NO_DEV, small)
+    set_read_only(folder, kinds=READ_ONLY | NO_SUID)
+
+
+def set_read_only(path: str, flags: int = 0, kinds: int = READ_ONLY | NO_SUID | NO_DEV) -> None:
     """Nothing can be written below a mount, nor, with AT_RECURSIVE, below those in it."""
-    attributes = (ctypes.c_uint64 * 4)(READ_ONLY | NO_SUID, 0, 0, 0)
+    attributes = (ctypes.c_uint64 * 4)(kinds, 0, 0, 0)
     size = ctypes.sizeof(attributes)
     if libc.syscall(MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, attributes, size) != 0:
         raise Refused(f"read-only files: {os.strerror(ctypes.get_errno())}")
@@ -134,7 +153,8 @@ def set_read_only(path: str, flags: int = 0) -> None:
 
 def expose(kept: str, path: str) -> None:
     """The interpreter's own files, where its folder was hidden."""
-    os.makedirs(path, mode=0o755)
+    os.umask(0o022)
+    os.makedirs(path)
     mount(kept, path, None, BIND | RECURSIVE)
     set_read_only(path, AT_RECURSIVE)
 
@@ -146,7 +166,9 @@ def lies_below(path: str, folder: str) -> bool:
 
 
 def drop_rights() -> None:
-    """No capability is left, and none can be had again."""
+    """No capability is left, and none can be had again, nor in a namespace below this one."""
+    with open("/proc/sys/user/max_user_namespaces", "w") as file:
+        file.write("0")
     for number in range(64):
         if libc.prctl(DROP_BOUNDING, number, 0, 0, 0) != 0:
             break
@@ -169,7 +191,10 @@ def set_limits(request: dict[str, Any]) -> None:
         ("RLIMIT_NPROC", request["processes"]),
     ):
         if limit is not None:
-            resource.setrlimit(getattr(resource, name), (limit, limit))
+            kind = getattr(resource, name)
+            hard = resource.getrlimit(kind)[1]
+            least = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+            resource.setrlimit(kind, (least, least))
 
 
 def run(program: str) -> bool:
@@ -178,38 +203,48 @@ def run(program: str) -> bool:
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
     try:
-        exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
+        exec(compile(program, "<program>", "exec", dont_inherit=True), {"__name__": "__main__"})
     except BaseException:
         return False
     return True
 
 
-def vouch(gate: threading.Lock, results: int, nonce: bytes) -> None:
+def vouch(gate: Any, done: Any, results: int, nonce: bytes) -> None:
     """Write the nonce, which nothing but this thread's frame holds, once the gate is open."""
     with gate:
         os.write(results, nonce)
+    done.release()
 
 
 def supervise(request: dict[str, Any]) -> None:
-    """Fork the program, and wait for its end; those that it leaves behind end with this process."""
+    """Fork the program, and wait for its end, or for that of its time."""
     libc.prctl(DUMPABLE, 0, 0, 0, 0)  # nobody reads the memory of this process
     program, results = request.pop("program"), os.dup(1)
     child = os.fork()
     if child == 0:
-        gate = threading.Lock()
+        gate, done = _thread.allocate_lock(), _thread.allocate_lock()
         gate.acquire()
-        arguments = (gate, results, request.pop("nonce").encode())
-        witness = threading.Thread(target=vouch, args=arguments, daemon=True)
-        witness.start()
-        del arguments, results
+        done.acquire()
+        _thread.start_new_thread(vouch, (gate, done, results, request.pop("nonce").encode()))
+        del results
         request.clear()
         ended = run(program)
         if ended:
             gate.release()
-            witness.join()
+            done.acquire()
         os._exit(0 if ended else 1)
+    signal.signal(signal.SIGALRM, lambda *_: end(request["isolated"]))
+    signal.setitimer(signal.ITIMER_REAL, request["seconds"])
     while os.wait()[0] != child:
         pass
+    end(request["isolated"])
+
+
+def end(isolated: bool) -> None:  # noqa: FBT001 -- one question
+    """End this process, and with it all that the program has left behind."""
+    if not isolated:
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
 
 
 def main() -> None:
@@ -237,9 +272,9 @@ def main() -> None:
                 sys.stderr.flush()
                 os._exit(REFUSED)
             supervise(request)
-            os._exit(0)
         _, status = os.waitpid(inner, 0)
-        sys.exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1)
+        # The kernel may end it for want of memory, which is the program's fault.
+        sys.exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0)
     except (Refused, OSError) as error:
         sys.stderr.write(str(error))
         sys.exit(REFUSED)

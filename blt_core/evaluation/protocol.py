@@ -131,7 +131,8 @@ class Task(Protocol):
     """Questions with a way to score the answers.
 
     asks: "text" where it generates, so that it is run with each sampler; "likelihood" where it only
-    scores given texts, which depends on no sampler, so that it is run once.
+    scores given texts, which depends on no sampler, so that it is run once. executes (optional):
+    whether it runs programs that the model writes, which is checked before any work.
     """
 
     asks: Literal["text", "likelihood"]

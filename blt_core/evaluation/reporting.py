@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -153,7 +154,7 @@ def draw(results: Sequence[PartResult], paths: Sequence[Path]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = [result for result in results if result.samplers[0].relative_gigabytes is not None]
+    drawn = [result for result in results if _points(result)]
     if not drawn:
         return
     specs = list(dict.fromkeys(each.spec for result in drawn for each in result.samplers))
@@ -171,10 +172,21 @@ def draw(results: Sequence[PartResult], paths: Sequence[Path]) -> None:
         spare.replace(path)
 
 
+def _points(result: PartResult) -> list[tuple[Scored, tuple[float, float]]]:
+    """The samplers that have a cost and a first score, and where they stand."""
+    name = next(iter(result.samplers[0].scores), None)
+    return [
+        (each, (each.relative_gigabytes, each.scores[name].value))
+        for each in result.samplers
+        if name and each.relative_gigabytes is not None and math.isfinite(each.scores[name].value)
+    ]
+
+
 def _draw_part(axes: Any, result: PartResult, specs: Sequence[str]) -> None:
     name = next(iter(result.samplers[0].scores))
-    points = [(each.relative_gigabytes or 0.0, each.scores[name].value) for each in result.samplers]
-    for each, at in zip(result.samplers, points, strict=True):
+    shown = _points(result)
+    points = [at for _, at in shown]
+    for each, at in shown:
         number = specs.index(each.spec)
         color, label = f"C{number % 10}", f"{number + 1}  {each.spec}"
         found = each.scores[name]

@@ -18,6 +18,7 @@ from blt_core.evaluation.data import spaced
 from blt_core.evaluation.figures import Figure, Interval, interval, relative
 from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.protocol import Answer, Part, Question, Task
+from blt_core.evaluation.sandbox import make_sandbox
 from blt_core.evaluation.store import Store
 from blt_core.model import Model
 from blt_core.pipeline import Pipeline
@@ -100,13 +101,9 @@ def run_task(
     name: what the task is called, and its answers are kept under. A task that only scores given
     texts is run once. Raises RequestError for a sampler with one, before any work.
     """
+    check_task(name, task, samplers, options)
     watch = watch or Silent()
     if task.asks == "likelihood":
-        if samplers:
-            raise RequestError(
-                f"--sampler: the task {name!r} scores given texts, which no sampler changes; "
-                "leave it out"
-            )
         answered = _answered(pipeline, name, MODEL, task, options, watch)
         return [_unsampled(name, part, options) for part in answered.parts]
     listed = list(dict.fromkeys(samplers or (REFERENCE,)))
@@ -127,10 +124,22 @@ def run_task(
     ]
 
 
+def check_task(name: str, task: Task, samplers: Sequence[str], options: RunOptions) -> None:
+    """Raise RequestError or DataError for what no run of the task could do."""
+    if task.asks == "likelihood" and samplers:
+        raise RequestError(
+            f"--sampler: the task {name!r} scores given texts, which no sampler changes; leave it "
+            "out, or run that task by itself"
+        )
+    if getattr(task, "executes", False):
+        make_sandbox(allowed=options.allow_code, unsafe=options.unsafe, seconds=1)
+
+
 def _answered(
     pipeline: Pipeline, name: str, spec: str, task: Task, options: RunOptions, watch: Watch
 ) -> Answered:
-    store = Store(_path(options.folder, name, spec), _settings(pipeline, name, spec, options))
+    path = _path(options.folder, name, spec)
+    store = Store(path, _settings(pipeline, name, spec, options) if path is not None else {})
     title = f"{name}: {spec}"
     asker = Asker(pipeline, store, options, watch, title)
     try:
@@ -160,6 +169,7 @@ def _settings(pipeline: Pipeline, name: str, spec: str, options: RunOptions) -> 
         "sampler": sampler,
         "model": digest(pipeline.model),
         "dtype": pipeline.settings.dtype,
+        "device": pipeline.settings.device,
         "batch": options.batch,
         "seed": options.seed,
         "limit": options.limit,
@@ -209,6 +219,9 @@ def _scored(
     spec: str, found: Answered, index: int, reference: Answered, options: RunOptions
 ) -> Scored:
     part, expected = found.parts[index], reference.parts[index]
+    if not part.keys:  # it only scores given texts
+        intervals = _intervals(part.figures, options.seed)
+        return Scored(found.pipeline.sampler_name, spec, intervals, {})
     pairs = [(found.answers[key], reference.answers[key]) for key in part.keys]
     passes = sum((answer.passes for answer, _ in pairs), Passes())
     size = sum(len(output) for answer, _ in pairs for output in answer.outputs)
@@ -216,13 +229,13 @@ def _scored(
     cost = found.pipeline.price(passes, parameters).gigabytes
     reference_cost = _cost(reference, part.keys, parameters)
     seconds = sum(answer.seconds for answer, _ in pairs)
-    speed = found.speed or (size / seconds if seconds else None)
+    speed = size / seconds if seconds else None
     ratios = {
         name: ratio
         for name, figure in part.figures.items()
         if (ratio := relative(figure, expected.figures[name], options.seed)) is not None
     }
-    in_law = any(
+    in_law = _samples(found, part.keys) and any(
         bool(getattr(each.pipeline.sampler, "in_law", False)) for each in (found, reference)
     )
     same, outputs = _same(pairs), sum(len(answer.outputs) for answer, _ in pairs)
@@ -241,12 +254,12 @@ def _scored(
         own_gigabytes=found.pipeline.price(passes).gigabytes,
         relative_gigabytes=cost / reference_cost if reference_cost else None,
         relative_gigabytes_paper=_to_paper(found.pipeline, cost, size, parameters),
-        identical=None if in_law and _samples(found, part.keys) else same == outputs,
+        identical=None if in_law else same == outputs,
         same=same,
         outputs=outputs,
         near_ties=_near_ties(found, reference, part.keys) if promised else None,
         agreement=_agreement(pairs),
-        bytes_per_second=speed,
+        bytes_per_second=speed if found.speed is None else found.speed,
     )
 
 
@@ -298,7 +311,8 @@ def _ids(model: Model, output: bytes, stopped: str) -> list[int]:
     return [*model.scheme.encode(output), *ended]
 
 
-def _agreement(pairs: Sequence[tuple[Answer, Answer]]) -> float:
+def _agreement(pairs: Sequence[tuple[Answer, Answer]]) -> float | None:
     texts = [both for a, b in pairs for both in zip(a.outputs, b.outputs, strict=True)]
     same = sum(x == y for ours, theirs in texts for x, y in zip(ours, theirs, strict=False))
-    return same / max(sum(len(theirs) for _, theirs in texts), 1)
+    size = sum(len(theirs) for _, theirs in texts)
+    return same / size if size else None

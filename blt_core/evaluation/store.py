@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,20 +34,25 @@ class Store:
         head = {"format": FORMAT, **settings}
         with file_errors(path, RunError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            whole = self._read(path, head)
-            self._file = path.open("r+b" if whole is not None else "wb")
-            # A line that was cut short by a kill is written anew.
-            self._file.truncate(whole or 0)
-            self._file.seek(0, os.SEEK_END)
+            self._file = path.open("a+b")
+            try:
+                _lock(self._file, path)
+                whole = self._read(path, head)
+                # A line that was cut short by a kill is written anew.
+                self._file.truncate(whole)
+            except BaseException:
+                self._file.close()
+                raise
         if not whole:
             self._write([head])
 
-    def _read(self, path: Path, head: Mapping[str, Any]) -> int | None:
-        """Read what is there; the length of its whole lines, None without a file."""
-        if not path.exists():
-            return None
+    def _read(self, path: Path, head: Mapping[str, Any]) -> int:
+        """Read what is there; the length of its whole lines."""
         data = path.read_bytes()
         whole = data.rfind(b"\n") + 1
+        begins = json.dumps({"format": FORMAT}).encode()[:-1]
+        if not begins.startswith(data[: len(begins)]):
+            raise DataError(f"{path}: holds no answers of a task\n  fix: choose another --out")
         try:
             lines = [json.loads(line) for line in data[:whole].splitlines()]
             _ = lines and lines[0]["format"]  # other files have none
@@ -89,6 +93,20 @@ class Store:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keep other processes out, where the system can; DataError if one is in there."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(f"{path}: another run writes here; choose another --out") from error
+    except OSError:  # a file system without locks
+        return
 
 
 def to_record(key: str, answer: Answer) -> dict[str, Any]:

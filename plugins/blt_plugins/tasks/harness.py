@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from blt_core.types import seed_of_prompt, seed_of_sample
 BYTES_PER_TOKEN = 4
 #: New tokens where a task sets no limit: the harness's own default.
 NEW_TOKENS = 256
+#: The harness's own seed of examples, and of numpy.
+_SEED = 1234
+_NUMBER = (int, float, np.number)
 #: What lm-eval calls an unfiltered response.
 _PLAIN = "none"
 
@@ -108,8 +112,10 @@ class ByteModel(LM):  # type: ignore[misc]
         until = settings.get("until") or ()
         stops = (until,) if isinstance(until, str) else tuple(until)
         tokens = settings.get("max_gen_toks") or settings.get("max_new_tokens") or NEW_TOKENS
-        most = min(int(tokens) * self._bytes_per_token, self._model.context_bytes // 2)
-        temperature = float(settings.get("temperature") or 0.0)
+        room = max(self._model.context_bytes // 2, 1)
+        most = min(int(tokens) * self._bytes_per_token, room)
+        sampled = settings.get("do_sample", bool(settings.get("temperature")))
+        temperature = float(settings.get("temperature") or 1.0) if sampled else 0.0
         prompt = context.encode()
         kept = fitted(prompt, self._model.context_bytes - most)
         own = seed_of_prompt(self._model.seed, int(request.doc_id or 0))
@@ -119,7 +125,7 @@ class ByteModel(LM):  # type: ignore[misc]
             prompt=kept,
             max_new_bytes=most,
             stop=tuple(stop.encode() for stop in stops if stop),
-            temperature=temperature if settings.get("do_sample", temperature > 0) else 0.0,
+            temperature=temperature,
             top_p=settings.get("top_p"),
             seed=seed_of_sample(own, repeat),
             truncated=len(kept) < len(prompt),
@@ -145,7 +151,18 @@ class HarnessTasks:
         if include is not None and not Path(include).is_dir():
             raise DataError(f"include: there is no folder {include}")
         self._name, self._shots, self._bytes_per_token = name, shots, bytes_per_token
-        self._found = _load(name, include)
+        with _seeded():
+            self._found = _load(name, include)
+        for each, task in self._found["tasks"].items():
+            if getattr(task, "UNSAFE_CODE", False):
+                raise DataError(
+                    f"lm-eval's task {each!r} runs what the model writes, without a sandbox\n"
+                    "  fix: take the task humaneval or mbpp"
+                )
+            if getattr(task, "MULTIMODAL", False):
+                raise DataError(
+                    f"lm-eval's task {each!r} shows pictures; a model of bytes reads text"
+                )
 
     @property
     def generates(self) -> bool:
@@ -156,26 +173,34 @@ class HarnessTasks:
         """Ask what all of them ask; the first ``limit`` items of each."""
         tasks = self._found["tasks"]
         for task in tasks.values():
-            task.set_fewshot_seed(seed=model.seed)
-            if self._shots is not None:
+            task.set_fewshot_seed(seed=_SEED)
+            # As the harness has it: a task that says 0 means it.
+            if self._shots is not None and task.config.num_fewshot != 0:
                 task.set_config(key="num_fewshot", value=self._shots)
             # Requests of an earlier run, with another sampler, have their answers in them.
             task._instances = None  # noqa: SLF001 -- there is no other way to ask anew
         asked = ByteModel(model, self._bytes_per_token)
-        result = evaluate(
-            asked, self._found, limit=limit, bootstrap_iters=0, log_samples=True, verbosity="ERROR"
-        )
+        with _seeded():
+            result = evaluate(
+                asked,
+                self._found,
+                limit=limit,
+                bootstrap_iters=0,
+                log_samples=True,
+                verbosity="ERROR",
+            )
         if result is None:
             raise DataError(f"lm-eval gave no results of {self._name!r}")
         figures = {name: _figures(task, result["samples"][name]) for name, task in tasks.items()}
-        parts = [
-            self._part(name, figures[name], [name], asked, len(result["samples"][name]))
-            for name in tasks
-        ]
+        counts = {
+            name: len({sample["doc_id"] for sample in result["samples"][name]}) for name in tasks
+        }
+        parts = [self._part(name, figures[name], [name], asked, counts[name]) for name in tasks]
         for name, found in result["results"].items():
             if name not in tasks:
                 leaves = [leaf for leaf in tasks if leaf in _leaves(self._found, name)]
-                parts.append(self._part(name, _group_figures(found), leaves, asked, None))
+                items = sum(counts[leaf] for leaf in leaves)
+                parts.append(self._part(name, _group_figures(found), leaves, asked, items))
         return parts
 
     def _part(
@@ -184,7 +209,7 @@ class HarnessTasks:
         figures: Mapping[str, Figure],
         leaves: Sequence[str],
         asked: ByteModel,
-        items: int | None,
+        items: int,
     ) -> Part:
         count = sum(asked.asked.get(leaf, 0) for leaf in leaves)
         cut = sum(asked.truncated.get(leaf, 0) for leaf in leaves)
@@ -197,11 +222,24 @@ class HarnessTasks:
             told["bytes_per_token"] = self._bytes_per_token
         return Part(
             name="" if name == self._name else name,
-            items=count if items is None else items,
+            items=items,
             figures=figures,
             keys=tuple(key for leaf in leaves for key in asked.keys.get(leaf, ())),
             told=told,
         )
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """The global random numbers that the harness sets before it runs, for tasks that use them."""
+    kept = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(0)
+    np.random.seed(_SEED)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])  # noqa: NPY002
 
 
 def _load(name: str, include: str | None) -> Any:
@@ -255,9 +293,9 @@ def _figures(task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, Figur
 
 def _figure(values: Sequence[Any], aggregation: Callable[[Sequence[Any]], float] | None) -> Figure:
     """A metric from its values: of sums, where it is known to be a function of them."""
-    plain = all(isinstance(value, (int, float, np.number)) for value in values)
+    plain = all(isinstance(value, _NUMBER) for value in values)
     candidates: list[Figure] = [mean([float(value) for value in values])] if plain else []
-    if values and all(isinstance(value, tuple) and len(value) == 2 for value in values):  # noqa: PLR2004
+    if values and all(_are_two_numbers(value) for value in values):
         nats, sizes = zip(*values, strict=True)
         candidates += [
             ratio(nats, sizes, -1 / np.log(2)),  # bits per byte
@@ -265,11 +303,19 @@ def _figure(values: Sequence[Any], aggregation: Callable[[Sequence[Any]], float]
         ]
     if aggregation is None:
         return candidates[0] if candidates else Given(float("nan"))
-    value = float(aggregation(values))
+    value: Any = aggregation(values)
+    if not isinstance(value, _NUMBER):
+        return Given(float("nan"))
+    value = float(value)
     for each in candidates:
         if np.isclose(each.value, value, rtol=1e-12, equal_nan=True):
             return each
     return Resampled(tuple(values), aggregation)
+
+
+def _are_two_numbers(value: object) -> bool:
+    two = isinstance(value, tuple) and len(value) == 2  # noqa: PLR2004
+    return two and all(isinstance(each, _NUMBER) for each in value)  # type: ignore[attr-defined]
 
 
 class Exponential:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import importlib.util
 import math
 import warnings
@@ -15,9 +16,10 @@ import attrs
 
 from blt_core.component import BuildContext, Component, at_least, between, more_than, not_empty
 from blt_core.errors import DataError
-from blt_core.evaluation.data import fitted, read_records, spaced
+from blt_core.evaluation.data import distinct, fitted, read_records, spaced
 from blt_core.evaluation.figures import Figure, mean, ratio
 from blt_core.evaluation.protocol import Answer, Asked, Part, Passage, Question
+from blt_core.evaluation.sandbox import Sandbox
 from blt_core.files import expand_home
 from blt_core.types import seed_of_prompt
 
@@ -39,7 +41,9 @@ class ProgramParams:
     )
     samples: int = attrs.field(default=1, validator=at_least(1))
     temperature: float = attrs.field(default=0.0, validator=at_least(0))
-    top_p: float | None = attrs.field(default=None, validator=between(0, 1))
+    top_p: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional([more_than(0), between(0, 1)])
+    )
     max_new_bytes: int = attrs.field(default=512, validator=at_least(1))
     seconds: float = attrs.field(default=3.0, validator=more_than(0))
     execute: bool = True
@@ -72,6 +76,7 @@ class Programs:
         told: Mapping[str, object],
     ) -> None:
         self._params, self._problems, self._stops, self._told = params, problems, stops, told
+        self.executes = params.execute
 
     def run(self, model: Asked, limit: int | None) -> list[Part]:
         """Have all problems completed, or ``limit`` of them, and run what comes of it."""
@@ -85,9 +90,11 @@ class Programs:
         figures: dict[str, Figure] = {}
         if sandbox is not None:
             programs = {
-                f"{problem.key}/{number}": functools.partial(sandbox.passes, problem.tested(text))
+                f"{problem.key}/{number}@{_digest(sandbox, program)}": functools.partial(
+                    sandbox.passes, program
+                )
                 for problem, texts in found
-                for number, text in enumerate(texts)
+                for number, program in enumerate(map(problem.tested, texts))
             }
             passed = model.judge("runs", programs)
             right = [sum(passed[i : i + p.samples]) for i in range(0, len(passed), p.samples)]
@@ -104,7 +111,7 @@ class Programs:
 
     def _question(self, index: int, problem: Problem, model: Asked) -> Question:
         p, prompt = self._params, problem.prompt.encode()
-        most = min(p.max_new_bytes, model.context_bytes // 2)
+        most = min(p.max_new_bytes, max(model.context_bytes // 2, 1))
         kept = fitted(prompt, model.context_bytes - most)
         return Question(
             key=problem.key,
@@ -139,6 +146,11 @@ class Programs:
         return ratio(nats, [len(each.text) for each in passages], -1 / math.log(2))
 
 
+def _digest(sandbox: Sandbox, program: str) -> str:
+    """A name for a program and the bounds that it runs in."""
+    return hashlib.blake2b(repr((sandbox, program)).encode(), digest_size=8).hexdigest()
+
+
 def pass_at(samples: int, right: int, k: int) -> float:
     """The chance that one of ``k`` samples passes, of ``samples`` of which ``right`` do.
 
@@ -168,7 +180,7 @@ def make_humaneval(params: ProgramParams, _: BuildContext) -> Programs:
     path = Path(params.path) if params.path else _packaged()
     needs = {"task_id": str, "prompt": str, "test": str, "entry_point": str}
     problems = []
-    for record in read_records(path, needs):
+    for record in distinct(read_records(path, needs), "task_id", path):
         start, end = record["prompt"], f"\n{record['test']}\ncheck({record['entry_point']})\n"
         problems.append(
             Problem(
@@ -224,8 +236,13 @@ def make_mbpp(params: ProgramParams, _: BuildContext) -> Programs:
     path = Path(params.path)
     records = {
         record["task_id"]: record
-        for record in read_records(path, {"task_id": int, "code": str, "test_list": list})
+        for record in distinct(
+            read_records(path, {"task_id": int, "code": str, "test_list": list}), "task_id", path
+        )
     }
+    for number, record in records.items():
+        if not all(isinstance(test, str) for test in record["test_list"]):
+            raise DataError(f"{path}: problem {number}: test_list holds what is no text")
     shots = [records[number] for number in MBPP_SHOTS if number in records]
     if len(shots) < len(MBPP_SHOTS):
         raise DataError(f"{path}: the examples are the problems 2, 3 and 4; they are not all there")

@@ -18,9 +18,6 @@ from blt_core.evaluation.figures import Figure, Summed
 from blt_core.evaluation.protocol import Answer, Asked, Part, Question
 from blt_core.files import expand_home
 
-#: What a shot is: a prompt with its answer.
-_SHOT = "{prompt} {target}\n"
-
 
 def _fields(*names: str) -> Any:
     """A validator of templates that may have these fields, and must have the first."""
@@ -134,7 +131,11 @@ class Translation:
 
     def _from_records(self, path: str) -> list[Pair]:
         return [
-            Pair(record.get("language", self.params.language), record["source"], record["target"])
+            Pair(
+                str(record.get("language") or self.params.language),
+                record["source"],
+                record["target"],
+            )
             for record in read_records(Path(path), {"source": str, "target": str})
         ]
 
@@ -151,7 +152,7 @@ class Translation:
                     f"{self.params.shot_pairs}: {len(own)} pairs of the language {language!r}, "
                     f"and shots = {self.params.shots}"
                 )
-            texts = (_SHOT.format(prompt=self._prompt(each), target=each.target) for each in own)
+            texts = (f"{self._prompt(each)} {each.target}{self.params.stop}" for each in own)
             shots[language] = "".join(texts)
         return shots
 
@@ -162,7 +163,7 @@ class Translation:
         self, number: int, pair: Pair, shots: Mapping[str, str], model: Asked
     ) -> Question:
         prompt = (shots[pair.language] + self._prompt(pair)).encode()
-        most = min(self.params.max_new_bytes, model.context_bytes - 1)
+        most = min(self.params.max_new_bytes, max(model.context_bytes - 1, 1))
         kept = fitted(prompt, model.context_bytes - most)
         return Question(
             key=f"{pair.language}/{number}",

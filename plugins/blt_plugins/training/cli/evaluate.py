@@ -77,7 +77,8 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Items of each part of a task, evenly spaced.")
+        int | None,
+        typer.Option(min=1, help="Items of each part of a task: evenly spaced, or the first."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Texts of a task that run together.")] = 16,
     timed: Annotated[
@@ -101,7 +102,9 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
         str | None, typer.Option(help="Draw scores against cost: a .png or .svg file.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=0, help="Drafts judged of each sampler.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the choice of windows, blocks and prefixes.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of windows, blocks and prefixes; of a task's intervals.")
+    ] = 0,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
