@@ -55,21 +55,25 @@ def _record(each: Scored) -> dict[str, Any]:
 def show(results: Sequence[PartResult], notes: Sequence[str] = ()) -> None:
     """Print a table for each part."""
     shown = console(150)
+    said: set[str] = set()
     for number, result in enumerate(results):
         if number:
             shown.print()
-        _show(shown, result)
+        _show(shown, result, said)
     for note in notes:
         shown.print()
         shown.print("\n".join(textwrap.wrap(note, 100)))
 
 
-def _show(shown: Console, result: PartResult) -> None:
+def _show(shown: Console, result: PartResult, said: set[str]) -> None:
+    """Print a part; of what its task says, that which was not said before."""
     from rich.table import Table
 
     shown.print(f"{result.name}: {result.items} items")
     for line in _told(result.told):
-        shown.print(f"  {line}")
+        if line not in said:
+            shown.print(f"  {line}")
+        said.add(line)
     generated = result.samplers[0].passes is not None
     table = Table(box=None, header_style="bold")
     table.add_column("sampler", overflow="fold")
