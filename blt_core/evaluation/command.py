@@ -14,10 +14,12 @@ from blt_core.cli.inputs import with_sampler
 from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import output_json
 from blt_core.component import BuildContext
+from blt_core.errors import DataError
 from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.reporting import as_record, draw, show
 from blt_core.evaluation.running import REFERENCE, PartResult, check_task, run_task
 from blt_core.pipeline import Pipeline
+from blt_core.storage.folders import file_errors
 from blt_core.tables.inline import parse_inline
 from blt_core.wiring.config import Config
 from blt_core.wiring.resolve import build_node, resolve_component
@@ -58,6 +60,14 @@ def evaluate_tasks(
         pipeline.plan_with_sampler(each)
     for name, task in tasks:
         check_task(name, task, samplers, options)
+    generating = any(task.asks == "text" for _, task in tasks)
+    if pictures and not generating:
+        raise DataError("--plot: draws scores against cost, and no task here generates anything")
+    if options.timed and not generating:
+        raise DataError("--timed: no task here generates anything")
+    if options.folder is not None:
+        with file_errors(options.folder, DataError):
+            options.folder.mkdir(parents=True, exist_ok=True)
     results: list[PartResult] = []
     with progress_bar() as bar:
         for name, task in tasks:

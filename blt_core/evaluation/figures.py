@@ -66,6 +66,8 @@ class Summed:
     def draws(self, seed: int) -> Floats | None:
         """(d,): the scores of resamples."""
         count = len(self.stats_ns)
+        if not count:
+            return None
         rng = np.random.default_rng((seed, count))
         weights_dn = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)
         return np.array([self.of(sums) for sums in weights_dn @ self.stats_ns])

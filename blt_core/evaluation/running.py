@@ -20,6 +20,7 @@ from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.protocol import Answer, Part, Question, Task
 from blt_core.evaluation.sandbox import make_sandbox
 from blt_core.evaluation.store import Store
+from blt_core.faults import broken
 from blt_core.model import Model
 from blt_core.pipeline import Pipeline
 from blt_core.types import Parameters, Passes, Sampling, seed_of_sample
@@ -126,6 +127,8 @@ def run_task(
 
 def check_task(name: str, task: Task, samplers: Sequence[str], options: RunOptions) -> None:
     """Raise RequestError or DataError for what no run of the task could do."""
+    if task.asks not in ("text", "likelihood"):
+        raise broken(task, f"asks = {task.asks!r}; expected 'text' or 'likelihood'")
     if task.asks == "likelihood" and samplers:
         raise RequestError(
             f"--sampler: the task {name!r} scores given texts, which no sampler changes; leave it "
@@ -143,11 +146,27 @@ def _answered(
     title = f"{name}: {spec}"
     asker = Asker(pipeline, store, options, watch, title)
     try:
-        parts = task.run(asker, options.limit)
+        parts = _checked(task.run(asker, options.limit), task, asker)
         speed = _timed(asker, options, watch, title)
     finally:
         store.close()
     return Answered(pipeline, parts, asker.questions, asker.answers, speed)
+
+
+def _checked(parts: Any, task: Task, asker: Asker) -> Sequence[Part]:
+    """What a task gave; ComponentError, which names it, for what breaks its contract."""
+    if not isinstance(parts, Sequence) or not all(isinstance(part, Part) for part in parts):
+        raise broken(task, f"run gave {parts!r}; expected a list of Part")
+    if not parts:
+        raise broken(task, "run gave no part")
+    for part in parts:
+        strange = [key for key in part.keys if key not in asker.answers]
+        if strange:
+            raise broken(task, f"part {part.name!r}: no question has the key {strange[0]!r}")
+        for name, figure in part.figures.items():
+            if not isinstance(figure, Figure):
+                raise broken(task, f"figure {name!r}: expected a Figure, got {figure!r}")
+    return parts
 
 
 def _timed(asker: Asker, options: RunOptions, watch: Watch, title: str) -> float | None:

@@ -38,8 +38,8 @@ CORE = {
     "compare": "errors types model decoding requests pipeline",
     "cli": "errors files log faults resources types component published model tables plugins "
     "wiring storage loading requests pipeline compare",
-    "evaluation": "errors files component types model tables wiring storage requests pipeline "
-    "compare cli",
+    "evaluation": "errors files faults component types model tables wiring storage requests "
+    "pipeline compare cli",
 }
 #: The rooms of the training plugin.
 TRAINING = {

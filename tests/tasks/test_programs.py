@@ -103,8 +103,15 @@ def test_problems_that_cannot_be_meant_are_refused(tmp_path, write):
     problem = {"task_id": "a", "prompt": "", "test": "", "entry_point": "f"}
     with pytest.raises(DataError, match="two records have the task_id 'a'"):
         humaneval(path=str(write("p.jsonl", [problem, problem])))
-    with pytest.raises(DataError, match="problem 11: test_list holds what is no text"):
+    with pytest.raises(DataError, match="problem 11: test_list: expected texts"):
         mbpp(write("m.jsonl", [*MBPP[:3], {**MBPP[3], "test_list": [1]}]))
+
+
+def test_mbpp_needs_problems_and_tests(write):
+    with pytest.raises(DataError, match="no problems besides the examples"):
+        mbpp(write("examples.jsonl", MBPP[:3]))
+    with pytest.raises(DataError, match="problem 12: test_list: expected texts"):
+        mbpp(write("m.jsonl", [*MBPP[:4], {**MBPP[4], "test_list": []}]))
 
 
 def test_pass_at_k_is_unbiased():

@@ -10,7 +10,7 @@ import pytest
 
 from blt_core.cli.app import run as run_command
 from blt_core.compare import NEAR_TIE
-from blt_core.errors import DataError, RequestError
+from blt_core.errors import ComponentError, DataError, RequestError
 from blt_core.evaluation.figures import mean
 from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.protocol import Part, Passage, Question
@@ -222,6 +222,26 @@ def test_outputs_that_differ_are_counted_and_near_ties_apart(pipeline, monkeypat
     assert found.agreement < 1
     monkeypatch.setattr("blt_core.compare.NEAR_TIE", dict.fromkeys(NEAR_TIE, 1e9))
     assert told().near_ties == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (None, "run gave None; expected a list of Part"),
+        ([], "run gave no part"),
+        ([Part("", 1, {"a": True})], "figure 'a': expected a Figure, got True"),
+        ([Part("", 1, {}, ("nokey",))], "no question has the key 'nokey'"),
+    ],
+)
+def test_a_task_that_breaks_its_contract_is_named(pipeline, parts, message):
+    class Broken(Lengths):
+        def run(self, model, limit):
+            return parts
+
+    with pytest.raises(ComponentError, match=message):
+        run_task(pipeline, "t", Broken(), [], RunOptions())
+    with pytest.raises(ComponentError, match="asks = 'tokens'; expected 'text' or 'likelihood'"):
+        run_task(pipeline, "t", Lengths(asks="tokens"), [], RunOptions())
 
 
 class Likely:

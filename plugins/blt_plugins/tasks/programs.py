@@ -241,14 +241,17 @@ def make_mbpp(params: ProgramParams, _: BuildContext) -> Programs:
         )
     }
     for number, record in records.items():
-        if not all(isinstance(test, str) for test in record["test_list"]):
-            raise DataError(f"{path}: problem {number}: test_list holds what is no text")
+        tests = record["test_list"]
+        if not tests or not all(isinstance(test, str) for test in tests):
+            raise DataError(f"{path}: problem {number}: test_list: expected texts, got {tests!r}")
     shots = [records[number] for number in MBPP_SHOTS if number in records]
     if len(shots) < len(MBPP_SHOTS):
         raise DataError(f"{path}: the examples are the problems 2, 3 and 4; they are not all there")
     before = "".join(f"{_mbpp_prompt(each)}{each['code']}\n[DONE]\n" for each in shots)
     tested = [number for number in records if number in MBPP_TEST]
     chosen = tested or [number for number in records if number not in MBPP_SHOTS]
+    if not chosen:
+        raise DataError(f"{path}: has no problems besides the examples, 2, 3 and 4")
     problems = []
     for number in chosen:
         record = records[number]

@@ -163,7 +163,7 @@ class Translation:
         self, number: int, pair: Pair, shots: Mapping[str, str], model: Asked
     ) -> Question:
         prompt = (shots[pair.language] + self._prompt(pair)).encode()
-        most = min(self.params.max_new_bytes, max(model.context_bytes - 1, 1))
+        most = min(self.params.max_new_bytes, max(model.context_bytes // 2, 1))
         kept = fitted(prompt, model.context_bytes - most)
         return Question(
             key=f"{pair.language}/{number}",

@@ -49,7 +49,7 @@ class Evaluation:
     acceptance: tuple[Acceptance, ...]
 
 
-@stopped_at_once("run the same command again")
+@stopped_at_once("run the same command again; with --out a task goes on from what it has")
 def evaluate(  # noqa: PLR0913 -- one parameter an option
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="A checkpoint, demo:NAME, or a config.")],
@@ -96,7 +96,8 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
         bool, typer.Option("--allow-code-execution", help="Let tasks run what the model wrote.")
     ] = False,
     unsafe_no_sandbox: Annotated[
-        bool, typer.Option("--unsafe-no-sandbox", help="… without a sandbox, where none works.")
+        bool,
+        typer.Option("--unsafe-no-sandbox", help="Without the sandbox."),
     ] = False,
     plot: Annotated[
         str | None, typer.Option(help="Draw scores against cost: a .png or .svg file.")
