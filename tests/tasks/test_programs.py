@@ -41,6 +41,8 @@ def test_all_canonical_solutions_pass_and_none_without_its_body(problems, script
     assert part.items == len(problems) == 164
     assert part.figures["pass@1"].value == 1.0
     assert part.figures["python"].value == 1.0
+    data = part.told.pop("data")
+    assert data.endswith("HumanEval.jsonl.gz")
     assert part.told == {"shots": 0, "truncated_share": 0.0, "sandbox": "namespaces"}
     wrong = scripted(lambda _: b"    return None\n")
     [part] = humaneval().run(wrong, 8)

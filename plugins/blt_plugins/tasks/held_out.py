@@ -30,7 +30,7 @@ class HeldOut:
     asks: Literal["text", "likelihood"] = "likelihood"
 
     def __init__(self, params: HeldOutParams, context: BuildContext) -> None:
-        path = Path(params.path)
+        self._path, path = params.path, Path(params.path)
         files = visible_files(path) if path.is_dir() else [path]
         self._texts = [text for file in files if (text := read_document(file))]
         if not self._texts:
@@ -47,7 +47,7 @@ class HeldOut:
                 [each.logprob for each in found], sizes, -1 / math.log(2)
             ),
         }
-        return [Part("", len(texts), figures, told={"bytes": sum(sizes)})]
+        return [Part("", len(texts), figures, told={"data": self._path, "bytes": sum(sizes)})]
 
 
 HELD_OUT = Component(

@@ -190,7 +190,7 @@ def make_humaneval(params: ProgramParams, _: BuildContext) -> Programs:
                 tested=functools.partial(_joined, start, end),
             )
         )
-    return Programs(params, problems, HUMANEVAL_STOPS, {"shots": 0})
+    return Programs(params, problems, HUMANEVAL_STOPS, {"data": str(path), "shots": 0})
 
 
 def _joined(start: str, end: str, completion: str) -> str:
@@ -265,7 +265,7 @@ def make_mbpp(params: ProgramParams, _: BuildContext) -> Programs:
                 tested=functools.partial(_joined, "", end),
             )
         )
-    return Programs(params, problems, MBPP_STOPS, {"shots": len(shots)})
+    return Programs(params, problems, MBPP_STOPS, {"data": str(path), "shots": len(shots)})
 
 
 def _mbpp_prompt(record: Mapping[str, Any]) -> str:

@@ -187,6 +187,7 @@ class Translation:
             figures={k: corpus_figure(m, outputs, targets) for k, m in self._metrics.items()},
             keys=tuple(question.key for question in questions),
             told={
+                "data": self.params.pairs or f"{self.params.source}, {self.params.reference}",
                 "copy_of_source": copies,
                 "signatures": {k: str(m.get_signature()) for k, m in self._metrics.items()},
                 "truncated_share": sum(q.truncated for q in questions) / len(questions),
