@@ -86,6 +86,10 @@ class DataError(BltError):
     """Input files that are missing, unreadable or unfit."""
 
 
+#: What is said of logits that are no numbers.
+NO_NUMBERS = "the model's logits are no numbers: its weights are damaged"
+
+
 class RunError(BltError):
     """A run that began properly and failed; the inputs were fine."""
 

@@ -204,7 +204,7 @@ def check_round(
     row has more ids accepted than drafted. Only the first round reads the prompt.
     """
     scheme, batch = state.scheme, len(lengths)
-    never = set(scheme.never_output)
+    never = scheme.never_output
     if not _is_round(done, batch):
         raise EngineError(f"the sampler's round is not a Round of {batch} batch rows: {done!r}")
     _check_counts(done, first=first)

@@ -9,26 +9,28 @@ Axes: b batch rows, r rows of a pass, m patches, n blocks, B bytes of a block, V
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from math import isnan
 
 import torch
 from torch import Tensor
 
-from blt_core.decoding.rows import RowState, latent_before
-from blt_core.errors import RunError
+from blt_core.decoding.rows import RowState, Tally, latent_before
+from blt_core.errors import NO_NUMBERS, RunError
 from blt_core.faults import broken
 from blt_core.model import Model
 from blt_core.nn import RowCache
 from blt_core.protocols import Cache, ReorderingCache, can_reorder
-from blt_core.types import Blocks, Latents, OpenBlock, Passes, Patches, Rows
+from blt_core.types import Blocks, Latents, OpenBlock, Patches, Rows
 
 #: Where the patches of a batch row start, in ascending order; a last one may be provisional.
 Bounds = list[int]
 
 
 class ModelPasses:
-    """The parts of ``model``, their caches for ``rows``, and the passes run so far (``calls``).
+    """The parts of ``model``, their caches for ``rows``, and the passes run so far (``tally``).
 
     A pass counts for each batch row that takes part, as if it ran alone, and once for the batch.
     """
@@ -38,13 +40,12 @@ class ModelPasses:
         self._model, self._rows, self._device = model, rows, model.device
         self._patcher = model.patcher.new_cache(batch)
         self._encoder = model.encoder.new_cache(batch)
-        self._states = RowCache(batch)  # the encoder's byte states, from which patches are embedded
+        # The encoder's byte states, from which patches are embedded; an open patch keeps its own.
+        self._states = RowCache(batch, window=1)
         self._global = model.global_model.new_cache(batch)
         self._decoder = model.decoder.new_cache(batch)
-        self._banned = torch.tensor(
-            model.scheme.never_output, dtype=torch.long, device=self._device
-        )
-        self.calls = Passes()
+        self._ban: Tensor | None = None
+        self.tally = Tally()
 
     # -- the parts -------------------------------------------------------------------------------
 
@@ -61,7 +62,7 @@ class ModelPasses:
         for row, new, count in zip(self._rows, flags.tolist(), counts, strict=True):
             row.starts += [row.scored + 1 + i for i in range(count) if new[i]]
             row.scored += count
-        self._count(counts, Passes(scorer=1))
+        self._count(counts, "scorer")
 
     def encode(self, ends: Sequence[int]) -> None:
         """The encoder's byte states of the rows before ``ends[b]``."""
@@ -74,7 +75,7 @@ class ModelPasses:
         self._states.write("states", span, states)
         for row, count in zip(self._rows, counts, strict=True):
             row.encoded += count
-        self._count(counts, Passes(encoder_bytes=1))
+        self._count(counts, "encoder_bytes")
 
     def encode_read(self, ends: Sequence[int]) -> None:
         """As ``encode``, if the decoder reads byte states: one pass with that for the patches."""
@@ -91,19 +92,19 @@ class ModelPasses:
             at[n : n + k + 1] if k else [] for at, n, k in zip(bounds, done, counts, strict=True)
         ]
         self.encode([at[-1] if at else 0 for at in new])
-        lo, hi = min(at[0] for at in new if at), max(at[-1] for at in new if at)
+        firsts = [at[0] if at else 0 for at in new]
         patches = Patches(
-            self._tensor(_padded([start - lo for start in at[:-1]] for at in new)),
+            self._tensor(_padded([start - at[0] for start in at[:-1]] for at in new)),
             self._tensor(_padded([b - a for a, b in pairwise(at)] for at in new)),
             counts,
         )
-        states = self._states.read("states", lo, hi)
+        states = self._states.take("states", firsts, max(at[-1] - at[0] for at in new if at))
         embeddings = self._model.encoder.patch_embeddings(states, patches)
         part, shape = self._model.global_model, (len(counts), max(counts))
         values = part.forward(Latents(embeddings, counts), self._global)
         if not isinstance(values, Tensor) or values.shape[:2] != shape:
             raise broken(part, f"gave {_shown(values)} as latents; expected (b, m, D) of {shape}")
-        self._count(counts, Passes(encoder=1))
+        self._count(counts, "encoder")
         return Latents(values, counts)
 
     def decode(
@@ -119,7 +120,7 @@ class ModelPasses:
         """
         clean = self._clean_rows(begins, ends, bounds)
         output = self._model.decoder.forward(clean, None, latents, self._decoder).clean
-        self._count(clean.lengths, Passes(decoder=1))
+        self._count(clean.lengths, "decoder")
         if output is None:
             raise broken(self._model.decoder, "returned no output for its clean rows")
         return output.logits
@@ -148,7 +149,7 @@ class ModelPasses:
             self._tensor([[n] if on else [0] for n, on in zip(reads, active, strict=True)]),
         )
         output = self._model.decoder.forward(clean, blocks, latents, self._decoder).blocks
-        self._count(active, Passes(decoder=1))
+        self._count(active, "decoder")
         if output is None:
             raise broken(self._model.decoder, "returned no output for its block rows")
         return self.without_banned(output.logits[:, 0])
@@ -189,7 +190,7 @@ class ModelPasses:
         settled = [row.settled for row in self._rows]
         for cache in (self._patcher, self._encoder, self._states, self._decoder.rows):
             settle_at(cache, settled)
-        closed = [row.starts.index(row.settled) for row in self._rows]
+        closed = [bisect_left(row.starts, row.settled) for row in self._rows]
         for cache in (self._global, self._decoder.latents):
             settle_at(cache, closed)
 
@@ -200,34 +201,44 @@ class ModelPasses:
     ) -> Rows:
         """Decoder rows [begins, ends), in place of any that are cached from ``begins[b]`` on."""
         counts = _counts(begins, ends)
-        kept = zip(self._rows, begins, counts, strict=True)
-        rewind_to(self._decoder.rows, [begin if k else row.decoded for row, begin, k in kept])
+        kept = [
+            begin if count else row.decoded
+            for row, begin, count in zip(self._rows, begins, counts, strict=True)
+        ]
+        if any(keep < row.decoded for keep, row in zip(kept, self._rows, strict=True)):
+            rewind_to(self._decoder.rows, kept)
         reads = _padded(
             [latent_before(at, i + 1) for i in range(begin, begin + count)]
             for at, begin, count in zip(bounds, begins, counts, strict=True)
         )
-        rows = self._byte_rows(begins, counts)
         states = None
         if self._model.decoder.reads_byte_states:
-            states = take(self._states.read("states", 0, None), self._tensor(begins), max(counts))
-        return Rows(rows.ids_br, rows.lengths, self._tensor(reads), states)
+            states = self._states.take("states", begins, max(counts))
+        ids_br, latent_br = self._tensor([self._ids(begins, counts), reads])
+        return Rows(ids_br, counts, latent_br, states)
 
     def _byte_rows(self, begins: Sequence[int], counts: Sequence[int]) -> Rows:
+        return Rows(self._tensor(self._ids(begins, counts)), tuple(counts))
+
+    def _ids(self, begins: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
         texts = zip(self._rows, begins, counts, strict=True)
-        ids = _padded(row.ids[begin : begin + count] for row, begin, count in texts)
-        return Rows(self._tensor(ids), tuple(counts))
+        return _padded(row.ids[begin : begin + count] for row, begin, count in texts)
 
     def without_banned(self, logits: Tensor) -> Tensor:
         """Ids that are never output get -inf. Raises RunError for logits that are no numbers."""
-        if bool(logits.isnan().any()):
-            raise RunError("the model's logits are no numbers: its weights are damaged")
-        return logits.index_fill(-1, self._banned, float("-inf"))
+        # On other devices a look at numbers waits for them; there the choice of an id tells.
+        if self._device.type == "cpu" and isnan(logits.sum().item()):
+            raise RunError(NO_NUMBERS)
+        if self._ban is None or self._ban.dtype != logits.dtype:
+            self._ban = logits.new_zeros(logits.shape[-1])
+            self._ban[list(self._model.scheme.never_output)] = float("-inf")
+        return logits + self._ban
 
-    def _count(self, taking_part: Sequence[object], one: Passes) -> None:
+    def _count(self, taking_part: Sequence[object], part: str) -> None:
         for row, on in zip(self._rows, taking_part, strict=True):
             if on:
-                row.passes += one
-        self.calls += one
+                row.tally[part] += 1
+        self.tally[part] += 1
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)

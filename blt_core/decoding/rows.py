@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 
 import attrs
 
 from blt_core.types import Passes
+
+
+class Tally(Counter[str]):
+    """Passes as they are counted, by their field in :class:`Passes`."""
+
+    @property
+    def passes(self) -> Passes:
+        """What was counted so far."""
+        return Passes(**self)
+
+    def add(self, passes: Passes) -> None:
+        """Count ``passes`` too."""
+        self.update(attrs.asdict(passes))
 
 
 @attrs.define
@@ -27,7 +41,7 @@ class RowState:
     decoded: int = 0
     true: int = 0
     settled: int = 0
-    passes: Passes = attrs.field(factory=Passes)
+    tally: Tally = attrs.field(factory=Tally)
 
     @property
     def latents(self) -> int:
@@ -45,7 +59,8 @@ class RowState:
 
     def copy(self) -> RowState:
         """A row of its own with the same text and the same progress."""
-        return attrs.evolve(self, ids=list(self.ids), starts=list(self.starts))
+        copied = Tally(self.tally)
+        return attrs.evolve(self, ids=list(self.ids), starts=list(self.starts), tally=copied)
 
     def cut(self, length: int) -> None:
         """Keep ``length`` ids, flags 0..length, and what was computed from these."""

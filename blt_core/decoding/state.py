@@ -93,7 +93,7 @@ class DecodeState:
     @property
     def calls(self) -> Passes:
         """Passes run for the whole batch."""
-        return self._passes.calls
+        return self._passes.tally.passes
 
     def text(self, row: int, start: int = 0) -> list[int]:
         """The ids of batch row ``row`` from position ``start`` on; position 0 is BOS."""
@@ -101,7 +101,7 @@ class DecodeState:
 
     def passes(self, row: int) -> Passes:
         """Passes counted for batch row ``row``, as if it ran alone."""
-        return self._rows[row].passes
+        return self._rows[row].tally.passes
 
     def predictions(self, row: int, position: int, count: int) -> Tensor | None:
         """(count, V): what the last true pass said of the ids from ``position`` on, nothing masked.
@@ -160,9 +160,12 @@ class DecodeState:
 
         upto: positions, a batch row each, above which nothing is promised.
         """
+        before = [row.settled for row in self._rows]
         for index, row in enumerate(self._rows):
             last = row.open_start if upto is None else row.start_before(upto[index])
             row.settled = max(row.settled, last)
+        if before == [row.settled for row in self._rows]:
+            return
         self._passes.settle()
         for _, cache in self._attached.values():
             settle_at(cache, [row.settled for row in self._rows])
@@ -170,8 +173,8 @@ class DecodeState:
     def charge(self, passes: Sequence[Passes], call: Passes) -> None:
         """Count passes of another model, for each batch row and for the whole batch."""
         for row, new in zip(self._rows, passes, strict=True):
-            row.passes += new
-        self._passes.calls += call
+            row.tally.add(new)
+        self._passes.tally.add(call)
 
     def spend(self, row: int, count: int) -> None:
         """Take ``count`` bytes off what batch row ``row`` may still output."""
@@ -397,10 +400,12 @@ class DecodeState:
 
     def _drop_drafts(self) -> None:
         """Leave only true rows and true latents in the caches."""
+        provisional = self._block is not None and self._block.provisional
         self._block = None
-        for row in self._rows:
-            row.decoded = row.true
-        self._passes.rewind()
+        if provisional or any(row.decoded > row.true for row in self._rows):
+            for row in self._rows:
+                row.decoded = row.true
+            self._passes.rewind()
 
     # -- refusals --------------------------------------------------------------------------------
 

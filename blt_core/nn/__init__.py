@@ -1,10 +1,10 @@
 """Torch layers that the model parts share; third-party parts may build on them too."""
 
-from blt_core.nn.attention import attend, attend_blocks, rotary_angles, rotate
+from blt_core.nn.attention import attend, attend_blocks, rotary_angles, rotate, span_angles
+from blt_core.nn.bare import NORM_EPS, BareAttention, BareLayer, BareMLP, bare_layers, norm
 from blt_core.nn.blocks import BlockMasks, BlockSight, sort_blocks, whole_sight
-from blt_core.nn.cache import RowCache, Span
+from blt_core.nn.cache import LayerCache, RowCache, Span, lane_of
 from blt_core.nn.layers import (
-    NORM_EPS,
     RMSNorm,
     SelfAttention,
     SwiGLU,
@@ -15,16 +15,21 @@ from blt_core.nn.layers import (
     new_span,
     read_weights_whole,
 )
-from blt_core.nn.linear import Linear, product_dtype
+from blt_core.nn.linear import Linear, product, product_dtype
 from blt_core.nn.masks import block_masks
-from blt_core.nn.packing import take_rows
+from blt_core.nn.packing import Packing, row_places, take_rows
 from blt_core.nn.recompute import gradient_checkpointing, recompute
 
 __all__ = [
     "NORM_EPS",
+    "BareAttention",
+    "BareLayer",
+    "BareMLP",
     "BlockMasks",
     "BlockSight",
+    "LayerCache",
     "Linear",
+    "Packing",
     "RMSNorm",
     "RowCache",
     "SelfAttention",
@@ -34,17 +39,23 @@ __all__ = [
     "TransformerLayer",
     "attend",
     "attend_blocks",
+    "bare_layers",
     "block_masks",
     "check_heads",
     "gradient_checkpointing",
     "initialise",
+    "lane_of",
     "new_span",
+    "norm",
+    "product",
     "product_dtype",
     "read_weights_whole",
     "recompute",
     "rotary_angles",
     "rotate",
+    "row_places",
     "sort_blocks",
+    "span_angles",
     "take_rows",
     "whole_sight",
 ]

@@ -12,7 +12,7 @@ devices have no fused kernel. Blocks over whole sequences: see ``blt_core.nn.blo
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -29,6 +29,32 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> Tensor:
     rates = torch.tensor(_rates(head_dim, theta), dtype=torch.float32, device=positions.device)
     angles = positions[..., None].float() * rates
     return torch.complex(angles.cos(), angles.sin())[..., None, :]
+
+
+def span_angles(span: Span, head_dim: int, theta: float) -> Tensor:
+    """``rotary_angles`` of a span's rows: (b or 1, r, 1, d/2)."""
+    if span.size is None:
+        return rotary_angles(span.positions_br, head_dim, theta)
+    table = _angles(_table_rows(span.end), head_dim, theta, span.device)
+    if span.start is not None:
+        return table[None, span.start : span.end]
+    return table[span.positions_br]
+
+
+#: Angles are made for so many positions at first, then for twice as many, and so on.
+_LEAST_ANGLES = 1024
+
+
+def _table_rows(end: int) -> int:
+    return max(_LEAST_ANGLES, 1 << (end - 1).bit_length())
+
+
+@lru_cache(maxsize=64)
+def _angles(rows: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
+    """The angles of the positions below ``rows``, which every pass on the device shares."""
+    # A tensor made in inference mode could not be used in training.
+    with torch.inference_mode(mode=False):
+        return rotary_angles(torch.arange(rows, device=device), head_dim, theta)
 
 
 @cache
@@ -49,6 +75,17 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
         return _turn(x, angles)
     turned: Tensor = _Rotation.apply(x, angles)  # type: ignore[no-untyped-call]
     return turned
+
+
+def rotate_(x: Tensor, heads: int, angles: Tensor) -> Tensor:
+    """``rotate`` of the first ``heads`` of (…, h, d), in place."""
+    turning = x.narrow(-2, 0, heads)
+    if x.dtype in (torch.float32, torch.float64):
+        pairs = turning.view(*turning.shape[:-1], x.shape[-1] // 2, 2)
+        torch.view_as_complex(pairs).mul_(angles)
+    else:
+        turning.copy_(_turn(turning, angles))
+    return x
 
 
 class _Rotation(torch.autograd.Function):
@@ -77,14 +114,13 @@ def _turn(x: Tensor, angles: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     """Causal, windowed attention of a span's rows over the keys it sees: (b, r, h, d).
 
-    ``k`` and ``v`` hold the places [span.lo, span.hi).
+    ``k`` and ``v`` hold what the span sees: its own rows if they are the first, or ``span.seen``.
     """
     if span.from_start:
         if span.window is not None and q.shape[1] > span.window:
             return _attend_window(q, k, v, span.window)
         return _sdpa(q, k, v, causal=q.shape[1] > 1)
-    mask = None if span.mask_brt is None else span.mask_brt[:, None]
-    return _sdpa(q, k, v, mask=mask)
+    return _sdpa(q, k, v, mask=span.bias(q.dtype))
 
 
 def _sdpa(

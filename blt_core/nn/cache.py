@@ -1,42 +1,47 @@
-"""The one cache of the torch layers: ragged rows, grown as needed, with a window if there is one.
+"""The one cache of the torch layers: ragged rows in rings, which hold a window if there is one.
 
-Axes: b batch rows, r new rows, t stored rows. A cache keeps *lanes*, tensors of shape (b, t, …)
-that share one bookkeeping: keys and values of each layer, an id history, … Row i of batch row b
-stands for position i and lies at place ``i - base[b]`` of each lane.
+Axes: b batch rows, r new rows, t places of a lane. A cache keeps *lanes*, tensors of shape
+(b, t, …) that share one bookkeeping: keys and values of each layer, an id history, … Position p of
+any batch row lies at place p mod t of its lane, so all rows of a batch have one shape, however far
+apart they stand, and a rewind is a shorter length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, cached_property
+from typing import Generic, TypeVar
 
 import attrs
 import torch
 from torch import Tensor
 
 from blt_core.errors import EngineError
-from blt_core.nn.packing import Packing
+from blt_core.nn.packing import Packing, row_places
+
+#: Rows that a ring holds beyond what its window needs: drafts, and the open patch, as a rule.
+SLACK = 32
+#: Rings are this many places long, or a multiple.
+_STEP = 16
+
+L = TypeVar("L")
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class Span:
     """New rows on their way into a cache (or into none): which positions, and what they see.
 
-    starts: position of the first new row of each batch row. place: where in the lanes the new rows
-    go, if it is one place and one count in all batch rows (else None). positions_br: int64; padding
-    repeats the last valid position. lo, hi: the places of each lane that any new row sees.
-    mask_brt: bool or None. When ``from_start`` (all rows begin at position 0) rows are plainly
-    causal and no mask is kept. packing: between attentions the rows are packed so (None: padded).
+    starts: position of the first new row of each batch row; counts: how many are new. width: r, of
+    which rows beyond the count are padding. size: places of the cache's lanes, None without one.
+    packing: between attentions the rows are packed so (None: padded).
     """
 
     starts: tuple[int, ...]
     counts: tuple[int, ...]
-    positions_br: Tensor
-    lo: int
-    hi: int
-    mask_brt: Tensor | None
-    from_start: bool
+    width: int
     window: int | None
-    place: int | None = None
+    device: torch.device
+    size: int | None = None
     packing: Packing | None = None
 
     @classmethod
@@ -44,24 +49,127 @@ class Span:
         cls, counts: Sequence[int], width: int, window: int | None, device: torch.device
     ) -> Span:
         """The span of whole sequences without a cache; ``width`` is the padded length r."""
-        batch = len(counts)
-        positions = torch.arange(width, device=device).expand(batch, width)
-        return cls((0,) * batch, tuple(counts), positions, 0, width, None, True, window)
+        return cls((0,) * len(counts), tuple(counts), width, window, device)
+
+    @cached_property
+    def from_start(self) -> bool:
+        """Whether all rows begin at position 0: then they see their own keys alone."""
+        return not any(self.starts)
+
+    @cached_property
+    def start(self) -> int | None:
+        """Where all batch rows begin, if they add equally many rows and no padding; else None."""
+        first, count = self.starts[0], self.counts[0]
+        alike = all(start == first for start in self.starts)
+        return first if alike and all(n == count == self.width for n in self.counts) else None
+
+    @cached_property
+    def end(self) -> int:
+        """The first position after the new rows and their padding, of any batch row."""
+        return max(self.starts) + self.width
+
+    @cached_property
+    def positions_br(self) -> Tensor:
+        """(b or 1, r) int64; padding repeats the last valid position."""
+        steps = torch.arange(self.width, device=self.device)
+        if self.start is not None:
+            return (steps + self.start)[None]
+        if self.size is None:
+            return steps[None]
+        # So that the softmax of a padding row is never over nothing.
+        last = [max(s + n - 1, 0) for s, n in zip(self.starts, self.counts, strict=True)]
+        bounds = torch.tensor((self.starts, last), device=self.device)[..., None]
+        return torch.minimum(bounds[0] + steps, bounds[1])
+
+    @cached_property
+    def seen(self) -> slice:
+        """The places of each lane that any new row sees."""
+        size = self.size or 0
+        if self.start is not None and self.width == 1:
+            reach = min(self.window or self.end, self.end)
+            first = (self.end - reach) % size
+            if first + reach <= size:
+                return slice(first, first + reach)
+        ends = zip(self.starts, self.counts, strict=True)
+        return slice(0, min(size, max(s + n for s, n in ends)))
+
+    def bias(self, dtype: torch.dtype) -> Tensor | None:
+        """(b or 1, 1, r, t): 0 where a row sees a place of ``seen``, -inf elsewhere; None: all.
+
+        In ``dtype``, that of the queries.
+        """
+        biases: dict[torch.dtype, Tensor | None] = self._biases
+        if dtype not in biases:
+            biases[dtype] = self._bias(dtype)
+        return biases[dtype]
+
+    @cached_property
+    def _biases(self) -> dict[torch.dtype, Tensor | None]:
+        return {}
+
+    def _bias(self, dtype: torch.dtype) -> Tensor | None:
+        seen, size = self.seen, self.size or 0
+        if self.start is not None and self.width == 1:
+            if self.window is None or seen.stop - seen.start == min(self.window, self.end):
+                return None
+            # Which places a row sees turns with its position: a view of two turns shows it.
+            at = self.start % size
+            row = _turns(self.window, size, dtype, self.device)[size - at : 2 * size - at]
+            return row[None, None, None]
+        positions = self.positions_br[..., None]
+        behind = positions - torch.arange(seen.stop, device=self.device)
+        if self.end > size:
+            behind = behind % size
+        # A place behind by more than the position would stand for one below 0.
+        visible = (behind >= 0) & (behind <= positions)
+        visible = visible if self.window is None else visible & (behind < self.window)
+        return torch.zeros(visible.shape, dtype=dtype, device=self.device).masked_fill_(
+            ~visible, float("-inf")
+        )[:, None]
+
+    @cached_property
+    def slots(self) -> tuple[Tensor, Tensor | None]:
+        """Where the valid rows of all batch rows go, (p) in (b · t), and which they are of (b · r).
+
+        The second is None where all rows are valid.
+        """
+        size = self.size or 1
+        runs = [(s, s + n) for s, n in zip(self.starts, self.counts, strict=True)]
+        places = torch.cat([torch.arange(*run) % size + b * size for b, run in enumerate(runs)])
+        if all(n == self.width for n in self.counts):
+            return places.to(self.device), None
+        first = [torch.arange(n) + b * self.width for b, n in enumerate(self.counts)]
+        both = torch.stack((places, torch.cat(first))).to(self.device)
+        return both[0], both[1]
+
+
+@cache
+def _turns(window: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(2 · size): 0 where place j is less than ``window`` behind place 0, counting round, or -inf.
+
+    From place size - p on it is what a row at place p sees.
+    """
+    with torch.inference_mode(mode=False):
+        behind = -torch.arange(2 * size, device=device) % size
+        hidden = torch.full((2 * size,), float("-inf"), dtype=dtype, device=device)
+        return hidden.masked_fill_(behind < window, 0.0)
 
 
 class RowCache:
     """Lanes of remembered rows for a batch; see the module's docstring.
 
     ``window`` W: a row at position p sees (p - W, p]; what lies more than W and ``keep`` behind
-    the settled length may be dropped to make room.
+    the settled length is overwritten. Lanes hold everything else, whatever the passes were: with a
+    window they have one length for almost all of their life, and are longer only as long as more
+    than SLACK rows are unsettled; without one they grow by powers of two.
     """
 
     def __init__(self, batch: int, window: int | None = None, keep: int = 0) -> None:
         self.lengths = [0] * batch
-        self._base = [0] * batch
         self._settled = [0] * batch
-        self._window, self._keep = window, keep
-        self._capacity = 0
+        self._window = window
+        self._behind = None if window is None else max(window, keep)
+        self._size = 0
         self._lanes: dict[str, Tensor] = {}
 
     def rewind(self, lengths: Sequence[int]) -> None:
@@ -78,11 +186,14 @@ class RowCache:
         """Promise never to rewind below ``lengths`` (capped at what is stored)."""
         for row, length in enumerate(lengths):
             self._settled[row] = max(self._settled[row], min(length, self.lengths[row]))
+        if self._behind is not None and self._size > ring_size(self._behind):
+            fitting = self._fitting(self.lengths)
+            if fitting < self._size:
+                self._resize(fitting)
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Batch row b becomes a copy of what row ``rows[b]`` was."""
         self.lengths = [self.lengths[row] for row in rows]
-        self._base = [self._base[row] for row in rows]
         self._settled = [self._settled[row] for row in rows]
         self._lanes = {
             name: lane.index_select(0, torch.tensor(rows, device=lane.device))
@@ -92,102 +203,132 @@ class RowCache:
     def extend(self, counts: Sequence[int], width: int, device: torch.device) -> Span:
         """Make room for ``counts[b]`` new rows (padded to ``width``) and say what they see."""
         starts = tuple(self.lengths)
-        self._reserve(counts)
-        self.lengths = [start + count for start, count in zip(starts, counts, strict=True)]
-        places = {*zip(starts, counts, self._base, strict=True)}
-        place = starts[0] - self._base[0] if len(places) == 1 else None
-        if not any(starts):
-            whole = Span.whole(counts, width, self._window, device)
-            return attrs.evolve(whole, hi=max(width, 1), place=place)
-        return self._span(starts, tuple(counts), width, place, device)
-
-    def _span(
-        self,
-        starts: tuple[int, ...],
-        counts: tuple[int, ...],
-        width: int,
-        place: int | None,
-        device: torch.device,
-    ) -> Span:
-        reach = self._window or max(starts) + width
-        hi = max(s + c - b for s, c, b in zip(starts, counts, self._base, strict=True))
-        # Padding repeats the last valid position, so that its softmax is never over nothing.
-        last = [max(s + c - 1, 0) for s, c in zip(starts, counts, strict=True)]
-        first_seen = [max(min(s, p) - reach + 1, 0) for s, p in zip(starts, last, strict=True)]
-        lo = max(min(f - b for f, b in zip(first_seen, self._base, strict=True)), 0)
-        if place is not None and counts[0] == width == 1:
-            positions = torch.full((len(starts), 1), starts[0], device=device)
-            return Span(starts, counts, positions, lo, hi, None, False, self._window, place)
-        positions = torch.minimum(
-            torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device),
-            torch.tensor(last, device=device)[:, None],
-        )
-        keys_bt = self.positions(lo, hi, device)
-        ahead = positions[:, :, None] - keys_bt[:, None, :]
-        mask = (ahead >= 0) & (ahead < reach)
-        return Span(starts, counts, positions, lo, hi, mask, False, self._window, place)
-
-    def positions(self, lo: int, hi: int, device: torch.device) -> Tensor:
-        """(b, hi - lo): the position that each place of the lanes stands for."""
-        base = torch.tensor(self._base, device=device)[:, None]
-        return base + torch.arange(lo, hi, device=device)
-
-    def places_before(self, starts: Sequence[int]) -> tuple[int, int]:
-        """The places that rows starting at ``starts`` may see: windows before each start."""
-        reach = self._window or max(starts)
-        lo = min(max(s - reach, 0) - b for s, b in zip(starts, self._base, strict=True))
-        hi = max(s - b for s, b in zip(starts, self._base, strict=True))
-        return max(lo, 0), max(hi, 0)
+        ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        fitting = self._fitting(ends)
+        if fitting > self._size:
+            self._resize(fitting)
+        self.lengths = ends
+        return Span(starts, tuple(counts), width, self._window, device, self._size)
 
     def write(self, lane: str, span: Span, values_br: Tensor) -> None:
         """Store the new rows ``values_br`` (b, r, …) of one lane."""
-        stored = self._lane(lane, values_br)
-        if span.place is not None:
-            count = span.counts[0]
-            stored[:, span.place : span.place + count] = values_br[:, :count]
-            return
-        places = zip(span.starts, self._base, span.counts, strict=True)
-        for row, (start, base, count) in enumerate(places):
-            stored[row, start - base : start - base + count] = values_br[row, :count]
+        stored = self._lanes.get(lane)
+        if stored is None:
+            shape = len(self.lengths), self._size, *values_br.shape[2:]
+            stored = self._lanes[lane] = values_br.new_zeros(shape)
+        if span.start is not None:
+            place = span.start % self._size
+            if place + span.width <= self._size:
+                stored.narrow(1, place, span.width).copy_(values_br)
+                return
+        places, rows = span.slots
+        values = values_br.flatten(0, 1)
+        values = values if rows is None else values.index_select(0, rows)
+        stored.flatten(0, 1).index_copy_(0, places, values)
 
-    def read(self, lane: str, lo: int, hi: int | None) -> Tensor:
-        """(b, hi - lo, …): the places [lo, hi) of one lane (to its end if ``hi`` is None)."""
-        return self._lanes[lane][:, lo:hi]
+    def read(self, lane: str, span: Span) -> Tensor:
+        """(b, t, …): the places of one lane that the rows of ``span`` see."""
+        seen = span.seen
+        return self._lanes[lane].narrow(1, seen.start, seen.stop - seen.start)
+
+    def used(self, lane: str) -> Tensor:
+        """(b, t, …): the places of one lane that were ever written."""
+        lanes = self._lanes[lane]
+        return lanes.narrow(1, 0, min(self._size, max(self.lengths)))
+
+    def positions(self, device: torch.device) -> Tensor:
+        """(b, t): the position that each place of ``used`` stands for; below 0: for none."""
+        size = self._size
+        last = torch.tensor(self.lengths, device=device)[:, None] - 1
+        places = torch.arange(min(size, max(self.lengths)), device=device)
+        return last - (last - places) % size
+
+    def take(self, lane: str, firsts: Sequence[int], count: int) -> Tensor:
+        """(b, count, …): the rows of one lane at positions ``firsts[b]`` and after it.
+
+        What stands at positions that hold no row is of no meaning.
+        """
+        stored, size = self._lanes[lane], self._size
+        first = firsts[0]
+        place = first % size
+        if place + count <= size and all(each == first for each in firsts):
+            return stored.narrow(1, place, count)
+        places = [b * size + (f + i) % size for b, f in enumerate(firsts) for i in range(count)]
+        rows = stored.flatten(0, 1).index_select(0, torch.tensor(places, device=stored.device))
+        return rows.view(len(firsts), count, *stored.shape[2:])
+
+    def rows(self, lane: str) -> Tensor:
+        """(b · t, …): one lane, batch row after batch row; see ``places``."""
+        return self._lanes[lane].flatten(0, 1)
+
+    def places(self, positions: Tensor) -> Tensor:
+        """Where positions (b, …) lie in ``rows``."""
+        wraps = max(self.lengths) > self._size
+        return row_places(positions % self._size if wraps else positions, self._size)
 
     def has(self, lane: str) -> bool:
         """Whether anything was ever written to ``lane``."""
         return lane in self._lanes
 
-    def _lane(self, name: str, like: Tensor) -> Tensor:
-        lane = self._lanes.get(name)
-        if lane is None or lane.shape[1] < self._capacity:
-            grown = like.new_zeros((len(self.lengths), self._capacity, *like.shape[2:]))
-            if lane is not None:
-                grown[:, : lane.shape[1]] = lane
-            self._lanes[name] = lane = grown
-        return lane
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all lanes."""
+        return sum(lane.untyped_storage().nbytes() for lane in self._lanes.values())
 
-    def _reserve(self, counts: Sequence[int]) -> None:
-        def needed() -> int:
-            ends = zip(self.lengths, counts, self._base, strict=True)
-            return max(length + count - base for length, count, base in ends)
+    def _fitting(self, lengths: Sequence[int]) -> int:
+        """How many places lanes need that hold ``lengths`` rows, less what may be overwritten."""
+        behind = self._behind
+        if behind is None:
+            return _power_of_two(max(lengths))
+        needs = (n - max(s - behind, 0) for n, s in zip(lengths, self._settled, strict=True))
+        ring, need = ring_size(behind), max(needs)
+        return ring if need <= ring else _power_of_two(need)
 
-        if needed() <= self._capacity:
+    def _resize(self, size: int) -> None:
+        """Move what must be kept into lanes of ``size`` places."""
+        before, self._size = self._size, size
+        if not self._lanes:
             return
-        if self._window is not None:
-            self._drop_settled(max(self._window, self._keep))
-        # Half again as much as is needed: growth stays amortised, a window stays bounded.
-        if needed() > self._capacity * 3 // 4:
-            self._capacity = max(needed() * 3 // 2, 64)
-        for name, lane in list(self._lanes.items()):
-            self._lane(name, lane)
+        behind = self._behind
+        runs = [
+            (b, 0 if behind is None else max(settled - behind, 0), length)
+            for b, (settled, length) in enumerate(zip(self._settled, self.lengths, strict=True))
+        ]
+        kept = [torch.arange(first, end) for _, first, end in runs]
+        old = torch.cat([p % before + b * before for (b, *_), p in zip(runs, kept, strict=True)])
+        new = torch.cat([p % size + b * size for (b, *_), p in zip(runs, kept, strict=True)])
+        for name, lane in self._lanes.items():
+            moved = lane.new_zeros((len(runs), size, *lane.shape[2:]))
+            rows = lane.flatten(0, 1).index_select(0, old.to(lane.device))
+            moved.flatten(0, 1).index_copy_(0, new.to(lane.device), rows)
+            self._lanes[name] = moved
 
-    def _drop_settled(self, kept_behind: int) -> None:
-        for row, settled in enumerate(self._settled):
-            shift = max(settled - kept_behind, 0) - self._base[row]
-            kept = self.lengths[row] - self._base[row] - shift
-            if shift <= 0:
-                continue
-            for lane in self._lanes.values():
-                lane[row, :kept] = lane[row, shift : shift + kept].clone()
-            self._base[row] += shift
+
+class LayerCache(RowCache, Generic[L]):
+    """A cache that also keeps the ``layers`` that it serves, without their modules.
+
+    They are of the weights as they are when it is made: a cache is for one generation. None: the
+    modules have to be called.
+    """
+
+    def __init__(
+        self, layers: Sequence[L] | None, batch: int, window: int | None = None, keep: int = 0
+    ) -> None:
+        super().__init__(batch, window, keep)
+        self.layers = layers
+
+
+@cache
+def lane_of(layer: int) -> str:
+    """The lane of the keys and values of a layer, by its number."""
+    return f"layer{layer}"
+
+
+def ring_size(behind: int) -> int:
+    """Places of a lane that keeps ``behind`` rows before the settled one, as a rule."""
+    return -(-(behind + SLACK) // _STEP) * _STEP
+
+
+def _power_of_two(rows: int) -> int:
+    """The least power of two that holds ``rows``, and no fewer than a step."""
+    return max(1 << max(rows - 1, 0).bit_length(), _STEP)

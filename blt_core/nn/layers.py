@@ -13,13 +13,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from blt_core.nn.attention import attend, rotary_angles, rotate
-from blt_core.nn.cache import RowCache, Span
+from blt_core.nn.attention import attend, rotate, span_angles
+from blt_core.nn.bare import (
+    NORM_EPS,
+    BareLayer,
+    attend_cached,
+    bare_layers,
+    norm,
+    norm_scale,
+)
+from blt_core.nn.cache import LayerCache, RowCache, Span, lane_of
 from blt_core.nn.linear import Linear, product_dtype
 from blt_core.nn.packing import Packing
 from blt_core.nn.recompute import recompute
-
-NORM_EPS = 1e-5
 
 
 class RMSNorm(nn.RMSNorm):
@@ -30,23 +36,13 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) to (…, D)."""
-        if x.device.type != "cpu":
-            # Under autocast rows may be narrower than weights.
-            return super().forward(x if x.dtype == self.weight.dtype else x.to(self.weight.dtype))
         # On a CPU torch strings nine kernels together, and more for the gradient.
-        if x.numel() != x.shape[-1] or torch.is_grad_enabled():
+        if x.is_cpu and (x.numel() != x.shape[-1] or torch.is_grad_enabled()):
             # Rows are normed to be multiplied, so they are narrowed to what products take.
             dtype = product_dtype(x)
             normed: Tensor = _Norm.apply(x, self.weight, dtype)  # type: ignore[no-untyped-call]
             return normed
-        row = x.reshape(-1)
-        row = row if row.dtype in _EXACT else row.float()
-        scale = (float(row.dot(row)) / len(row) + NORM_EPS) ** -0.5
-        out: Tensor = (row * scale * self.weight).to(x.dtype).view(x.shape)
-        return out
-
-
-_EXACT = (torch.float32, torch.float64)
+        return norm(x, self.weight)  # under autocast rows may be narrower than weights
 
 
 class _Norm(torch.autograd.Function):
@@ -55,8 +51,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
-        scale = scale.div_(x.shape[-1]).add_(NORM_EPS).rsqrt_()
+        scale = norm_scale(wide)
         ctx.save_for_backward(x, weight, scale)
         normed: Tensor = (wide * scale).mul_(weight).to(dtype)
         return normed
@@ -127,12 +122,15 @@ class SelfAttention(nn.Module):
 
         Rows that are packed leave as (b, r, …).
         """
-        heads = self.heads + 2 * self.kv_heads
-        qkv = self.qkv(x).view(*x.shape[:-1], heads, self.head_dim)
-        qkv = qkv if packing is None else packing.unpack(qkv)
+        qkv = self._qkv(x, packing)
         qk, v = qkv.split_with_sizes((self.heads + self.kv_heads, self.kv_heads), dim=-2)
         q, k = rotate(qk, angles).split_with_sizes((self.heads, self.kv_heads), dim=-2)
         return q, k, v
+
+    def _qkv(self, x: Tensor, packing: Packing | None) -> Tensor:
+        """(…, h + 2g, d)."""
+        qkv = self.qkv(x).view(*x.shape[:-1], self.heads + 2 * self.kv_heads, self.head_dim)
+        return qkv if packing is None else packing.unpack(qkv)
 
     def forward(
         self,
@@ -141,19 +139,18 @@ class SelfAttention(nn.Module):
         span: Span,
         cache: RowCache | None,
         lane: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(output, keys, values): (b, r, D), or packed, and the new rows' own keys and values."""
-        q, k, v = self.project(x, angles, span.packing)
-        keys, values = k, v
-        if cache is not None:
-            cache.write(f"{lane}.k", span, k)
-            cache.write(f"{lane}.v", span, v)
-            if not span.from_start:
-                keys = cache.read(f"{lane}.k", span.lo, span.hi)
-                values = cache.read(f"{lane}.v", span.lo, span.hi)
-        attended = attend(q, keys, values, span).flatten(-2)
-        attended = attended if span.packing is None else span.packing.pack(attended)
-        return self.out(attended), k, v
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(output, keys, values): (b, r, D), or packed, and the new rows' own keys and values.
+
+        With a cache, which remembers these, None.
+        """
+        if cache is None:
+            q, k, v = self.project(x, angles, span.packing)
+            attended = attend(q, k, v, span).flatten(-2)
+            attended = attended if span.packing is None else span.packing.pack(attended)
+            return self.out(attended), k, v
+        qkv, sizes = self._qkv(x, None), (self.heads, self.kv_heads)
+        return self.out(attend_cached(qkv, *sizes, angles, span, cache, lane)), None, None
 
 
 class TransformerLayer(nn.Module):
@@ -203,7 +200,7 @@ class Transformer(nn.Module):
 
     def new_cache(self, batch: int, keep: int = 0) -> RowCache:
         """An empty cache for ``batch`` rows, which keeps at least ``keep`` settled rows."""
-        return RowCache(batch, self.window, keep)
+        return LayerCache(bare_layers(self.layers, BareLayer.of), batch, self.window, keep)
 
     def forward(self, x: Tensor, counts: tuple[int, ...], cache: RowCache | None) -> Tensor:
         """New rows (b, r, D), ``counts[b]`` of them valid, to their states (b, r, D)."""
@@ -212,12 +209,16 @@ class Transformer(nn.Module):
 
     def run(self, x: Tensor, span: Span, cache: RowCache | None) -> Tensor:
         """As ``forward``, for rows whose span is known."""
-        angles = rotary_angles(span.positions_br, self.head_dim, self.rope_theta)
-        packing = Packing.of(span.counts, x.shape[1], x.device) if cache is None else None
+        angles = span_angles(span, self.head_dim, self.rope_theta)
+        packing = Packing.of(span.counts, x.shape[1], x.device)
         if packing is not None:
             span, x = attrs.evolve(span, packing=packing), packing.pack(x)
-        for index, layer in enumerate(self.layers):
-            x = recompute(layer, x, angles, span, cache, f"layer{index}")
+        if isinstance(cache, LayerCache) and cache.layers and not torch.is_grad_enabled():
+            for index, bare in enumerate(cache.layers):
+                x = bare(x, angles, span, cache, lane_of(index))
+        else:
+            for index, layer in enumerate(self.layers):
+                x = recompute(layer, x, angles, span, cache, lane_of(index))
         return x if packing is None else packing.unpack(x)
 
 

@@ -26,11 +26,14 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """As ``functional.linear``."""
-        weight = self.weight
-        single = x.numel() == weight.shape[1]
-        if single and weight.dtype in _HALF and weight.device.type == "cpu":
-            return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
-        return functional.linear(x, weight)
+        return product(x, self.weight)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """X · weightᵀ, (…, in) to (…, out); see :class:`Linear`."""
+    if weight.dtype in _HALF and x.numel() == weight.shape[1] and weight.is_cpu:
+        return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
+    return functional.linear(x, weight)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

@@ -45,8 +45,14 @@ class Packing:
 
 def take_rows(x_br: Tensor, at: Tensor) -> Tensor:
     """Rows of (b, r, …) at the places (b, *n) of their own batch row: (b, *n, …)."""
-    batch, width = x_br.shape[:2]
-    first = torch.arange(batch, device=x_br.device) * width
-    places = (first.view(-1, *[1] * (at.dim() - 1)) + at).flatten()
     # Unlike gathering and indexing in two axes, index_select has a fast gradient.
-    return x_br.flatten(0, 1).index_select(0, places).view(*at.shape, *x_br.shape[2:])
+    rows = x_br.flatten(0, 1).index_select(0, row_places(at, x_br.shape[1]).flatten())
+    return rows.view(*at.shape, *x_br.shape[2:])
+
+
+def row_places(at: Tensor, width: int) -> Tensor:
+    """Places (b, *n) of batch rows of ``width``, counted through all of them."""
+    if len(at) == 1:
+        return at
+    first = torch.arange(len(at), device=at.device) * width
+    return first.view(-1, *[1] * (at.dim() - 1)) + at

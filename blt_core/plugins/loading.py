@@ -107,7 +107,9 @@ class Plugins:
         # Plugins that are not imported yet have no such hooks: the index is of those without.
         for plugin in self._shelf.loaded():
             try:
-                getattr(plugin.hook, hook)(**arguments)
+                call = getattr(plugin.hook, hook)
+                if call.get_hookimpls():
+                    call(**arguments)
             except KeyboardInterrupt:  # noqa: PERF203 -- an observer must not end a run
                 raise
             except BaseException as error:  # noqa: BLE001

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import attrs
 
@@ -39,6 +40,11 @@ class IdScheme:
     @property
     def never_output(self) -> tuple[int, ...]:
         """Ids that a model may read but must not produce: [MASK], and maybe other specials."""
-        if self.outputs_specials:
-            return () if self.mask is None else (self.mask,)
-        return tuple(i for i in range(self.size) if not self.is_byte(i) and i != self.eos)
+        return _never_output(self)
+
+
+@cache
+def _never_output(scheme: IdScheme) -> tuple[int, ...]:
+    if scheme.outputs_specials:
+        return () if scheme.mask is None else (scheme.mask,)
+    return tuple(i for i in range(scheme.size) if not scheme.is_byte(i) and i != scheme.eos)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from typing import TYPE_CHECKING
 
 import attrs
 
-from blt_core.errors import RequestError
+from blt_core.errors import NO_NUMBERS, RequestError, RunError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +50,8 @@ class Sampling:
 
             return one_hot(logits.argmax(-1).cpu(), logits.shape[-1]).double()
         logits = logits.cpu().double()
+        if bool(logits.isnan().any()):
+            raise RunError(NO_NUMBERS)
         # Ordered before they are scaled: a huge temperature makes equal what was not.
         order = None
         if self.top_k is not None or self.top_p is not None:
@@ -101,8 +104,11 @@ class Sampling:
         position that must be independent.
         """
         if self.greedy:
-            best = logits_brV.argmax(-1).tolist()
-            return [ids[:count] for ids, count in zip(best, rows, strict=True)]
+            # No number at all is more than any number: one look finds both.
+            highest, best = logits_brV.max(-1)
+            if any(isnan(each) for row in highest.tolist() for each in row):
+                raise RunError(NO_NUMBERS)
+            return [ids[:count] for ids, count in zip(best.tolist(), rows, strict=True)]
         scores = self.probabilities(logits_brV).log()
         size = scores.shape[-1]
         return [

@@ -37,6 +37,7 @@ DEMANDED = (
     "prompt of invalid UTF-8",
     "prompt with NUL",
     "prompt longer than a window",
+    "a ring longer than usual",
     "batch of unequal prompts",
     "patcher entropy",
     "patcher static",

@@ -7,33 +7,42 @@ h heads, d width of a head, D width of the decoder, V ids.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import attrs
 import torch
 from torch import Tensor, nn
 
 from blt_core.component import BuildContext, Component, at_least, more_than, overridable, trained
 from blt_core.nn import (
+    BareAttention,
+    BareMLP,
     BlockMasks,
     BlockSight,
+    LayerCache,
     Linear,
+    Packing,
     RMSNorm,
     RowCache,
     SelfAttention,
     Span,
     SwiGLU,
+    bare_layers,
     block_masks,
     check_heads,
     initialise,
+    lane_of,
     new_span,
     product_dtype,
     recompute,
     rotary_angles,
     sort_blocks,
+    span_angles,
     take_rows,
     whole_sight,
 )
 from blt_core.types import Blocks, DecoderOutput, Latents, Output, Rows
-from blt_plugins.local.latents import LatentAttention, LatentMemory
+from blt_plugins.local.latents import BareLatentAttention, LatentAttention, LatentMemory
 
 
 @attrs.frozen(kw_only=True)
@@ -82,32 +91,37 @@ def abilities(params: LocalDecoderParams) -> frozenset[str]:
 class LocalDecoderCache:
     """Keys/values of byte rows, and of latents (cross-attention), which grow apart."""
 
-    rows: RowCache
+    rows: LayerCache[BareDecoderLayer]
     latents: RowCache
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class RowPlan:
-    """Where clean rows stand (span, angles) and which latent each reads, (b, r)."""
+    """Where clean rows stand (span, angles), and where the latent that each reads is, (b, r).
+
+    Rows may be packed; see ``span``.
+    """
 
     span: Span
     angles: Tensor
     latent_br: Tensor
 
+    @cached_property
+    def places(self) -> Tensor:
+        """(b · r): where latents are."""
+        return self.latent_br.flatten()
+
 
 @attrs.frozen(eq=False)
 class BlockPlan:
-    """Angles of block rows, latent of each block (b, n), and what the rows see.
+    """Angles of block rows, where the latent of each block is (b, n), and what the rows see.
 
-    Cached clean keys stand at the places [lo, hi). order_bn: which blocks stand where, if they
-    were sorted.
+    order_bn: which blocks stand where, if they were sorted.
     """
 
     angles: Tensor
     latent_bn: Tensor
     sight: BlockSight
-    lo: int = 0
-    hi: int = 0
     order_bn: Tensor | None = None
 
 
@@ -137,8 +151,10 @@ class LocalDecoder(nn.Module):
         initialise(self, params.layers)
 
     def new_cache(self, batch: int) -> LocalDecoderCache:
-        """An empty cache; a latent stays readable, however far back."""
-        return LocalDecoderCache(RowCache(batch, self.window), RowCache(batch))
+        """An empty cache; rows from the settled one on still read the latents that they read."""
+        layers = bare_layers(self.layers, BareDecoderLayer.of)
+        rows = LayerCache(layers, batch, self.window)
+        return LocalDecoderCache(rows, RowCache(batch, window=1))
 
     def forward(
         self,
@@ -150,22 +166,27 @@ class LocalDecoder(nn.Module):
         """Logits and hidden states of clean rows (b, r, …) and block rows (b, n, B, …)."""
         memory = self._remember(latents, cache)
         rows = cache.rows if cache is not None else None
-        x, row_plan = self._plan_rows(clean, rows) if clean is not None else (None, None)
-        y, block_plan = self._plan_blocks(blocks, x, rows) if blocks is not None else (None, None)
+        x, row_plan = self._plan_rows(clean, memory, rows) if clean is not None else (None, None)
+        y, block_plan = (
+            self._plan_blocks(blocks, x, memory, rows) if blocks is not None else (None, None)
+        )
+        bare = None if rows is None or torch.is_grad_enabled() else rows.layers
         for index, layer in enumerate(self.layers):
-            lane = f"layer{index}"
+            lane = lane_of(index)
             latent_kv = memory.of(layer.latent_attention, lane)
             keys, values = None, None
-            if x is not None and row_plan is not None:
+            if x is not None and row_plan is not None and rows is not None and bare:
+                x = bare[index](x, latent_kv, row_plan, rows, lane)
+            elif x is not None and row_plan is not None:
                 x, keys, values = recompute(layer.clean, x, latent_kv, row_plan, rows, lane)
             if y is not None and block_plan is not None:
                 if rows is not None:
-                    keys = rows.read(f"{lane}.k", block_plan.lo, block_plan.hi)
-                    values = rows.read(f"{lane}.v", block_plan.lo, block_plan.hi)
+                    keys, values = rows.used(lane).chunk(2, dim=-2)
                 y = recompute(layer.block, y, latent_kv, block_plan, keys, values)
         if y is not None and block_plan is not None and block_plan.order_bn is not None:
             y = take_rows(y, block_plan.order_bn.argsort(1))  # as they were given
-        return DecoderOutput(self._output(x), self._output(y))
+        packing = None if row_plan is None else row_plan.span.packing
+        return DecoderOutput(self._output(x, packing), self._output(y))
 
     def _remember(self, latents: Latents | None, cache: LocalDecoderCache | None) -> LatentMemory:
         slots = None
@@ -173,14 +194,24 @@ class LocalDecoder(nn.Module):
             slots = self.from_latent(latents.values_bmD).unflatten(-1, (self.slots, -1))
         return LatentMemory(slots, latents, cache.latents if cache is not None else None)
 
-    def _plan_rows(self, clean: Rows, cache: RowCache | None) -> tuple[Tensor, RowPlan]:
+    def _plan_rows(
+        self, clean: Rows, memory: LatentMemory, cache: RowCache | None
+    ) -> tuple[Tensor, RowPlan]:
         x = clean.states_brD if self.embed is None else self.embed(clean.ids_br)
         span = new_span(clean.ids_br, clean.lengths, cache, self.window)
-        angles = rotary_angles(span.positions_br, self.head_dim, self.rope_theta)
-        return x, RowPlan(span, angles, clean.latent_br)
+        angles = span_angles(span, self.head_dim, self.rope_theta)
+        places = memory.places(clean.latent_br)
+        packing = None if cache is None else Packing.of(clean.lengths, x.shape[1], x.device)
+        if packing is not None:
+            span, x, places = (
+                attrs.evolve(span, packing=packing),
+                packing.pack(x),
+                packing.pack(places),
+            )
+        return x, RowPlan(span, angles, places)
 
     def _plan_blocks(
-        self, blocks: Blocks, clean: Tensor | None, cache: RowCache | None
+        self, blocks: Blocks, clean: Tensor | None, memory: LatentMemory, cache: RowCache | None
     ) -> tuple[Tensor, BlockPlan]:
         order_bn = None
         if cache is None:  # neighbours see nearly the same keys
@@ -188,27 +219,55 @@ class LocalDecoder(nn.Module):
         start_bn, device, size = blocks.start_bn, blocks.start_bn.device, blocks.ids_bnB.shape[2]
         positions = start_bn[..., None] + torch.arange(size, device=device)
         angles = rotary_angles(positions, self.head_dim, self.rope_theta)
-        lo, hi = 0, 0
         sight: BlockSight
         if cache is None:
             sight = whole_sight(
                 blocks, window=self.window, rows=clean.shape[1], dtype=product_dtype(clean)
             )
         else:
-            lo = cache.places_before(start_bn.amin(1).tolist())[0]
-            hi = cache.places_before(start_bn.amax(1).tolist())[1]
-            keys_bnt = cache.positions(lo, hi, device)[:, None]
+            keys_bnt = cache.positions(device)[:, None]
             sight = BlockMasks(
                 *block_masks(start_bn, blocks.causal_bn, size, keys_bnt, self.window)
             )
-        plan = BlockPlan(angles, blocks.latent_bn, sight, lo, hi, order_bn)
+        plan = BlockPlan(angles, memory.places(blocks.latent_bn), sight, order_bn)
         return self.embed(blocks.ids_bnB), plan
 
-    def _output(self, x: Tensor | None) -> Output | None:
+    def _output(self, x: Tensor | None, packing: Packing | None = None) -> Output | None:
         if x is None:
             return None
         hidden = self.norm(x)
-        return Output(self.head(hidden), hidden)
+        logits = self.head(hidden)
+        if packing is not None:
+            hidden, logits = packing.unpack(hidden), packing.unpack(logits)
+        return Output(logits, hidden)
+
+
+@attrs.frozen(eq=False)
+class BareDecoderLayer:
+    """The clean rows of a ``DecoderLayer`` over a cache; see ``blt_core.nn.bare``."""
+
+    latent_attention: BareLatentAttention
+    attention: BareAttention
+    mlp: BareMLP
+    double_residual: bool
+
+    @classmethod
+    def of(cls, layer: DecoderLayer) -> BareDecoderLayer:
+        """The weights of a layer."""
+        return cls(
+            BareLatentAttention.of(layer.latent_attention),
+            BareAttention.of(layer.attention_norm, layer.attention),
+            BareMLP.of(layer.mlp_norm, layer.mlp),
+            layer.double_residual,
+        )
+
+    def __call__(
+        self, x: Tensor, latent_kv: Tensor, plan: RowPlan, cache: RowCache, lane: str
+    ) -> Tensor:
+        """Clean rows (b, r, D), or packed."""
+        read = self.latent_attention(x, latent_kv, plan.places)
+        x = read.add_(x, alpha=2) if self.double_residual else read.add_(x)
+        return self.mlp(self.attention(x, plan.angles, plan.span, cache, lane))
 
 
 class DecoderLayer(nn.Module):

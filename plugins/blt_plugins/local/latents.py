@@ -6,10 +6,12 @@ h heads, d width of a head, D width of the decoder.
 
 from __future__ import annotations
 
+import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from blt_core.nn import Linear, RMSNorm, RowCache, check_heads, take_rows
+from blt_core.nn import Linear, RMSNorm, RowCache, check_heads, norm, product, row_places
 from blt_core.types import Latents
 
 
@@ -30,13 +32,61 @@ class LatentAttention(nn.Module):
         """(b, m, k, 2h, d): what is remembered of latents; the first h heads are keys."""
         return self.kv(self.slot_norm(slots_bmkD)).unflatten(-1, (2 * self.heads, -1))
 
-    def forward(self, x: Tensor, memory: Tensor, latent_bn: Tensor) -> Tensor:
-        """(b, n, i, D) to (b, n, i, D); the i rows of a group read one latent, ``latent_bn``."""
-        q = self.q(self.row_norm(x)).view(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
-        k, v = take_rows(memory, latent_bn).chunk(2, dim=-2)  # (b, n, k, h, d)
-        exact = torch.finfo(x.dtype).bits >= torch.finfo(torch.float32).bits
-        attend = _attend_one if x.shape[2] == 1 and exact else _attend_group
+    def forward(self, x: Tensor, memory: Tensor, places_bn: Tensor) -> Tensor:
+        """(b, n, i, D) to (b, n, i, D); the i rows of a group read one latent.
+
+        memory (t, k, 2h, d): what is remembered of latents, that of each group at ``places_bn``.
+        """
+        q = self.q(self.row_norm(x)).unflatten(-1, (self.heads, -1))
+        read = memory.index_select(0, places_bn.flatten())  # (b·n, k, 2h, d)
+        if not torch.is_grad_enabled():
+            return self.out(attend_slots(q.flatten(0, 1), read).view(x.shape))
+        k, v = read.view(*places_bn.shape, *read.shape[1:]).chunk(2, dim=-2)
+        attend = _attend_one if x.shape[2] == 1 and x.dtype in _EXACT else _attend_group
         return self.out(attend(q * q.shape[-1] ** -0.5, k, v).flatten(-2))
+
+
+_EXACT = (torch.float32, torch.float64)
+
+
+@attrs.frozen(eq=False)
+class BareLatentAttention:
+    """A norm and the attention of byte rows to latents; see ``blt_core.nn.bare``."""
+
+    norm: Tensor
+    q: Tensor
+    out: Tensor
+    heads: int
+
+    @classmethod
+    def of(cls, attention: LatentAttention) -> BareLatentAttention:
+        """The weights of an attention."""
+        weights = (part.weight for part in (attention.row_norm, attention.q, attention.out))
+        return cls(*weights, attention.heads)
+
+    def __call__(self, x: Tensor, memory: Tensor, places: Tensor) -> Tensor:
+        """What rows (b, r, D) read, (b, r, D); ``places`` (b · r): where in the memory."""
+        q = product(norm(x, self.norm), self.q).view(len(places), 1, self.heads, -1)
+        return product(attend_slots(q, memory.index_select(0, places)).view(x.shape), self.out)
+
+
+def attend_slots(q: Tensor, read: Tensor) -> Tensor:
+    """Groups of rows (n, i, h, d) over what each has read, (n, k, 2h, d): (n, i, h, d)."""
+    k, v = read.chunk(2, dim=2)
+    attend = _products if q.shape[1] == 1 and q.dtype in _EXACT else _sdpa
+    return attend(q, k, v)
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Groups of one row, (n, 1, h, d), over (n, k, h, d): fast for a few groups, and exact."""
+    weights = ((q * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5).softmax(1)
+    return (weights * v).sum(1)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Groups of any size, (n, i, h, d), over (n, k, h, d)."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous()
 
 
 def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -76,13 +126,19 @@ class LatentMemory:
             else None
         )
 
+    def places(self, latent_bn: Tensor) -> Tensor:
+        """Where latents are in what ``of`` gives; for new ones too."""
+        if self._cache is not None:
+            return self._cache.places(latent_bn)
+        return row_places(latent_bn, 0 if self._slots is None else self._slots.shape[1])
+
     def of(self, attention: LatentAttention, lane: str) -> Tensor:
-        """(b, t, k, 2h, d) for one layer; new latents are remembered."""
+        """(t, k, 2h, d) of all batch rows for one layer; new latents are remembered."""
         new = attention.keys_values(self._slots) if self._slots is not None else None
         if self._cache is None:
             if new is None:
                 raise ValueError("a decoder without a cache needs latents")
-            return new
+            return new.flatten(0, 1)
         if new is not None and self._span is not None:
             self._cache.write(lane, self._span, new)
-        return self._cache.read(lane, 0, None)
+        return self._cache.rows(lane)

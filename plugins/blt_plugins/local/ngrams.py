@@ -78,13 +78,13 @@ class HashNgrams(nn.Module):
                 cache.write("symbols", span, symbols_br)
             return nn.functional.pad(symbols_br, (context, 0))
         cache.write("symbols", span, symbols_br)
-        device = symbols_br.device
-        first = torch.tensor(span.starts, device=device)[:, None] - context
-        places = first + torch.arange(context + symbols_br.shape[1], device=device)
-        stored = cache.read("symbols", 0, None)
-        base = cache.positions(0, 1, device)
-        at = (places - base).clamp(0, stored.shape[1] - 1)
-        return stored.gather(1, at).masked_fill(places < 0, 0)
+        firsts = [start - context for start in span.starts]
+        stored = cache.take("symbols", firsts, context + symbols_br.shape[1])
+        if min(firsts) >= 0:
+            return stored
+        begun = torch.tensor(firsts, device=stored.device)[:, None]
+        begun = begun + torch.arange(stored.shape[1], device=stored.device)
+        return stored.masked_fill(begun < 0, 0)
 
 
 def _hashes(symbols: Tensor, sizes: Sequence[int], base: int) -> Iterator[tuple[int, Tensor]]:

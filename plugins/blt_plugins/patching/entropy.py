@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from blt_core.component import BuildContext, Component, at_least, nested, overridable
 from blt_core.protocols import ByteScorer
 from blt_core.types import Rows
-from blt_plugins.patching.scan import PatchHistory, scan
+from blt_plugins.patching.scan import PatchHistory, limited
 
 
 @attrs.frozen(kw_only=True)
@@ -36,17 +36,15 @@ class EntropyPatcher(nn.Module):
         self.max_patch_bytes = params.max_patch_bytes
         self.byte_scorer = params.byte_scorer
 
-    def new_cache(self, batch: int) -> PatchHistory:
-        """Remembers patch sizes and the scorer's own cache."""
+    def new_cache(self, batch: int) -> PatchHistory[int]:
+        """Remembers how long ago a byte was a surprise, and the scorer's own cache."""
         return PatchHistory(batch, self.byte_scorer.new_cache(batch))
 
-    def flags(self, rows: Rows, cache: PatchHistory | None) -> Tensor:
+    def flags(self, rows: Rows, cache: PatchHistory[int] | None) -> Tensor:
         """(b, r) bool: flag i + 1 for each new byte i."""
         inner = cache.inner if cache is not None else None
-        unsure = (self.entropies(rows, inner) > self.threshold).tolist()
-        return scan(
-            rows, cache, self.max_patch_bytes, lambda b, i, _token, _size, _mark: (unsure[b][i], 0)
-        )
+        unsure = self.entropies(rows, inner) > self.threshold
+        return limited(rows, cache, unsure, self.max_patch_bytes)
 
     def margins(self, rows: Rows) -> Tensor:
         """(b, r), nats: how far each entropy is from the threshold, where a flag is a near-tie."""

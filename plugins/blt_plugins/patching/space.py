@@ -7,7 +7,7 @@ from torch import Tensor
 
 from blt_core.component import BuildContext, Component, at_least, overridable
 from blt_core.types import IdScheme, Rows
-from blt_plugins.patching.scan import PatchHistory, scan
+from blt_plugins.patching.scan import PatchHistory, PatchState, scan
 
 
 @attrs.frozen(kw_only=True)
@@ -28,11 +28,11 @@ class SpacePatcher:
         self.max_patch_bytes = params.max_patch_bytes
         self._word_ids = word_ids(context.scheme)
 
-    def new_cache(self, batch: int) -> PatchHistory:
+    def new_cache(self, batch: int) -> PatchHistory[PatchState]:
         """Remembers whether the open patch holds a word byte."""
         return PatchHistory(batch)
 
-    def flags(self, rows: Rows, cache: PatchHistory | None) -> Tensor:
+    def flags(self, rows: Rows, cache: PatchHistory[PatchState] | None) -> Tensor:
         """(b, r) bool: flag i + 1 for each new byte i."""
 
         def wants(_b: int, _i: int, token: int, _size: int, has_word: int) -> tuple[bool, int]:

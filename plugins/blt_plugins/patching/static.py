@@ -7,7 +7,7 @@ from torch import Tensor
 
 from blt_core.component import BuildContext, Component, at_least, overridable
 from blt_core.types import Rows
-from blt_plugins.patching.scan import PatchHistory, scan
+from blt_plugins.patching.scan import PatchHistory, limited
 
 
 @attrs.frozen(kw_only=True)
@@ -23,15 +23,13 @@ class StaticPatcher:
     def __init__(self, params: StaticParams, context: BuildContext) -> None:
         self.patch_bytes = params.patch_bytes
 
-    def new_cache(self, batch: int) -> PatchHistory:
-        """Remembers how full the open patch is."""
+    def new_cache(self, batch: int) -> PatchHistory[int]:
+        """Remembers how many bytes were read."""
         return PatchHistory(batch)
 
-    def flags(self, rows: Rows, cache: PatchHistory | None) -> Tensor:
+    def flags(self, rows: Rows, cache: PatchHistory[int] | None) -> Tensor:
         """(b, r) bool: flag i + 1 for each new byte i."""
-        return scan(
-            rows, cache, self.patch_bytes, lambda _b, _i, _token, _size, mark: (False, mark)
-        )
+        return limited(rows, cache, None, self.patch_bytes)
 
 
 STATIC = Component(

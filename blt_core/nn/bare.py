@@ -1,0 +1,135 @@
+"""Layers as plain functions of their weights: what decoding runs, a few rows at a time.
+
+A pass over one byte multiplies a few small matrices; calling modules, whose attributes are looked
+up and hooks asked for, takes as long again. So a cache keeps the weights of the layers that it
+serves for the time of one generation, unless a module has hooks, as under sharded training: then
+modules are called. Both ways compute the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from blt_core.nn.attention import attend, rotate_
+from blt_core.nn.cache import RowCache, Span
+from blt_core.nn.linear import product
+
+if TYPE_CHECKING:
+    from blt_core.nn.layers import RMSNorm, SelfAttention, SwiGLU, TransformerLayer
+
+NORM_EPS = 1e-5
+_EXACT = (torch.float32, torch.float64)
+
+B = TypeVar("B")
+
+
+def bare_layers(layers: nn.ModuleList, make: Callable[..., B]) -> list[B] | None:
+    """``make(layer)`` of each layer; None if a module among them has hooks, which must be asked."""
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in layers.modules())  # noqa: SLF001
+    return None if hooked else [make(layer) for layer in layers]
+
+
+def norm(x: Tensor, weight: Tensor) -> Tensor:
+    """X / sqrt(mean(x²) + eps) · weight, over the last axis of (…, D)."""
+    width = x.shape[-1]
+    if not x.is_cpu:
+        same = x if x.dtype == weight.dtype else x.to(weight.dtype)
+        out: Tensor = functional.rms_norm(same, (width,), weight, NORM_EPS)
+        return out
+    wide = x if x.dtype in _EXACT else x.float()
+    if x.numel() == width:
+        scale = (float(torch.linalg.vector_norm(wide)) ** 2 / width + NORM_EPS) ** -0.5
+        normed: Tensor = (wide * scale).mul_(weight)
+    else:
+        normed = (wide * norm_scale(wide)).mul_(weight)
+    return normed if wide is x else normed.to(x.dtype)
+
+
+def norm_scale(wide: Tensor) -> Tensor:
+    """(…, 1): what rows (…, D) are multiplied with to have a mean square of 1."""
+    scale: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+    return scale.div_(wide.shape[-1]).add_(NORM_EPS).rsqrt_()
+
+
+@attrs.frozen(eq=False)
+class BareMLP:
+    """Norm and SwiGLU; see the modules of these names."""
+
+    norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+    @classmethod
+    def of(cls, before: RMSNorm, mlp: SwiGLU) -> BareMLP:
+        """The weights of a norm and of the mlp behind it."""
+        return cls(before.weight, mlp.gate_up.weight, mlp.down.weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(…, D) to x + mlp(norm(x))."""
+        gate, up = product(norm(x, self.norm), self.gate_up).chunk(2, dim=-1)
+        return product(functional.silu(gate).mul_(up), self.down).add_(x)
+
+
+@attrs.frozen(eq=False)
+class BareAttention:
+    """Norm and causal attention over a cache."""
+
+    norm: Tensor
+    qkv: Tensor
+    out: Tensor
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, before: RMSNorm, attention: SelfAttention) -> BareAttention:
+        """The weights of a norm and of the attention behind it."""
+        sizes = attention.heads, attention.kv_heads, attention.head_dim
+        return cls(before.weight, attention.qkv.weight, attention.out.weight, *sizes)
+
+    def __call__(self, x: Tensor, angles: Tensor, span: Span, cache: RowCache, lane: str) -> Tensor:
+        """(b, r, D), or packed, to x + attention(norm(x))."""
+        heads, shared = self.heads, self.kv_heads
+        qkv = product(norm(x, self.norm), self.qkv)
+        qkv = qkv.view(*x.shape[:-1], heads + 2 * shared, self.head_dim)
+        read = attend_cached(qkv, heads, shared, angles, span, cache, lane)
+        return product(read, self.out).add_(x)
+
+
+def attend_cached(
+    qkv: Tensor, heads: int, shared: int, angles: Tensor, span: Span, cache: RowCache, lane: str
+) -> Tensor:
+    """What heads of new rows read, (…, h · d), of queries, keys and values (…, h + 2g, d).
+
+    Keys and values are rotated in place, and remembered.
+    """
+    qkv = qkv if span.packing is None else span.packing.unpack(qkv)
+    q, kv = rotate_(qkv, heads + shared, angles).split_with_sizes((heads, 2 * shared), dim=-2)
+    cache.write(lane, span, kv)
+    k, v = (kv if span.from_start else cache.read(lane, span)).chunk(2, dim=-2)
+    attended = attend(q, k, v, span).flatten(-2)
+    return attended if span.packing is None else span.packing.pack(attended)
+
+
+@attrs.frozen(eq=False)
+class BareLayer:
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    attention: BareAttention
+    mlp: BareMLP
+
+    @classmethod
+    def of(cls, layer: TransformerLayer) -> BareLayer:
+        """The weights of a layer."""
+        attention = BareAttention.of(layer.attention_norm, layer.attention)
+        return cls(attention, BareMLP.of(layer.mlp_norm, layer.mlp))
+
+    def __call__(self, x: Tensor, angles: Tensor, span: Span, cache: RowCache, lane: str) -> Tensor:
+        """(b, r, D) to (b, r, D); rows may be packed."""
+        return self.mlp(self.attention(x, angles, span, cache, lane))
