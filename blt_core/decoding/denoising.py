@@ -52,13 +52,10 @@ def fill(
         masked_bB = _masked(block, ops.scheme.mask, logits_bBV.shape[1])
         chosen = select(unmasking, sampling.belief(logits_bBV), masked_bB, block.start, draws)
         logits_of = _kept(logits_of, logits_bBV, chosen)
-        for place in chosen.any(0).nonzero().flatten().tolist():
-            here = chosen[:, place].tolist()
-            at = [start + place for start in block.start]
-            picked = sampling.pick(logits_bBV[:, place], at, here, draws, stream)
-            for ids, token, on in zip(block.ids, picked, here, strict=True):
-                if on:
-                    ids[place] = token
+        rows = [logits_bBV.shape[1] if on else 0 for on in masked]
+        picked = sampling.picks(logits_bBV, block.start, rows, draws, stream)
+        for row, place in chosen.nonzero().tolist():
+            block.ids[row][place] = picked[row][place]
         passes += 1
     return Filled(passes, logits_of)
 

@@ -143,6 +143,8 @@ class DecodeState:
         """Cut each batch row back to ``lengths[b]`` ids (longer than it is: no change)."""
         self._drop_provisional()
         self._edits += 1
+        if all(length >= n for length, n in zip(lengths, self.lengths, strict=True)):
+            return
         for index, (row, length) in enumerate(zip(self._rows, lengths, strict=True)):
             # The first byte of the settled patch stays, so that its patch is that of the last id.
             if length <= row.settled:

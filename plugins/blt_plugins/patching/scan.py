@@ -84,7 +84,7 @@ def limited(
     if history is None:
         begun = torch.zeros(len(ids_br), dtype=torch.long, device=ids_br.device)
         since_br = _since(opens_br, begun)
-    elif opens_br.numel() == 1 and history.states[0]:
+    elif opens_br.numel() == 1 and rows.lengths == (1,) and history.states[0]:
         since = 0 if opens_br.item() else history.states[0][-1] + 1
         history.states[0].append(since)
         return torch.tensor([[since == 0 or (limit is not None and since % limit == 0)]])
