@@ -227,7 +227,8 @@ class ModelPasses:
     def without_banned(self, logits: Tensor) -> Tensor:
         """Ids that are never output get -inf. Raises RunError for logits that are no numbers."""
         # On other devices a look at numbers waits for them; there the choice of an id tells.
-        if self._device.type == "cpu" and isnan(logits.sum().item()):
+        suspect = self._device.type == "cpu" and isnan(logits.sum().item())
+        if suspect and bool(logits.isnan().any()):
             raise RunError(NO_NUMBERS)
         if self._ban is None or self._ban.dtype != logits.dtype:
             self._ban = logits.new_zeros(logits.shape[-1])

@@ -143,8 +143,7 @@ class DecodeState:
         """Cut each batch row back to ``lengths[b]`` ids (longer than it is: no change)."""
         self._drop_provisional()
         self._edits += 1
-        if all(length >= n for length, n in zip(lengths, self.lengths, strict=True)):
-            return
+        cuts = any(length < n for length, n in zip(lengths, self.lengths, strict=True))
         for index, (row, length) in enumerate(zip(self._rows, lengths, strict=True)):
             # The first byte of the settled patch stays, so that its patch is that of the last id.
             if length <= row.settled:
@@ -153,7 +152,8 @@ class DecodeState:
                     f"the first {row.settled + 1} are settled"
                 )
             row.cut(length)
-        self._passes.rewind()
+        if cuts:
+            self._passes.rewind()
         for _, cache in self._attached.values():
             rewind_to(cache, self.lengths)
 
@@ -166,9 +166,8 @@ class DecodeState:
         for index, row in enumerate(self._rows):
             last = row.open_start if upto is None else row.start_before(upto[index])
             row.settled = max(row.settled, last)
-        if before == [row.settled for row in self._rows]:
-            return
-        self._passes.settle()
+        if before != [row.settled for row in self._rows]:
+            self._passes.settle()
         for _, cache in self._attached.values():
             settle_at(cache, [row.settled for row in self._rows])
 

@@ -1,10 +1,19 @@
 """Torch layers that the model parts share; third-party parts may build on them too."""
 
 from blt_core.nn.attention import attend, attend_blocks, rotary_angles, rotate, span_angles
-from blt_core.nn.bare import NORM_EPS, BareAttention, BareLayer, BareMLP, bare_layers, norm
+from blt_core.nn.bare import (
+    NORM_EPS,
+    BareAttention,
+    BareLayer,
+    BareMLP,
+    bare_layers,
+    norm,
+    runs_bare,
+)
 from blt_core.nn.blocks import BlockMasks, BlockSight, sort_blocks, whole_sight
 from blt_core.nn.cache import LayerCache, RowCache, Span, lane_of
 from blt_core.nn.layers import (
+    BARE_KINDS,
     RMSNorm,
     SelfAttention,
     SwiGLU,
@@ -21,6 +30,7 @@ from blt_core.nn.packing import Packing, row_places, take_rows
 from blt_core.nn.recompute import gradient_checkpointing, recompute
 
 __all__ = [
+    "BARE_KINDS",
     "NORM_EPS",
     "BareAttention",
     "BareLayer",
@@ -54,6 +64,7 @@ __all__ = [
     "rotary_angles",
     "rotate",
     "row_places",
+    "runs_bare",
     "sort_blocks",
     "span_angles",
     "take_rows",

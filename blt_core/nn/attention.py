@@ -6,7 +6,7 @@ block, d width of a head. Queries come as (b, r, h, d), keys and values as (b, t
 Dispatch: plainly causal spans use SDPA's causal kernel (flash attention where the device has it); a
 single new row needs no mask. Windows over whole sequences are computed in tiles on a CPU, by flex
 attention when training on CUDA, otherwise in bands of the window's width. Ragged batches, several
-new rows over a cached prefix, and blocks over cached rows need a boolean mask, for which some
+new rows over a cached prefix, and blocks over cached rows need a mask, for which some
 devices have no fused kernel. Blocks over whole sequences: see ``blt_core.nn.blocks``.
 """
 

@@ -2,19 +2,21 @@
 
 A pass over one byte multiplies a few small matrices; calling modules, whose attributes are looked
 up and hooks asked for, takes as long again. So a cache keeps the weights of the layers that it
-serves for the time of one generation, unless a module has hooks, as under sharded training: then
-modules are called. Both ways compute the same.
+serves for the time of one generation, unless modules do more than their classes say: have hooks, as
+under sharded training, or were wrapped or replaced. Then modules are called, and under autocast or
+with gradients too. Both ways compute the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.module import _has_any_global_hook
 
 from blt_core.nn.attention import attend, rotate_
 from blt_core.nn.cache import RowCache, Span
@@ -29,14 +31,31 @@ _EXACT = (torch.float32, torch.float64)
 B = TypeVar("B")
 
 
-def bare_layers(layers: nn.ModuleList, make: Callable[..., B]) -> list[B] | None:
-    """``make(layer)`` of each layer; None if a module among them has hooks, which must be asked."""
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in layers.modules())  # noqa: SLF001
-    return None if hooked else [make(layer) for layer in layers]
+def bare_layers(
+    layers: nn.ModuleList, make: Callable[..., B], kinds: Collection[type[nn.Module]]
+) -> list[B] | None:
+    """``make(layer)`` of each layer; None if a module among them must be called.
+
+    That is one which is not exactly of one of these ``kinds``, or has hooks or a ``forward`` of its
+    own.
+    """
+    known = {nn.ModuleList, *kinds}
+    plain = not _has_any_global_hook() and all(
+        type(module) in known
+        and not (module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
+        and "forward" not in vars(module)
+        for module in layers.modules()
+    )
+    return [make(layer) for layer in layers] if plain else None
+
+
+def runs_bare(x: Tensor) -> bool:
+    """Whether rows may pass by modules now: no gradients, no autocast."""
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type))
 
 
 def norm(x: Tensor, weight: Tensor) -> Tensor:
-    """X / sqrt(mean(x²) + eps) · weight, over the last axis of (…, D)."""
+    """The norm x / sqrt(mean(x²) + eps) · weight, over the last axis of (…, D)."""
     width = x.shape[-1]
     if not x.is_cpu:
         same = x if x.dtype == weight.dtype else x.to(weight.dtype)
@@ -44,7 +63,8 @@ def norm(x: Tensor, weight: Tensor) -> Tensor:
         return out
     wide = x if x.dtype in _EXACT else x.float()
     if x.numel() == width:
-        scale = (float(torch.linalg.vector_norm(wide)) ** 2 / width + NORM_EPS) ** -0.5
+        length = float(torch.linalg.vector_norm(wide))
+        scale = (length * length / width + NORM_EPS) ** -0.5
         normed: Tensor = (wide * scale).mul_(weight)
     else:
         normed = (wide * norm_scale(wide)).mul_(weight)

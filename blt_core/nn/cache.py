@@ -115,6 +115,8 @@ class Span:
             # Which places a row sees turns with its position: a view of two turns shows it.
             at = self.start % size
             row = _turns(self.window, size, dtype, self.device)[size - at : 2 * size - at]
+            # Kernels elsewhere want masks that begin at an even address.
+            row = row if row.is_cpu else row.clone()
             return row[None, None, None]
         positions = self.positions_br[..., None]
         behind = positions - torch.arange(seen.stop, device=self.device)
@@ -160,8 +162,9 @@ class RowCache:
 
     ``window`` W: a row at position p sees (p - W, p]; what lies more than W and ``keep`` behind
     the settled length is overwritten. Lanes hold everything else, whatever the passes were: with a
-    window they have one length for almost all of their life, and are longer only as long as more
-    than SLACK rows are unsettled; without one they grow by powers of two.
+    window they have one length for almost all of their life. They grow where more than SLACK rows
+    are unsettled, and shrink when that is over and they are more than twice as long as they need to
+    be: so drafts that are always long resize nothing. Without a window they grow by powers of two.
     """
 
     def __init__(self, batch: int, window: int | None = None, keep: int = 0) -> None:
@@ -186,9 +189,9 @@ class RowCache:
         """Promise never to rewind below ``lengths`` (capped at what is stored)."""
         for row, length in enumerate(lengths):
             self._settled[row] = max(self._settled[row], min(length, self.lengths[row]))
-        if self._behind is not None and self._size > ring_size(self._behind):
+        if self._behind is not None and self._size > 2 * ring_size(self._behind):
             fitting = self._fitting(self.lengths)
-            if fitting < self._size:
+            if 2 * fitting < self._size:
                 self._resize(fitting)
 
     def reorder(self, rows: Sequence[int]) -> None:
@@ -282,7 +285,7 @@ class RowCache:
             return _power_of_two(max(lengths))
         needs = (n - max(s - behind, 0) for n, s in zip(lengths, self._settled, strict=True))
         ring, need = ring_size(behind), max(needs)
-        return ring if need <= ring else _power_of_two(need)
+        return ring << (-(-need // ring) - 1).bit_length() if need > ring else ring
 
     def _resize(self, size: int) -> None:
         """Move what must be kept into lanes of ``size`` places."""
@@ -297,10 +300,11 @@ class RowCache:
         kept = [torch.arange(first, end) for _, first, end in runs]
         old = torch.cat([p % before + b * before for (b, *_), p in zip(runs, kept, strict=True)])
         new = torch.cat([p % size + b * size for (b, *_), p in zip(runs, kept, strict=True)])
+        device = next(iter(self._lanes.values())).device
+        old, new = torch.stack((old, new)).to(device)
         for name, lane in self._lanes.items():
             moved = lane.new_zeros((len(runs), size, *lane.shape[2:]))
-            rows = lane.flatten(0, 1).index_select(0, old.to(lane.device))
-            moved.flatten(0, 1).index_copy_(0, new.to(lane.device), rows)
+            moved.flatten(0, 1).index_copy_(0, new, lane.flatten(0, 1).index_select(0, old))
             self._lanes[name] = moved
 
 

@@ -21,6 +21,7 @@ from blt_core.nn.bare import (
     bare_layers,
     norm,
     norm_scale,
+    runs_bare,
 )
 from blt_core.nn.cache import LayerCache, RowCache, Span, lane_of
 from blt_core.nn.linear import Linear, product_dtype
@@ -142,7 +143,7 @@ class SelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(output, keys, values): (b, r, D), or packed, and the new rows' own keys and values.
 
-        With a cache, which remembers these, None.
+        With a cache, which remembers them, keys and values are None.
         """
         if cache is None:
             q, k, v = self.project(x, angles, span.packing)
@@ -177,6 +178,10 @@ class TransformerLayer(nn.Module):
         return out
 
 
+#: What a layer consists of that may run without its modules.
+BARE_KINDS = frozenset({Linear, RMSNorm, SelfAttention, SwiGLU, TransformerLayer})
+
+
 class Transformer(nn.Module):
     """A causal stack with rotary positions and an optional window; it owns no embedding or head."""
 
@@ -200,7 +205,9 @@ class Transformer(nn.Module):
 
     def new_cache(self, batch: int, keep: int = 0) -> RowCache:
         """An empty cache for ``batch`` rows, which keeps at least ``keep`` settled rows."""
-        return LayerCache(bare_layers(self.layers, BareLayer.of), batch, self.window, keep)
+        return LayerCache(
+            bare_layers(self.layers, BareLayer.of, BARE_KINDS), batch, self.window, keep
+        )
 
     def forward(self, x: Tensor, counts: tuple[int, ...], cache: RowCache | None) -> Tensor:
         """New rows (b, r, D), ``counts[b]`` of them valid, to their states (b, r, D)."""
@@ -213,7 +220,7 @@ class Transformer(nn.Module):
         packing = Packing.of(span.counts, x.shape[1], x.device)
         if packing is not None:
             span, x = attrs.evolve(span, packing=packing), packing.pack(x)
-        if isinstance(cache, LayerCache) and cache.layers and not torch.is_grad_enabled():
+        if isinstance(cache, LayerCache) and cache.layers and runs_bare(x):
             for index, bare in enumerate(cache.layers):
                 x = bare(x, angles, span, cache, lane_of(index))
         else:

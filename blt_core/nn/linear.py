@@ -30,7 +30,7 @@ class Linear(nn.Linear):
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """X · weightᵀ, (…, in) to (…, out); see :class:`Linear`."""
+    """The product x · weightᵀ, (…, in) to (…, out); see :class:`Linear`."""
     if weight.dtype in _HALF and x.numel() == weight.shape[1] and weight.is_cpu:
         return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
     return functional.linear(x, weight)

@@ -74,7 +74,8 @@ class Patcher(Protocol):
 
     ``flags`` (b, r) bool: for each new byte i, flag i + 1: does the next, unseen byte open a patch?
     So flag i is a function of bytes before i. Flag 0 and flag 1 are always set (BOS is a patch of
-    its own); the patcher returns flag 1 as True for byte 0.
+    its own); the patcher returns flag 1 as True for byte 0. The engine reads them on the host: with
+    a cache they may be on the CPU, whatever the device of ``rows``.
     """
 
     def new_cache(self, batch: int) -> Cache: ...

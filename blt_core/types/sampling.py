@@ -48,10 +48,8 @@ class Sampling:
         if self.greedy:
             from torch.nn.functional import one_hot
 
-            return one_hot(logits.argmax(-1).cpu(), logits.shape[-1]).double()
-        logits = logits.cpu().double()
-        if bool(logits.isnan().any()):
-            raise RunError(NO_NUMBERS)
+            return one_hot(_numbers(logits).argmax(-1), logits.shape[-1]).double()
+        logits = _numbers(logits)
         # Ordered before they are scaled: a huge temperature makes equal what was not.
         order = None
         if self.top_k is not None or self.top_p is not None:
@@ -73,7 +71,7 @@ class Sampling:
 
         In float64 on the CPU.
         """
-        return logits.cpu().double().softmax(-1) if self.greedy else self.probabilities(logits)
+        return _numbers(logits).softmax(-1) if self.greedy else self.probabilities(logits)
 
     def pick(
         self,
@@ -104,7 +102,7 @@ class Sampling:
         position that must be independent.
         """
         if self.greedy:
-            # No number at all is more than any number: one look finds both.
+            # What is no number counts as the highest, so the highest tells of it.
             highest, best = logits_brV.max(-1)
             if any(isnan(each) for row in highest.tolist() for each in row):
                 raise RunError(NO_NUMBERS)
@@ -143,6 +141,14 @@ class Sampling:
             mass = before.sort(descending=True).values.cumsum(-1)
             margin = min(margin, float((mass - self.top_p).abs().min()))
         return margin
+
+
+def _numbers(logits: Tensor) -> Tensor:
+    """Logits in float64 on the CPU; RunError for what is no number."""
+    wide = logits.cpu().double()
+    if bool(wide.isnan().any()):
+        raise RunError(NO_NUMBERS)
+    return wide
 
 
 #: Streams of draws from this one on are free; those below are the package's own: 0 for a model's

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blt_core.errors import RunError
 from blt_core.types import Draws, Sampling
 from tests.engine import models
 from tests.engine.runs import ar, ar_alone, cascade_drafter, run, self_drafter, speculative
@@ -81,3 +82,16 @@ def test_ties_are_cut_at_the_lowest_ids_whatever_their_order_and_number():
     assert half.nonzero().flatten().tolist() == list(range(128))
     both = Sampling(1.0, 4, 0.5).probabilities(torch.tensor([[0.0, 2, 2, 2, 2, 2]]))
     assert both.tolist() == [[0, 0.5, 0.5, 0, 0, 0]]
+
+
+def test_logits_that_are_no_numbers_are_refused_however_they_are_read():
+    logits = torch.zeros(1, 1, 5)
+    logits[..., 3] = float("nan")
+    for sampling in (Sampling(), Sampling(temperature=0.7), Sampling(temperature=1.0, top_k=2)):
+        for read in (
+            sampling.probabilities,
+            sampling.belief,
+            lambda x, s=sampling: s.picks(x, [4], [1], Draws((0,))),
+        ):
+            with pytest.raises(RunError, match="no numbers"):
+                read(logits)

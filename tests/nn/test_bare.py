@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blt_core.nn import Transformer
+from blt_core.nn import Linear, Transformer
 from tests.nn.test_single_rows import BOUNDS
 
 WIDTH = 48
@@ -48,6 +48,60 @@ def test_hooks_of_modules_are_asked():
     assert cache.layers is None
     layers(torch.randn(1, 3, WIDTH, dtype=torch.float64), (3,), cache)
     assert asked == [1]
+
+
+class Doubled(Linear):
+    """A linear map that does more than multiply."""
+
+    def forward(self, x):
+        """Twice the product."""
+        return 2 * super().forward(x)
+
+
+def wrap(layers):
+    """As adapters do: another class with a ``weight`` in a linear map's place."""
+    layers.layers[0].mlp.down.__class__ = Doubled
+
+
+def patch(layers):
+    """A ``forward`` of an instance's own."""
+    down = layers.layers[0].mlp.down
+    own = down.forward
+    down.forward = lambda x: 2 * own(x)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("change", [wrap, patch])
+def test_modules_that_do_more_than_their_class_are_called(change):
+    layers, x = stack(torch.float64, None), torch.randn(1, 3, WIDTH, dtype=torch.float64)
+    plain = layers(x, (3,), None)
+    change(layers)
+    cache = layers.new_cache(1)
+    assert cache.layers is None
+    whole = layers(x, (3,), None)
+    assert not torch.allclose(whole, plain)
+    torch.testing.assert_close(layers(x, (3,), cache), whole)
+
+
+@torch.inference_mode()
+def test_a_hook_of_all_modules_is_asked():
+    layers, asked = stack(torch.float64, None), []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: asked.append(1))
+    try:
+        assert layers.new_cache(1).layers is None
+    finally:
+        hook.remove()
+    assert layers.new_cache(1).layers
+
+
+@torch.inference_mode()
+def test_autocast_narrows_no_residual_stream():
+    layers, x = stack(torch.float32, None), torch.randn(1, 3, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layers(x, (3,), layers.new_cache(1))
+        want = layers(x, (3,), None)
+    assert found.dtype == want.dtype == torch.float32
+    torch.testing.assert_close(found, want)
 
 
 def test_weights_are_those_of_the_time_when_a_cache_is_made():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from blt_core.component import BuildContext, Component, at_least, more_than, overridable, trained
 from blt_core.nn import (
+    BARE_KINDS,
     BareAttention,
     BareMLP,
     BlockMasks,
@@ -36,6 +37,7 @@ from blt_core.nn import (
     product_dtype,
     recompute,
     rotary_angles,
+    runs_bare,
     sort_blocks,
     span_angles,
     take_rows,
@@ -104,12 +106,12 @@ class RowPlan:
 
     span: Span
     angles: Tensor
-    latent_br: Tensor
+    places_br: Tensor
 
     @cached_property
     def places(self) -> Tensor:
         """(b · r): where latents are."""
-        return self.latent_br.flatten()
+        return self.places_br.flatten()
 
 
 @attrs.frozen(eq=False)
@@ -120,7 +122,7 @@ class BlockPlan:
     """
 
     angles: Tensor
-    latent_bn: Tensor
+    places_bn: Tensor
     sight: BlockSight
     order_bn: Tensor | None = None
 
@@ -152,7 +154,9 @@ class LocalDecoder(nn.Module):
 
     def new_cache(self, batch: int) -> LocalDecoderCache:
         """An empty cache; rows from the settled one on still read the latents that they read."""
-        layers = bare_layers(self.layers, BareDecoderLayer.of)
+        layers = bare_layers(
+            self.layers, BareDecoderLayer.of, {*BARE_KINDS, DecoderLayer, LatentAttention}
+        )
         rows = LayerCache(layers, batch, self.window)
         return LocalDecoderCache(rows, RowCache(batch, window=1))
 
@@ -170,7 +174,7 @@ class LocalDecoder(nn.Module):
         y, block_plan = (
             self._plan_blocks(blocks, x, memory, rows) if blocks is not None else (None, None)
         )
-        bare = None if rows is None or torch.is_grad_enabled() else rows.layers
+        bare = rows.layers if rows is not None and x is not None and runs_bare(x) else None
         for index, layer in enumerate(self.layers):
             lane = lane_of(index)
             latent_kv = memory.of(layer.latent_attention, lane)
@@ -286,7 +290,7 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, latent_kv: Tensor, plan: RowPlan, cache: RowCache | None, lane: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Clean rows (b, r, D), and their own keys and values."""
-        x = self._read(x[:, :, None], latent_kv, plan.latent_br)[:, :, 0]
+        x = self._read(x[:, :, None], latent_kv, plan.places_br)[:, :, 0]
         attended, keys, values = self.attention(
             self.attention_norm(x), plan.angles, plan.span, cache, lane
         )
@@ -297,14 +301,14 @@ class DecoderLayer(nn.Module):
         self, y: Tensor, latent_kv: Tensor, plan: BlockPlan, keys: Tensor, values: Tensor
     ) -> Tensor:
         """Block rows (b, n, B, D) over the clean keys and values (b, t, h, d)."""
-        y = self._read(y, latent_kv, plan.latent_bn)
+        y = self._read(y, latent_kv, plan.places_bn)
         q, k, v = self.attention.project(self.attention_norm(y), plan.angles)
         attended = plan.sight.attend(q, k, v, keys, values)
         y = y + self.attention.out(attended.flatten(-2))
         return y + self.mlp(self.mlp_norm(y))
 
-    def _read(self, x: Tensor, latent_kv: Tensor, latent_bn: Tensor) -> Tensor:
-        read: Tensor = self.latent_attention(x, latent_kv, latent_bn)
+    def _read(self, x: Tensor, latent_kv: Tensor, places_bn: Tensor) -> Tensor:
+        read: Tensor = self.latent_attention(x, latent_kv, places_bn)
         return (x + x if self.double_residual else x) + read
 
 

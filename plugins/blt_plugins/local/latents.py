@@ -9,7 +9,6 @@ from __future__ import annotations
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from blt_core.nn import Linear, RMSNorm, RowCache, check_heads, norm, product, row_places
 from blt_core.types import Latents
@@ -40,7 +39,7 @@ class LatentAttention(nn.Module):
         q = self.q(self.row_norm(x)).unflatten(-1, (self.heads, -1))
         read = memory.index_select(0, places_bn.flatten())  # (b·n, k, 2h, d)
         if not torch.is_grad_enabled():
-            return self.out(attend_slots(q.flatten(0, 1), read).view(x.shape))
+            return self.out(attend_slots(q.flatten(0, 1), read).reshape(x.shape))
         k, v = read.view(*places_bn.shape, *read.shape[1:]).chunk(2, dim=-2)
         attend = _attend_one if x.shape[2] == 1 and x.dtype in _EXACT else _attend_group
         return self.out(attend(q * q.shape[-1] ** -0.5, k, v).flatten(-2))
@@ -67,26 +66,21 @@ class BareLatentAttention:
     def __call__(self, x: Tensor, memory: Tensor, places: Tensor) -> Tensor:
         """What rows (b, r, D) read, (b, r, D); ``places`` (b · r): where in the memory."""
         q = product(norm(x, self.norm), self.q).view(len(places), 1, self.heads, -1)
-        return product(attend_slots(q, memory.index_select(0, places)).view(x.shape), self.out)
+        return product(attend_slots(q, memory.index_select(0, places)).reshape(x.shape), self.out)
 
 
 def attend_slots(q: Tensor, read: Tensor) -> Tensor:
     """Groups of rows (n, i, h, d) over what each has read, (n, k, 2h, d): (n, i, h, d)."""
     k, v = read.chunk(2, dim=2)
-    attend = _products if q.shape[1] == 1 and q.dtype in _EXACT else _sdpa
+    q = q * q.shape[-1] ** -0.5
+    attend = _products if q.shape[1] == 1 and q.dtype in _EXACT else _attend_group
     return attend(q, k, v)
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Groups of one row, (n, 1, h, d), over (n, k, h, d): fast for a few groups, and exact."""
-    weights = ((q * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5).softmax(1)
+    weights = (q * k).sum(-1, keepdim=True).softmax(1)
     return (weights * v).sum(1)
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Groups of any size, (n, i, h, d), over (n, k, h, d)."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous()
 
 
 def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -102,9 +96,9 @@ def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _attend_group(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Groups of any size: q (b, n, i, h, d) over k and v (b, n, k, h, d)."""
-    q, k, v = (x.transpose(2, 3) for x in (q, k, v))
-    return ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(2, 3)
+    """Groups of any size: q (…, n, i, h, d) over k and v (…, n, k, h, d)."""
+    q, k, v = (x.transpose(-3, -2) for x in (q, k, v))
+    return ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(-3, -2)
 
 
 class LatentMemory:

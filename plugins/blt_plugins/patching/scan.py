@@ -80,7 +80,8 @@ def limited(
     """
     ids_br = rows.ids_br
     if opens_br is None:
-        opens_br = torch.zeros_like(ids_br, dtype=torch.bool)
+        device = ids_br.device if history is None else "cpu"
+        opens_br = torch.zeros(ids_br.shape, dtype=torch.bool, device=device)
     if history is None:
         begun = torch.zeros(len(ids_br), dtype=torch.long, device=ids_br.device)
         since_br = _since(opens_br, begun)
