@@ -129,12 +129,17 @@ def _import_path(_: object, __: attrs.Attribute[str], value: str) -> None:
 class Kind:
     """A kind of component: ``protocol`` is the import path of its contract.
 
-    ``root``: whether it may be a top-level table of a config.
+    ``root``: whether it may be a top-level table of a config. contracts: import path of what
+    components of the kind are tested for, a ``Contracts`` of :mod:`blt_core.testing`; empty if
+    nothing is.
     """
 
     protocol: str = attrs.field(validator=_import_path)
     summary: str
     root: bool = False
+    contracts: str = attrs.field(
+        default="", validator=attrs.validators.or_(attrs.validators.in_([""]), _import_path)
+    )
 
     def load_protocol(self) -> type:
         """Import the protocol class; PluginError if it is not there."""

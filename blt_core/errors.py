@@ -59,9 +59,14 @@ class ComponentError(PluginError):
     """A component that failed, or broke the contract of its kind, while it ran.
 
     The message names it and its distribution; an error of its own is the ``__cause__``.
+    ``contract``: what it broke, as ``patcher.shape``; empty where it failed otherwise.
     """
 
     exit_code = 1
+
+    def __init__(self, text: str, hints: Sequence[str] = (), contract: str = "") -> None:
+        self.contract = contract
+        super().__init__(text, (*hints, *contract_hints(contract)))
 
 
 class CheckpointError(BltError):
@@ -73,13 +78,19 @@ class RequestError(BltError):
 
 
 class EngineError(BltError):
-    """A decode operation used against its contract, by a sampler or drafter: ``component``."""
+    """A decode operation used against its contract, by a sampler or drafter: ``component``.
+
+    ``contract``: what was broken, as ``sampler.commits``; empty where it has no name.
+    """
 
     exit_code = 1
 
-    def __init__(self, text: str, component: str = "") -> None:
+    def __init__(self, text: str, component: str = "", contract: str = "") -> None:
+        self.text = text
         self.component = component
-        super().__init__(text)
+        self.contract = contract
+        named = f"{component}: {text}" if component else text
+        super().__init__(_with_hints(named, contract_hints(contract)))
 
 
 class DataError(BltError):
@@ -105,6 +116,17 @@ def near_match(name: str, candidates: Iterable[str]) -> str:
     swapped = [other for other in names if sorted(other) == sorted(name)]
     close = swapped or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def contract_page(kind: str) -> str:
+    """The page that tells the contracts of a kind."""
+    return f"docs/kinds/{kind}.md"
+
+
+def contract_hints(contract: str) -> tuple[str, ...]:
+    """What a message says of a broken contract, as ``patcher.shape``: its name and its page."""
+    kind, _, name = contract.partition(".")
+    return (f"contract: {contract} ({contract_page(kind)}#{name})",) if contract else ()
 
 
 def _with_hints(text: str, hints: Iterable[str]) -> str:

@@ -39,9 +39,9 @@ def name_of(component: object) -> str:
     return _known(component) or type(component).__name__
 
 
-def broken(component: object, text: str) -> ComponentError:
-    """The error for a component that breaks the contract of its kind."""
-    return ComponentError(f"{name_of(component)} {text}")
+def broken(component: object, text: str, contract: str = "") -> ComponentError:
+    """The error for a component that breaks a contract of its kind, as ``patcher.shape``."""
+    return ComponentError(f"{name_of(component)} {text}", contract=contract)
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ def _is_nobodys(error: BaseException) -> bool:
 def _named_engine_error(error: EngineError, running: object) -> EngineError:
     name, _ = _innermost(error)
     name = name or (name_of(running) if running is not None else "")
-    return EngineError(f"{name}: {error}", component=name) if name else error
+    return EngineError(error.text, name, error.contract) if name else error
 
 
 def _innermost(error: BaseException) -> tuple[str, list[FrameType]]:

@@ -369,12 +369,12 @@ class Pipeline:
         with naming():
             cost = self.cost_model.cost(passes, parameters or self.parameter_counts)
         if not isinstance(cost, Cost):
-            raise broken(self.cost_model, f"gave {cost!r}; expected a Cost")
+            raise broken(self.cost_model, f"gave {cost!r}; expected a Cost", "cost_model.finite")
         figures: dict[str, Any] = {"gigabytes": cost.gigabytes, **cost.lines, **cost.apart}
         for name, figure in figures.items():
             if not isinstance(figure, Real) or not 0 <= float(figure) < math.inf:
                 text = f"gave {name} = {figure!r}; expected a finite number, 0 or more"
-                raise broken(self.cost_model, text)
+                raise broken(self.cost_model, text, "cost_model.finite")
         return cost
 
     @property

@@ -24,15 +24,35 @@ def plugins(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KIND | show KIND NAME]",
-            help="Only this kind, with all keys; or all about one component.",
+            metavar="[KIND | show KIND NAME | test KIND NAME]",
+            help="Only this kind, with all keys; all about one component; or try its contracts.",
         ),
     ] = None,
     *,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="test: keys of its table, as for --sampler. Repeats."
+        ),
+    ] = None,
+    profile: Annotated[
+        str, typer.Option("--profile", help="test: dev is quick, ci tries more, nightly most.")
+    ] = "dev",
     as_json: inputs.JsonOption = False,
 ) -> None:
-    """List the installed components by kind, and the plugins that are broken."""
+    """List the installed components by kind, and the plugins that are broken.
+
+    blt plugins test KIND NAME tries a component on each contract of its kind; exit code 1 if it
+    breaks one.
+    """
     loaded = load_plugins()
+    if (what or [])[:1] == ["test"]:
+        from blt_core.cli.trying import try_contracts
+
+        try_contracts(loaded, what or [], keys or [], profile, as_json=as_json)
+        return
+    if keys:
+        raise PluginError("--set is for blt plugins test KIND NAME")
     kind: str | None = None
     match what or []:
         case ["show", of_kind, name]:

@@ -18,6 +18,8 @@ from blt_core.types import Draws, OpenBlock, Sampling
 #: The stream of draws for blocks that are output; a model's own bytes are drawn on stream 0.
 STREAM = 1
 
+_PLACES = "unmasking.places"
+
 
 class Filled(NamedTuple):
     """How a block was filled.
@@ -80,14 +82,14 @@ def select(
     # A copy: a rule that writes to it must not change what is still to fill.
     chosen = unmasking.select(probs_bBV, masked_bB.clone(), starts, draws)
     if not isinstance(chosen, Tensor):
-        raise broken(unmasking, f"selected {chosen!r}; expected a bool tensor (b, B)")
+        raise broken(unmasking, f"selected {chosen!r}; expected a bool tensor (b, B)", _PLACES)
     if chosen.dtype != torch.bool or chosen.shape != masked_bB.shape:
         given = f"{chosen.dtype} of shape {tuple(chosen.shape)}"
         text = f"selected a tensor {given}; expected torch.bool of shape {tuple(masked_bB.shape)}"
-        raise broken(unmasking, text)
+        raise broken(unmasking, text, _PLACES)
     chosen = chosen.cpu() & masked_bB
     if not bool(chosen.any(-1).eq(masked_bB.any(-1)).all()):
-        raise broken(unmasking, "fills no byte of a block that has masks")
+        raise broken(unmasking, "fills no byte of a block that has masks", _PLACES)
     return chosen
 
 

@@ -16,6 +16,9 @@ from blt_core.faults import broken
 from blt_core.protocols import DecodeOps, Drafter, StoppingDrafter, Verification
 from blt_core.types import Draft, Draws, Sampling, StopRule
 
+_PROPOSES, _PROBABILITIES = "drafter.proposes", "drafter.probabilities"
+_DECIDES = "verification.decides"
+
 
 def propose(
     drafter: Drafter,
@@ -35,16 +38,18 @@ def propose(
     else:
         draft = cast("StoppingDrafter", drafter).draft(ops, limit, sampling, draws, rule)
     if not isinstance(draft, Draft):
-        raise broken(drafter, f"proposed {draft!r}; expected a Draft of {len(limit)} batch rows")
+        text = f"proposed {draft!r}; expected a Draft of {len(limit)} batch rows"
+        raise broken(drafter, text, _PROPOSES)
     try:
         ids = [[operator.index(token) for token in row[:most]]
                for row, most in zip(draft.ids, limit, strict=True)]  # fmt: skip
     except (TypeError, ValueError) as error:
         text = f"proposed {draft.ids!r}; expected lists of ids for {len(limit)} batch rows"
-        raise broken(drafter, text) from error
+        raise broken(drafter, text, _PROPOSES) from error
     for row in ids:
         if not all(0 <= token < ops.scheme.size for token in row):
-            raise broken(drafter, f"proposed {row}; these are not all ids below {ops.scheme.size}")
+            text = f"proposed {row}; these are not all ids below {ops.scheme.size}"
+            raise broken(drafter, text, _PROPOSES)
     found = Draft(ids, draft.probs_bkV)
     if found.probs_bkV is not None:
         _check_probs(drafter, found, ops.scheme.size)
@@ -58,10 +63,12 @@ def _check_probs(drafter: Drafter, draft: Draft, size: int) -> None:
     fits = shape is not None and len(shape) == 3 and shape[1] >= longest  # noqa: PLR2004 -- b, k, V
     if not fits or shape is None or (shape[0], shape[2]) != (len(draft.ids), size):
         wanted = (len(draft.ids), longest, size)
-        raise broken(drafter, f"gave probabilities of shape {shape}; expected {wanted}")
+        text = f"gave probabilities of shape {shape}; expected {wanted}"
+        raise broken(drafter, text, _PROBABILITIES)
     for row, ids in enumerate(draft.ids):
         if not all(draft.probs(row, size)[place, token] > 0 for place, token in enumerate(ids)):
-            raise broken(drafter, f"drafted {ids}, of which some have a probability of 0")
+            text = f"drafted {ids}, of which some have a probability of 0"
+            raise broken(drafter, text, _PROBABILITIES)
 
 
 def verify(
@@ -84,9 +91,9 @@ def verify(
             0 <= count <= len(ids) for count, ids in zip(accepted, draft.ids, strict=True)
         ) and all(token >= 0 or not on for token, on in zip(own, active, strict=True))
     except (TypeError, ValueError) as error:
-        raise broken(verification, _undecided(decision, draft)) from error
+        raise broken(verification, _undecided(decision, draft), _DECIDES) from error
     if not fits:
-        raise broken(verification, _undecided(decision, draft))
+        raise broken(verification, _undecided(decision, draft), _DECIDES)
     return accepted, own
 
 

@@ -22,6 +22,8 @@ from blt_core.types import Draws, IdScheme, Passes, Round, RoundCounts, Sampling
 
 StopReason = Literal["length", "eos", "stop"]
 
+_COMMITS, _COUNTS, _KEEPS = "sampler.commits", "sampler.counts", "sampler.keeps-text"
+
 
 @attrs.frozen
 class Request:
@@ -185,6 +187,7 @@ def _rounds(
     first = True
     while any(state.remaining):
         lengths, began = state.lengths, time.perf_counter()
+        state.commit()
         with naming(sampler):
             done = sampler.round(state, sampling, draws)
             elapsed = time.perf_counter() - began
@@ -206,29 +209,37 @@ def check_round(
     scheme, batch = state.scheme, len(lengths)
     never = scheme.never_output
     if not _is_round(done, batch):
-        raise EngineError(f"the sampler's round is not a Round of {batch} batch rows: {done!r}")
+        text = f"the sampler's round is not a Round of {batch} batch rows: {done!r}"
+        raise EngineError(text, contract=_COUNTS)
     _check_counts(done, first=first)
     for row, (left, length) in enumerate(zip(state.remaining, lengths, strict=True)):
+        if state.rewritten(row):
+            text = f"the sampler changed bytes of batch row {row} that were output already"
+            raise EngineError(text, contract=_KEEPS)
         added = state.text(row, length)
         if not left:
             continue
         if not added:
-            raise EngineError(f"the sampler committed nothing to batch row {row}")
+            text = f"the sampler committed nothing to batch row {row}"
+            raise EngineError(text, contract=_COMMITS)
         if list(done.ids[row]) != added:
             raise EngineError(
                 f"the sampler says that it committed {list(done.ids[row])} to batch row {row}, "
-                f"but the text has {added}"
+                f"but the text has {added}",
+                contract=_COMMITS,
             )
         drafted, accepted = done.drafted[row], done.accepted[row]
         if not 0 <= accepted <= min(drafted, len(added)):
             raise EngineError(
                 f"the sampler says that it accepted {accepted} of {drafted} drafted ids in batch "
-                f"row {row}, and committed {len(added)}"
+                f"row {row}, and committed {len(added)}",
+                contract=_COUNTS,
             )
         for token in added:
             if token in never or not 0 <= token < scheme.size:
                 raise EngineError(
-                    f"the sampler committed id {token} to batch row {row}, which is never output"
+                    f"the sampler committed id {token} to batch row {row}, which is never output",
+                    contract=_COMMITS,
                 )
 
 
@@ -243,12 +254,14 @@ def _is_round(done: object, batch: int) -> bool:
 
 def _check_counts(done: Round, *, first: bool) -> None:
     if not isinstance(done.prefill, bool) or (done.prefill and not first):
-        raise EngineError(f"prefill = {done.prefill!r}: only a first round reads the prompt")
+        text = f"prefill = {done.prefill!r}: only a first round reads the prompt"
+        raise EngineError(text, contract=_COUNTS)
     for row, counts in enumerate(zip(done.accepted, done.drafted, strict=True)):
         if not (all(type(n) is int for n in counts) and 0 <= counts[0] <= counts[1]):
             raise EngineError(
                 f"the sampler says that {counts[0]!r} of {counts[1]!r} drafted ids were accepted "
-                f"in batch row {row}; expected integers, 0 <= accepted <= drafted"
+                f"in batch row {row}; expected integers, 0 <= accepted <= drafted",
+                contract=_COUNTS,
             )
 
 
@@ -301,7 +314,8 @@ def _likelihoods(
     if logits is None:
         raise EngineError(
             "the sampler says true_logits, and committed ids that its last next_logits did not "
-            f"predict, in batch row {row}"
+            f"predict, in batch row {row}",
+            contract="sampler.true-logits",
         )
     return list(likelihoods(logits, ids, request.logprobs or 0))
 

@@ -23,7 +23,7 @@ from blt_core.faults import broken
 from blt_core.model import Model
 from blt_core.nn import RowCache
 from blt_core.protocols import Cache, ReorderingCache, can_reorder
-from blt_core.types import Blocks, Latents, OpenBlock, Patches, Rows
+from blt_core.types import Blocks, DecoderOutput, Latents, OpenBlock, Patches, Rows
 
 #: Where the patches of a batch row start, in ascending order; a last one may be provisional.
 Bounds = list[int]
@@ -58,10 +58,15 @@ class ModelPasses:
         patcher, shape = self._model.patcher, (len(counts), max(counts))
         flags = patcher.flags(self._byte_rows(begins, counts), self._patcher)
         if not isinstance(flags, Tensor) or flags.dtype != torch.bool or flags.shape != shape:
-            raise broken(patcher, f"gave {_shown(flags)} as flags; expected torch.bool {shape}")
+            raise broken(
+                patcher,
+                f"gave {_shown(flags)} as flags; expected torch.bool {shape}",
+                "patcher.shape",
+            )
         for row, new, count in zip(self._rows, flags.tolist(), counts, strict=True):
             row.starts += [row.scored + 1 + i for i in range(count) if new[i]]
             row.scored += count
+        self._check_lengths("patcher", self._patcher, [row.scored for row in self._rows])
         self._count(counts, "scorer")
 
     def encode(self, ends: Sequence[int]) -> None:
@@ -75,6 +80,7 @@ class ModelPasses:
         self._states.write("states", span, states)
         for row, count in zip(self._rows, counts, strict=True):
             row.encoded += count
+        self._check_lengths("encoder", self._encoder, [row.encoded for row in self._rows])
         self._count(counts, "encoder_bytes")
 
     def encode_read(self, ends: Sequence[int]) -> None:
@@ -84,7 +90,7 @@ class ModelPasses:
 
     def close(self, bounds: Sequence[Bounds]) -> Latents | None:
         """Latents of the patches between ``bounds[b]`` that have none yet; None if all have."""
-        done = self._global.lengths
+        done = list(self._global.lengths)
         counts = tuple(max(len(at) - 1 - n, 0) for at, n in zip(bounds, done, strict=True))
         if not any(counts):
             return None
@@ -103,7 +109,12 @@ class ModelPasses:
         part, shape = self._model.global_model, (len(counts), max(counts))
         values = part.forward(Latents(embeddings, counts), self._global)
         if not isinstance(values, Tensor) or values.shape[:2] != shape:
-            raise broken(part, f"gave {_shown(values)} as latents; expected (b, m, D) of {shape}")
+            raise broken(
+                part,
+                f"gave {_shown(values)} as latents; expected (b, m, D) of {shape}",
+                "global_model.shape",
+            )
+        self._check_lengths("global_model", self._global, _sums(done, counts))
         self._count(counts, "encoder")
         return Latents(values, counts)
 
@@ -119,10 +130,12 @@ class ModelPasses:
         As the decoder gives them; see :meth:`without_banned`.
         """
         clean = self._clean_rows(begins, ends, bounds)
-        output = self._model.decoder.forward(clean, None, latents, self._decoder).clean
+        output = self._run_decoder(clean, None, latents).clean
         self._count(clean.lengths, "decoder")
         if output is None:
-            raise broken(self._model.decoder, "returned no output for its clean rows")
+            raise broken(
+                self._model.decoder, "returned no output for its clean rows", "decoder.shape"
+            )
         return output.logits
 
     def denoise(
@@ -148,13 +161,33 @@ class ModelPasses:
             self._tensor([[start] for start in starts]),
             self._tensor([[n] if on else [0] for n, on in zip(reads, active, strict=True)]),
         )
-        output = self._model.decoder.forward(clean, blocks, latents, self._decoder).blocks
+        output = self._run_decoder(clean, blocks, latents).blocks
         self._count(active, "decoder")
         if output is None:
-            raise broken(self._model.decoder, "returned no output for its block rows")
+            raise broken(
+                self._model.decoder, "returned no output for its block rows", "decoder.shape"
+            )
         return self.without_banned(output.logits[:, 0])
 
+    def _run_decoder(
+        self, clean: Rows | None, blocks: Blocks | None, latents: Latents | None
+    ) -> DecoderOutput:
+        """A pass of the decoder; its caches must be longer by what it was given, and no more."""
+        rows, read = list(self._decoder.rows.lengths), list(self._decoder.latents.lengths)
+        output = self._model.decoder.forward(clean, blocks, latents, self._decoder)
+        rows = rows if clean is None else _sums(rows, clean.lengths)
+        read = read if latents is None else _sums(read, latents.counts)
+        self._check_lengths("decoder", self._decoder.rows, rows)
+        self._check_lengths("decoder", self._decoder.latents, read)
+        return output
+
     # -- caches ----------------------------------------------------------------------------------
+
+    def _check_lengths(self, kind: str, cache: Cache, wanted: list[int]) -> None:
+        """Raise ComponentError unless a cache remembers what its part was given."""
+        if [*cache.lengths] != wanted:
+            text = f"has {[*cache.lengths]} rows in its cache after a pass; it was given {wanted}"
+            raise broken(getattr(self._model, kind), text, f"{kind}.lengths")
 
     def reorders(self) -> bool:
         """Whether all caches can copy what they hold of one batch row to others."""
@@ -174,16 +207,14 @@ class ModelPasses:
 
     def rewind(self) -> None:
         """Cut every cache back to what the rows' bookkeeping says."""
-        rows = self._rows
-        for cache, lengths in (
-            (self._patcher, [row.scored for row in rows]),
-            (self._encoder, [row.encoded for row in rows]),
-            (self._states, [row.encoded for row in rows]),
-            (self._global, [row.latents for row in rows]),
-            (self._decoder.rows, [row.decoded for row in rows]),
-            (self._decoder.latents, [row.latents for row in rows]),
-        ):
-            rewind_to(cache, lengths)
+        rows, model = self._rows, self._model
+        encoded, closed = [row.encoded for row in rows], [row.latents for row in rows]
+        rewind_to(self._patcher, [row.scored for row in rows], model.patcher, "patcher")
+        rewind_to(self._encoder, encoded, model.encoder, "encoder")
+        rewind_to(self._states, encoded)
+        rewind_to(self._global, closed, model.global_model, "global_model")
+        rewind_to(self._decoder.rows, [row.decoded for row in rows], model.decoder, "decoder")
+        rewind_to(self._decoder.latents, closed, model.decoder, "decoder")
 
     def settle(self) -> None:
         """Let every cache drop what lies behind the rows' settled positions."""
@@ -206,7 +237,7 @@ class ModelPasses:
             for row, begin, count in zip(self._rows, begins, counts, strict=True)
         ]
         if any(keep < row.decoded for keep, row in zip(kept, self._rows, strict=True)):
-            rewind_to(self._decoder.rows, kept)
+            rewind_to(self._decoder.rows, kept, self._model.decoder, "decoder")
         reads = _padded(
             [latent_before(at, i + 1) for i in range(begin, begin + count)]
             for at, begin, count in zip(bounds, begins, counts, strict=True)
@@ -252,9 +283,18 @@ def take(x_br: Tensor, first_b: Tensor, count: int) -> Tensor:
     return x_br.gather(1, at[..., None].expand(-1, -1, x_br.shape[-1]))
 
 
-def rewind_to(cache: Cache, lengths: Sequence[int]) -> None:
-    """Rewind a cache to ``lengths``, where it is longer."""
-    cache.rewind([min(n, m) for n, m in zip(cache.lengths, lengths, strict=True)])
+def rewind_to(cache: Cache, lengths: Sequence[int], owner: object = None, kind: str = "") -> None:
+    """Rewind a cache to ``lengths``, where it is longer.
+
+    Raises ComponentError, which names its ``owner``, for a cache that then is longer; that of a
+    part of the model must be of just that length.
+    """
+    wanted = [min(n, m) for n, m in zip(cache.lengths, lengths, strict=True)]
+    cache.rewind(wanted)
+    found = [*cache.lengths]
+    if found != wanted and (kind or any(n > m for n, m in zip(found, wanted, strict=True))):
+        text = f"has {found} rows in its cache after a rewind to {wanted}"
+        raise broken(cache if owner is None else owner, text, kind and f"{kind}.lengths")
 
 
 def settle_at(cache: Cache, lengths: Sequence[int]) -> None:
@@ -267,6 +307,10 @@ def _shown(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{value.dtype} {tuple(value.shape)}"
     return type(value).__name__
+
+
+def _sums(lengths: Sequence[int], counts: Sequence[int]) -> list[int]:
+    return [n + count for n, count in zip(lengths, counts, strict=True)]
 
 
 def _counts(begins: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:

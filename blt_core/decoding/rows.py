@@ -31,7 +31,8 @@ class RowState:
     scored: ids that the scorer has read; flags 0..scored are known. encoded: byte rows that the
     encoder has run. decoded: decoder rows in the cache, of which the first ``true`` are true and
     the rest stale or provisional. A row is true if its flag was known and all rows before it were
-    true. settled: no rewind goes below the patch that starts here.
+    true. settled: no rewind goes below the patch that starts here. committed: ids that were
+    there at the last ``commit``; dropped: the last of them, which rewinds have cut off since.
     """
 
     ids: list[int]
@@ -41,6 +42,8 @@ class RowState:
     decoded: int = 0
     true: int = 0
     settled: int = 0
+    committed: int = 0
+    dropped: list[int] = attrs.field(factory=list)
     tally: Tally = attrs.field(factory=Tally)
 
     @property
@@ -60,10 +63,30 @@ class RowState:
     def copy(self) -> RowState:
         """A row of its own with the same text and the same progress."""
         copied = Tally(self.tally)
-        return attrs.evolve(self, ids=list(self.ids), starts=list(self.starts), tally=copied)
+        return attrs.evolve(
+            self,
+            ids=list(self.ids),
+            starts=list(self.starts),
+            dropped=list(self.dropped),
+            tally=copied,
+        )
+
+    def commit(self) -> None:
+        """Note the ids that are there: nothing was dropped of them yet."""
+        self.committed = len(self.ids)
+        self.dropped.clear()
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether ids that were there at the last ``commit`` are others now, or gone."""
+        first = self.committed - len(self.dropped)
+        return self.ids[first : self.committed] != self.dropped if self.dropped else False
 
     def cut(self, length: int) -> None:
         """Keep ``length`` ids, flags 0..length, and what was computed from these."""
+        intact = self.committed - len(self.dropped)
+        if length < intact:
+            self.dropped[:0] = self.ids[length:intact]
         del self.ids[length:]
         del self.starts[bisect_right(self.starts, length) :]
         self.scored = min(self.scored, length)

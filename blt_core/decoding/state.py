@@ -154,8 +154,8 @@ class DecodeState:
             row.cut(length)
         if cuts:
             self._passes.rewind()
-        for _, cache in self._attached.values():
-            rewind_to(cache, self.lengths)
+        for owner, cache in self._attached.values():
+            rewind_to(cache, self.lengths, owner)
 
     def settle(self, upto: Sequence[int] | None = None) -> None:
         """Promise not to rewind into patches that ended; caches may drop what lies behind.
@@ -170,6 +170,15 @@ class DecodeState:
             self._passes.settle()
         for _, cache in self._attached.values():
             settle_at(cache, [row.settled for row in self._rows])
+
+    def commit(self) -> None:
+        """Note what each text is now, for :meth:`rewritten`."""
+        for row in self._rows:
+            row.commit()
+
+    def rewritten(self, row: int) -> bool:
+        """Whether the text of batch row ``row`` as it was at ``commit`` has changed or is cut."""
+        return self._rows[row].rewritten
 
     def charge(self, passes: Sequence[Passes], call: Passes) -> None:
         """Count passes of another model, for each batch row and for the whole batch."""

@@ -128,7 +128,7 @@ def run_task(
 def check_task(name: str, task: Task, samplers: Sequence[str], options: RunOptions) -> None:
     """Raise RequestError or DataError for what no run of the task could do."""
     if task.asks not in ("text", "likelihood"):
-        raise broken(task, f"asks = {task.asks!r}; expected 'text' or 'likelihood'")
+        raise broken(task, f"asks = {task.asks!r}; expected 'text' or 'likelihood'", "task.asks")
     if task.asks == "likelihood" and samplers:
         raise RequestError(
             f"--sampler: the task {name!r} scores given texts, which no sampler changes; leave it "
@@ -156,9 +156,9 @@ def _answered(
 def _checked(parts: Any, task: Task, asker: Asker) -> Sequence[Part]:
     """What a task gave; ComponentError, which names it, for what breaks its contract."""
     if not isinstance(parts, Sequence) or not all(isinstance(part, Part) for part in parts):
-        raise broken(task, f"run gave {parts!r}; expected a list of Part")
+        raise broken(task, f"run gave {parts!r}; expected a list of Part", "task.parts")
     if not parts:
-        raise broken(task, "run gave no part")
+        raise broken(task, "run gave no part", "task.parts")
     for part in parts:
         strange = [key for key in part.keys if key not in asker.answers]
         if strange:

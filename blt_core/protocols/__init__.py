@@ -39,10 +39,19 @@ from blt_core.protocols.parts import (
     ThresholdPatcher,
     can_reorder,
 )
-from blt_core.protocols.training import UNSCORED, MemoryPlanner, Objective, TrainingBackend
+from blt_core.protocols.training import (
+    RESERVED_FIGURES,
+    RESERVED_PREFIXES,
+    UNSCORED,
+    MemoryPlanner,
+    Objective,
+    TrainingBackend,
+)
 
 __all__ = [
     "MODEL_KINDS",
+    "RESERVED_FIGURES",
+    "RESERVED_PREFIXES",
     "UNSCORED",
     "ByteScorer",
     "Cache",

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 #: A target that is not scored: padding.
 UNSCORED = -100
+#: Figures that a run writes into its log itself, and how names of its scores begin.
+RESERVED_FIGURES = (
+    *("phase", "step", "loss", "lr", "grad_norm", "bytes_per_second"),
+    *("threshold", "bits_per_byte", "mean_patch_bytes"),
+)
+RESERVED_PREFIXES = ("masked_accuracy/", "accepted/")
 
 
 @runtime_checkable
@@ -27,7 +33,7 @@ class Objective(Protocol):
     from ``rng`` alone, a generator of the CPU on every device, which is seeded anew for each step.
 
     Figures are numbers by name, the same names for every batch; those of the run's own
-    (``blt_plugins.training.objectives.figures.RESERVED``) are refused. An attribute ``block_bytes``
+    (``RESERVED_FIGURES``) are refused. An attribute ``block_bytes``
     (optional) is the size, or the sizes, of the blocks that it trains a decoder on, which the
     checkpoint then tells.
     """
@@ -63,9 +69,10 @@ class TrainingBackend(Protocol):
     ) -> nn.Module:
         """Begin to train ``module``; returns what to call in its place.
 
-        AdamW on ``groups`` (dicts of "params" and "weight_decay"), gradients clipped to the norm
-        ``clip``. A step is a ``backward`` of ``accumulate`` passes in each process, then ``step``.
-        A later start lets the former module go.
+        AdamW, or an optimizer of the backend's own, on ``groups`` (dicts of "params",
+        "weight_decay" and "matrices": whether they are the weights of linear layers), gradients
+        clipped to the norm ``clip``. A step is a ``backward`` of ``accumulate`` passes in each
+        process, then ``step``. A later start lets the former module go.
         """
         ...
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from blt_core.errors import PluginError, RunError
+from blt_core.protocols import RESERVED_FIGURES, RESERVED_PREFIXES
 from blt_core.storage.tensors import model_config, model_tensors
 from blt_plugins.training.data.load import load_data
-from blt_plugins.training.objectives.figures import RESERVED, RESERVED_PREFIXES
 from blt_plugins.training.run.trainer import Trainer
 from blt_plugins.training.scores.calibration import calibrate
 from blt_plugins.training.scores.held_out import HeldOut
@@ -40,14 +40,16 @@ def train(new_job, silent, change, **settings):
     return job, Trainer(job, silent())
 
 
-@pytest.mark.parametrize("name", [*RESERVED, *(f"{prefix}x" for prefix in RESERVED_PREFIXES)])
+@pytest.mark.parametrize(
+    "name", [*RESERVED_FIGURES, *(f"{prefix}x" for prefix in RESERVED_PREFIXES)]
+)
 def test_a_figure_with_a_name_of_the_run_s_own_is_refused(new_job, silent, name):
     _, trainer = train(new_job, silent, lambda loss, _: (loss, {name: 123.0, "mine": 1.0}))
     with pytest.raises(PluginError) as caught:
         trainer.run()
     text = str(caught.value)
     assert text.startswith(f"{LABEL}: a figure named '{name}' would stand for the run's own")
-    assert all(reserved in text for reserved in (*RESERVED, *RESERVED_PREFIXES))
+    assert all(reserved in text for reserved in (*RESERVED_FIGURES, *RESERVED_PREFIXES))
 
 
 def test_every_name_that_a_run_writes_is_reserved(new_job, silent, tables):
@@ -60,7 +62,7 @@ def test_every_name_that_a_run_writes_is_reserved(new_job, silent, tables):
     of_objective = {"clean_loss", "mask_loss", "stale_loss"}
     assert of_objective < written
     for name in written - of_objective:
-        assert name in RESERVED or name.startswith(RESERVED_PREFIXES), name
+        assert name in RESERVED_FIGURES or name.startswith(RESERVED_PREFIXES), name
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ class Memory:
     @property
     def lengths(self) -> Sequence[int]:
         """Where the last draft of each row begins that is yet to be judged."""
-        return [row.begin + 1 if row.draft else 0 for row in self.rows]
+        return [row.begin if row.draft else 0 for row in self.rows]
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Forget drafts that began after ``lengths[b]`` ids."""

@@ -17,6 +17,7 @@ def blt_kinds() -> dict[str, Kind]:
         "task": Kind(
             protocol="blt_core.evaluation.protocol:Task",
             summary="questions, and a way to score the answers",
+            contracts="blt_core.testing.kinds.tasks:TASK",
         )
     }
 

@@ -9,16 +9,10 @@ import torch
 from torch import Tensor
 
 from blt_core.errors import PluginError
+from blt_core.protocols import RESERVED_FIGURES, RESERVED_PREFIXES
 
 #: A loss in nats a byte, and figures to log.
 Loss = tuple[Tensor, dict[str, float]]
-
-#: What a run itself writes into its log, and how names of its scores begin.
-RESERVED = (
-    *("phase", "step", "loss", "lr", "grad_norm", "bytes_per_second"),
-    *("threshold", "bits_per_byte", "mean_patch_bytes"),
-)
-RESERVED_PREFIXES = ("masked_accuracy/", "accepted/")
 
 _CONTRACT = (
     "loss() returns (loss, figures): a tensor of one number, the mean in nats a byte, and a dict "
@@ -59,9 +53,11 @@ def check_same_figures(passes: Iterable[Mapping[str, float]], label: str) -> Non
 
 
 def _check_names(figures: Iterable[str], label: str) -> None:
-    taken = [name for name in figures if name in RESERVED or name.startswith(RESERVED_PREFIXES)]
+    taken = [
+        name for name in figures if name in RESERVED_FIGURES or name.startswith(RESERVED_PREFIXES)
+    ]
     if taken:
-        reserved = ", ".join((*RESERVED, *(f"{prefix}…" for prefix in RESERVED_PREFIXES)))
+        reserved = ", ".join((*RESERVED_FIGURES, *(f"{prefix}…" for prefix in RESERVED_PREFIXES)))
         raise PluginError(
             f"{label}: a figure named {', '.join(map(repr, taken))} would stand for the run's own "
             "in the log",

@@ -1,0 +1,1 @@
+"""The contracts of each kind, in the modules that the registry names."""

@@ -1,0 +1,89 @@
+"""What cost models promise."""
+
+from __future__ import annotations
+
+import json
+import math
+from numbers import Real
+from typing import Any
+
+import attrs
+from hypothesis import strategies as st
+
+from blt_core.testing.contracts import Broken, Contracts, require
+from blt_core.testing.subject import Subject
+from blt_core.types import Cost, Parameters, Passes
+
+COST_MODEL = Contracts("cost_model")
+
+_counts = st.integers(0, 5000)
+passes = st.builds(Passes, _counts, _counts, _counts, _counts, _counts, st.integers(0, 10**9))
+_sizes = st.integers(0, 10**10)
+parameters = st.builds(Parameters, _sizes, _sizes, _sizes, _sizes, _sizes)
+priced = st.tuples(passes, parameters)
+
+
+def _cost(subject: Subject, example: tuple[Passes, Parameters], model: Any = None) -> Cost:
+    found = (model or subject.build()).cost(*example)
+    if not isinstance(found, Cost):
+        raise Broken(f"gave {found!r}; expected a Cost", "cost_model.finite")
+    return found
+
+
+def _figures(cost: Cost) -> dict[str, Any]:
+    return {"gigabytes": cost.gigabytes, **cost.lines, **cost.apart}
+
+
+@COST_MODEL.add(
+    "finite",
+    "It gives a `Cost` whose figures are finite numbers, 0 or more, which JSON can spell.",
+    lambda _: priced,
+)
+def _finite(subject: Subject, example: tuple[Passes, Parameters]) -> None:
+    cost = _cost(subject, example)
+    for name, figure in _figures(cost).items():
+        number = isinstance(figure, Real) and not isinstance(figure, bool)
+        if not number or not 0 <= float(figure) < math.inf:
+            raise Broken(f"gave {name} = {figure!r}; expected a finite number, 0 or more")
+    try:
+        json.dumps(_figures(cost), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Broken(f"its figures cannot be written as JSON: {error}") from error
+
+
+@COST_MODEL.add(
+    "lines",
+    "Its lines add up to the total; what is shown apart is in none of them.",
+    lambda _: priced,
+)
+def _lines(subject: Subject, example: tuple[Passes, Parameters]) -> None:
+    cost = _cost(subject, example)
+    total = sum(cost.lines.values())
+    if not math.isclose(total, cost.gigabytes, rel_tol=1e-9, abs_tol=1e-12):
+        raise Broken(f"its lines add up to {total}, its total is {cost.gigabytes}")
+    shared = cost.lines.keys() & cost.apart.keys()
+    require(not shared, f"{sorted(shared)} stand among the lines and apart")
+
+
+@COST_MODEL.add(
+    "monotone",
+    "More passes never cost less.",
+    lambda _: st.tuples(passes, passes, parameters),
+)
+def _monotone(subject: Subject, example: tuple[Passes, Passes, Parameters]) -> None:
+    one, more, sizes = example
+    less, most = _cost(subject, (one, sizes)), _cost(subject, (one + more, sizes))
+    if most.gigabytes < less.gigabytes * (1 - 1e-12):
+        raise Broken(f"{one + more} cost {most.gigabytes}, less than the {less.gigabytes} of {one}")
+
+
+@COST_MODEL.add(
+    "stateless",
+    "The same passes always cost the same, whatever was priced before.",
+    lambda _: st.lists(priced, min_size=2, max_size=4),
+)
+def _stateless(subject: Subject, example: list[tuple[Passes, Parameters]]) -> None:
+    model = subject.build()
+    found = [attrs.asdict(_cost(subject, each, model)) for each in example]
+    again = [attrs.asdict(_cost(subject, each, model)) for each in example[::-1]][::-1]
+    require(found == again, "the same passes cost something else when they are priced again")

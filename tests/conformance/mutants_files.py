@@ -1,0 +1,329 @@
+"""Checkpoint formats, corpora, objectives, backends and tasks with a fault each, and without."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import attrs
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch.nn import functional
+
+from blt_core import Component, hookimpl
+from blt_core.errors import CheckpointError
+from blt_core.evaluation.figures import mean
+from blt_core.evaluation.protocol import Part, Question
+from blt_core.protocols import UNSCORED
+
+
+@attrs.frozen(kw_only=True)
+class Params:
+    """fault: what is wrong."""
+
+    fault: str = ""
+
+
+class Format:
+    """A folder with two files and a file of their sums."""
+
+    def __init__(self, params, context):
+        self.fault = params.fault
+
+    def recognises(self, location):
+        if self.fault in ("says-yes", "says-no"):
+            return self.fault == "says-yes"
+        return bool(location) and (Path(location) / "sums.json").is_file()
+
+    def read(self, location):
+        folder, found = Path(location), {}
+        try:
+            sums = json.loads((folder / "sums.json").read_text())
+            for name in ("config.json", "weights"):
+                found[name] = (folder / name).read_bytes()
+                right = hashlib.sha256(found[name]).hexdigest() == sums[name]
+                if self.fault != "trusts" and not right:
+                    raise CheckpointError(f"{folder / name}: damaged")
+            if self.fault == "trusts":
+                names = json.loads(found["config.json"])
+                tensors = load(found["weights"])
+                return names, tensors
+            return json.loads(found["config.json"]), load(found["weights"])
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{folder}: damaged") from error
+
+    def write(self, location, config, tensors):
+        if self.fault == "widens":
+            tensors = {name: tensors[name].float() for name in tensors}
+        if self.fault == "rounds":
+            tensors = {name: (tensors[name] * 1000).round() / 1000 for name in tensors}
+        target = location if self.fault == "in-place" else location.with_name("new")
+        target.mkdir(parents=True, exist_ok=True)
+        sums = {}
+        text = json.dumps(dict(config), default=list).encode()
+        for name, make in (
+            ("config.json", lambda: text),
+            ("weights", lambda: save({n: tensors[n].contiguous().clone() for n in tensors})),
+        ):
+            if self.fault == "in-place":
+                (target / name).write_bytes(b"")
+            data = make()
+            (target / name).write_bytes(data)
+            sums[name] = hashlib.sha256(data).hexdigest()
+        (target / "sums.json").write_text(json.dumps(sums))
+        if target != location:
+            shutil.rmtree(location, ignore_errors=True)
+            target.rename(location)
+
+
+class Texts:
+    """Some documents in memory."""
+
+    def __init__(self, split, fault):
+        self.fault = fault
+        self.texts = [b"%s %d of some" % (split.encode(), i) for i in range(9)]
+        if fault == "shuffles":
+            random.shuffle(self.texts)
+        if fault == "empty":
+            self.texts[3] = b""
+        less = 3 if fault == "small-sizes" else 0
+        dtype = np.int32 if fault == "int32" else np.int64
+        self.sizes = np.array([len(text) - less for text in self.texts], dtype=dtype)
+        if fault == "a-list":
+            self.sizes = self.sizes.tolist()
+        digest = "same" if fault == "one-digest" else f"{split}-1"
+        self.digest = None if fault == "no-digest" else digest
+        self.weights = [(5, 1.0), (3 if fault == "weights-short" else 4, 0.5)]
+        self.patching = {"of": "spaces"}
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        text = self.texts[index]
+        return text.decode() if self.fault == "strings" else text
+
+    def source(self, index):
+        return None if self.fault == "no-source" else f"memory:{index}"
+
+    def opens(self, index):
+        size = len(self.texts[index]) + (0 if self.fault == "no-eos" else 1)
+        return np.ones(size, dtype=bool)
+
+
+class Corpus:
+    def __init__(self, params, context):
+        self.fault = params.fault
+
+    def documents(self, split):
+        return Texts(split, self.fault)
+
+
+class Objective:
+    """The next byte's cross-entropy."""
+
+    def __init__(self, params, context):
+        self.fault, self.calls = params.fault, 0
+
+    def loss(self, model, rows, flags_br, targets_br, rng):
+        fault = self.fault
+        self.calls += 1
+        logits = model.forward(rows, flags_br).clean.logits
+        targets = targets_br
+        if fault == "copies-inputs":
+            targets = torch.where(targets == UNSCORED, targets, rows.ids_br)
+        if fault == "scores-padding":
+            targets = torch.where(targets == UNSCORED, rows.ids_br, targets)
+        reduction = "sum" if fault == "sum" else "mean"
+        found = functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=UNSCORED, reduction=reduction
+        )
+        if fault == "global-random":
+            found = found * (1 + torch.rand(()).item())
+        if fault == "counts-calls":
+            found = found * (1 + 0.01 * self.calls)
+        if fault == "detached":
+            found = found.detach()
+        if fault == "unreduced":
+            found = found[None]
+        if fault == "writes":
+            targets_br.fill_(UNSCORED)
+        figures = {
+            "": {"acc": 0.5},
+            "named-loss": {"loss": 1.0},
+            "nan-figure": {"acc": float("nan")},
+            "tensor-figure": {"acc": torch.tensor(1.0)},
+            "other-names": {f"acc{self.calls + len(rows.lengths)}": 0.5},
+        }.get(fault, {"acc": 0.5})
+        if fault == "other-names":
+            figures = {f"acc{int(rows.ids_br.sum()) % 1000}": 0.5}
+        return found if fault == "bare" else (found, figures)
+
+
+class Backend:
+    """AdamW in one process."""
+
+    def __init__(self, params, context):
+        self.fault = params.fault
+        self.rank, self.world_size = 0, None if self.fault == "no-world" else 1
+        self.module = self.optimizer = None
+
+    def start(self, module, groups, *, clip, accumulate):
+        if self.fault == "keeps-old" and self.module is not None:
+            return module
+        self.module, self.clip, self.accumulate = module, clip, accumulate
+        self.optimizer = torch.optim.AdamW(
+            [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in groups], lr=0.0
+        )
+        module.zero_grad()
+        return module
+
+    def backward(self, losses):
+        for loss in losses:
+            share = 1 if self.fault == "sums" else self.accumulate
+            (loss() / share).backward()
+
+    def step(self, learning_rate):
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.fault != "stands-still":
+            self.optimizer.step()
+        if self.fault != "keeps-gradients":
+            self.module.zero_grad()
+        return min(float(norm), self.clip) if self.fault == "clipped-norm" else float(norm)
+
+    def mean(self, values):
+        return [2 * v for v in values] if self.fault == "doubles" else list(values)
+
+    def whole(self):
+        return nullcontext()
+
+    def weights(self):
+        state = {n: t.detach().clone() for n, t in self.module.state_dict().items()}
+        if self.fault == "loses-weights":
+            state.popitem()
+        return state
+
+    def save(self, folder):
+        torch.save((self.module.state_dict(), self.optimizer.state_dict()), folder / "state")
+
+    def load(self, folder):
+        weights, state = torch.load(folder / "state")
+        self.module.load_state_dict(weights)
+        if self.fault != "forgets-optimizer":
+            self.optimizer.load_state_dict(state)
+
+    def close(self):
+        pass
+
+
+class Task:
+    """Whether the answer to a word has a letter of it."""
+
+    def __init__(self, params, context):
+        self.fault = params.fault
+        self.asks = {"asks-what": "words", "asks-likelihood": "likelihood"}.get(
+            params.fault, "text"
+        )
+
+    def run(self, model, limit):
+        fault = self.fault
+        words = [b"word%d" % i for i in range(9)]
+        if fault == "global-random":
+            random.shuffle(words)
+        if fault != "no-limit":
+            words = words[: limit or len(words)]
+        keys = ["q" if fault == "one-key" else word.decode() for word in words]
+        size = model.context_bytes + 1 if fault == "too-long" else 8
+        questions = [Question(k, w, size) for k, w in zip(keys, words)]
+        answers = model.generate(questions)
+        if fault == "no-parts":
+            return []
+        scores = [float(a.outputs[0][:1] in w) for a, w in zip(answers, words)]
+        if fault == "nan":
+            scores[0] = float("nan")
+        told = [*keys, "strange"] if fault == "strange-key" else keys
+        return [Part("", len(words), {"share": mean(scores)}, tuple(told))]
+
+
+FAULTS = {
+    "checkpoint_format": {
+        "says-yes": "elsewhere",
+        "says-no": "recognises",
+        "widens": "round-trip",
+        "rounds": "round-trip",
+        "in-place": "atomic",
+        "trusts": "damaged",
+    },
+    "corpus": {
+        "empty": "documents",
+        "small-sizes": "documents",
+        "int32": "documents",
+        "a-list": "documents",
+        "strings": "documents",
+        "no-source": "source",
+        "shuffles": "deterministic",
+        "no-digest": "digest",
+        "one-digest": "digest",
+        "weights-short": "weights",
+        "no-eos": "opens",
+    },
+    "objective": {
+        "bare": "loss",
+        "detached": "loss",
+        "unreduced": "loss",
+        "named-loss": "figures",
+        "nan-figure": "figures",
+        "tensor-figure": "figures",
+        "other-names": "figures",
+        "global-random": "rng",
+        "writes": "arguments",
+        "scores-padding": "padding",
+        "sum": "mean",
+        "counts-calls": "stateless",
+        "copies-inputs": "learns",
+    },
+    "training_backend": {
+        "no-world": "starts",
+        "stands-still": "learns",
+        "clipped-norm": "norm",
+        "sums": "accumulate",
+        "keeps-gradients": "rate",
+        "loses-weights": "weights",
+        "doubles": "averages",
+        "forgets-optimizer": "resumes",
+        "keeps-old": "again",
+    },
+    "task": {
+        "asks-what": "asks",
+        "asks-likelihood": "asks",
+        "no-parts": "parts",
+        "nan": "parts",
+        "one-key": "keys",
+        "strange-key": "keys",
+        "global-random": "deterministic",
+        "no-limit": "limit",
+        "too-long": "fits",
+    },
+}
+
+
+@hookimpl
+def blt_components():
+    made = {
+        "checkpoint_format": Format,
+        "corpus": Corpus,
+        "objective": Objective,
+        "training_backend": Backend,
+        "task": Task,
+    }
+    return [
+        Component(kind, "broken/it", factory, Params, f"{kind} with a fault")
+        for kind, factory in made.items()
+    ]

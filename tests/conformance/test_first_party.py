@@ -1,0 +1,105 @@
+"""Every component of this distribution keeps the contracts of its kind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from blt_core.plugins.loading import load_plugins
+from blt_core.testing import Profile, check_component
+
+SCORER = {"use": "transformer", "dim": 16, "layers": 1, "heads": 2, "hidden": 24, "window": 8}
+WIDE = {"layers": 1, "heads": 2, "hidden": 24}
+LOCAL = {**WIDE, "dim": 16, "window": 8}
+
+#: Tables of the components that need keys, or are tried with several.
+TABLES = {
+    ("patcher", "entropy"): [{"threshold": 1.0, "max_patch_bytes": 5, "byte_scorer": SCORER}],
+    ("patcher", "static"): [{"patch_bytes": 4}],
+    ("byte_scorer", "transformer"): [{k: v for k, v in SCORER.items() if k != "use"}],
+    ("encoder", "local"): [{**LOCAL, "ngram_sizes": [3], "ngram_rows": 31}],
+    ("global_model", "transformer"): [WIDE],
+    ("decoder", "local"): [{**LOCAL, "denoises": True}, {**LOCAL, "reads_byte_states": True}],
+    ("unmasking", "any-of"): [{"rules": {"a": {"use": "confidence"}, "b": {"use": "all"}}}],
+    ("unmasking", "at-most"): [{"rule": {"use": "all"}}],
+    ("drafter", "first"): [
+        {"drafters": {"a": {"use": "lookup"}, "b": {"use": "self", "draft_bytes": 3}}}
+    ],
+    ("drafter", "cascade"): [{"drafter": {"use": "diffusion", "block_bytes": 4}}],
+    ("objective", "block-diffusion"): [
+        {"block_bytes": 4, "inside_share": 0.2, "stale_share": 0.2, "all_masked_share": 0.2}
+    ],
+    ("training_backend", "torch"): [{}, {"optimizer": "muon"}],
+}
+#: Those that are tried elsewhere: what they read has to be made first.
+ELSEWHERE = {
+    ("drafter", "model"): "reads a checkpoint: tests/drafting/test_model.py",
+    ("checkpoint_format", "huggingface"): "writes other shapes: tests/huggingface",
+    ("training_backend", "deepspeed"): "starts a process group: below, in a process of its own",
+    ("corpus", "parquet"): "the extra data: tests/training/test_corpora.py",
+    ("corpus", "prepared"): "the extra data: tests/training/test_prepare.py",
+    ("task", "humaneval"): "runs programs: tests/tasks",
+    ("task", "mbpp"): "runs programs: tests/tasks",
+    ("task", "lm-eval"): "the extra lm-eval: tests/tasks",
+}
+PLUGINS = load_plugins()
+NAMES = [
+    (kind, name)
+    for kind in PLUGINS.manifest.kinds
+    for name in PLUGINS.registry.names(kind)
+    if (kind, name) not in ELSEWHERE
+]
+#: Generations take longer than passes.
+PROFILES = {"sampler": Profile(8), "drafter": Profile(10)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Tables of the components that read files."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "texts").mkdir()
+    for i in range(12):
+        (folder / "texts" / f"{i}.txt").write_text(f"document {i} of a few words")
+    lines = [json.dumps({"text": f"line {i} of a corpus"}) for i in range(30)]
+    (folder / "lines.jsonl").write_text("\n".join(lines))
+    pairs = [
+        json.dumps({"source": f"phrase {i} ici", "target": f"sentence {i} here"}) for i in range(9)
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(pairs))
+    texts, lines_ = str(folder / "texts"), str(folder / "lines.jsonl")
+    parts = {"a": {"use": "folder", "path": texts}, "b": {"use": "jsonl", "path": lines_}}
+    return {
+        ("corpus", "folder"): [{"path": texts}],
+        ("corpus", "jsonl"): [{"path": lines_}],
+        ("corpus", "mixture"): [{"parts": parts, "weights": {"a": 1.0, "b": 2.0}}],
+        ("task", "held-out"): [{"path": texts}],
+        ("task", "translation"): [{"pairs": str(folder / "pairs.jsonl")}],
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # of other packages
+@pytest.mark.parametrize(("kind", "name"), NAMES)
+def test_it_keeps_its_contracts(kind, name, data):
+    for table in {**TABLES, **data}.get((kind, name), [{}]):
+        check_component(kind, name, table, profile=PROFILES.get(kind, "ci"))
+
+
+def test_deepspeed_keeps_its_contracts():
+    arguments = ("plugins", "test", "training_backend", "deepspeed", "--json")
+    run = subprocess.run(
+        [sys.executable, "-c", "from blt_core.cli import main; main()", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    checks = json.loads(run.stdout)["checks"]
+    assert len(checks) > 9
+    assert all(each["passed"] for each in checks)
+
+
+def test_what_is_tried_elsewhere_is_there():
+    assert all(name in PLUGINS.registry.names(kind) for kind, name in ELSEWHERE)
