@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blt_core.protocols import Unmasking
-from blt_core.testing.reference import block_logits, true_flags
+from blt_core.testing.reference import block_logits, row_logits, true_flags
 from blt_core.types import FREE_STREAM, Draws, Sampling
 from blt_plugins.sampling.diffusion import BlockDiffusion, BlockDiffusionParams
 from blt_plugins.unmasking.composed import (
@@ -125,18 +125,30 @@ def test_cascade_runs_no_scorer_and_closes_patches_only_where_its_inner_drafter_
 # -- BLT-D ---------------------------------------------------------------------------------------
 
 
-def blt_d(size: int, unmasking: Unmasking) -> BlockDiffusion:
-    return BlockDiffusion(BlockDiffusionParams(block_bytes=size, unmasking=unmasking), C)
+CLOSURES = st.sampled_from(["forced", "none"])
 
 
-def defined_blt_d(model, request, size, unmasking) -> tuple[bytes, int, int]:
+def blt_d(size: int, unmasking: Unmasking, closure: str = "forced") -> BlockDiffusion:
+    params = BlockDiffusionParams(block_bytes=size, unmasking=unmasking, closure=closure)
+    return BlockDiffusion(params, C)
+
+
+def defined_blt_d(model, request, size, unmasking, closure) -> tuple[bytes, int, int]:
     """(output, blocks, decoder passes) by the definition, over the plain reference."""
     scheme = model.scheme
     ids = [scheme.bos, *scheme.encode(request.prompt)]
     output, blocks, passes, draws = b"", 0, 0, Draws((request.seed,))
     while len(output) < request.max_new_bytes:
-        flags = [*true_flags(model, ids)[:-1], True]
-        block = [scheme.mask] * size
+        flags, first = true_flags(model, ids), []
+        if closure == "forced":
+            flags[-1] = True
+        else:
+            passes += 1
+            row = row_logits(model, ids, flags)[-1].clone()
+            row[list(scheme.never_output)] = float("-inf")
+            first = [int(row.argmax())]
+            ids, flags = ids + first, [*flags, False]
+        block = [scheme.mask] * (size - len(first))
         blocks += 1
         while scheme.mask in block:
             passes += 1
@@ -146,7 +158,8 @@ def defined_blt_d(model, request, size, unmasking) -> tuple[bytes, int, int]:
             fill = unmasking.select(logits.softmax(-1)[None], masked, [len(ids)], draws)[0].tolist()
             best = logits.argmax(-1).tolist()
             block = [b if f else old for old, b, f in zip(block, best, fill, strict=True)]
-        ids += block
+        ids = ids + block
+        block = first + block
         if scheme.eos in block:
             output += scheme.decode(block[: block.index(scheme.eos)])
             break
@@ -155,26 +168,37 @@ def defined_blt_d(model, request, size, unmasking) -> tuple[bytes, int, int]:
 
 
 @examples(80)
-@given(st.data(), denoising_indices, st.integers(1, 16), rules())
-def test_blt_d_does_what_its_definition_says(data, index, size, unmasking):
+@given(st.data(), denoising_indices, st.integers(1, 16), rules(), CLOSURES)
+def test_blt_d_does_what_its_definition_says(data, index, size, unmasking, closure):
     [request] = data.draw(batches(index, rows=1, stops=False))
     model = models.model(index)
-    [done] = run(model, blt_d(size, unmasking), [request])
-    output, blocks, passes = defined_blt_d(model, request, size, unmasking)
+    [done] = run(model, blt_d(size, unmasking, closure), [request])
+    output, blocks, passes = defined_blt_d(model, request, size, unmasking, closure)
     assert bytes(done.output) == output
-    assert (done.rounds, done.passes.encoder, done.passes.decoder) == (blocks, blocks, passes)
+    assert (done.rounds, done.passes.decoder) == (blocks, passes)
+    if closure == "forced":
+        assert done.passes.encoder == blocks
+    else:  # a block that closes no patch costs none
+        assert done.passes.encoder <= blocks
 
 
 @examples(60)
-@given(st.data(), denoising_indices, st.integers(1, 9), rules(), st.sampled_from([0.0, 0.7, 1.3]))
+@given(
+    st.data(),
+    denoising_indices,
+    st.integers(1, 9),
+    rules(),
+    st.sampled_from([0.0, 0.7, 1.3]),
+    CLOSURES,
+)
 def test_blt_d_in_a_batch_gives_what_each_request_gives_alone(
-    data, index, size, unmasking, temperature
+    data, index, size, unmasking, temperature, closure
 ):
     batch = data.draw(batches(index))
     sampling = Sampling(temperature, top_p=0.9 if temperature else None)
-    together = run(models.model(index), blt_d(size, unmasking), batch, sampling)
+    together = run(models.model(index), blt_d(size, unmasking, closure), batch, sampling)
     for request, got in zip(batch, together, strict=True):
-        [alone] = run(models.model(index), blt_d(size, unmasking), [request], sampling)
+        [alone] = run(models.model(index), blt_d(size, unmasking, closure), [request], sampling)
         assert bytes(got.output) == bytes(alone.output)
         assert (got.passes, got.rounds, got.stop_reason) == (
             alone.passes,
