@@ -61,7 +61,7 @@ def main() -> None:
     guards = {
         "lengths after a scorer pass": lambda: check(
             "patcher",
-            passes._patcher,
+            patcher,
             [row.scored],
         ),
         "lengths after a decoder pass": lambda: (
