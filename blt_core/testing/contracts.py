@@ -262,19 +262,3 @@ def require(condition: object, text: str) -> None:
     """Raise Broken unless ``condition`` holds."""
     if not condition:
         raise Broken(text)
-
-
-__all__ = [
-    "PROFILES",
-    "Broken",
-    "Contract",
-    "ContractError",
-    "Contracts",
-    "NotPromised",
-    "Profile",
-    "ProfileName",
-    "Result",
-    "require",
-    "reseed",
-    "try_contract",
-]
