@@ -141,9 +141,6 @@ class DecodeState:
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Cut each batch row back to ``lengths[b]`` ids (longer than it is: no change)."""
-        self._drop_provisional()
-        self._edits += 1
-        cuts = any(length < n for length, n in zip(lengths, self.lengths, strict=True))
         for index, (row, length) in enumerate(zip(self._rows, lengths, strict=True)):
             # The first byte of the settled patch stays, so that its patch is that of the last id.
             if length <= row.settled:
@@ -151,6 +148,10 @@ class DecodeState:
                     f"batch row {index}: cannot rewind to {length} ids; "
                     f"the first {row.settled + 1} are settled"
                 )
+        self._drop_provisional()
+        self._edits += 1
+        cuts = any(length < n for length, n in zip(lengths, self.lengths, strict=True))
+        for row, length in zip(self._rows, lengths, strict=True):
             row.cut(length)
         if cuts:
             self._passes.rewind()

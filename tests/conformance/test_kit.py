@@ -15,6 +15,7 @@ import pytest
 from blt_core import Component, Kind, hookimpl
 from blt_core.cli.app import run
 from blt_core.decoding.engine import Request, decode
+from blt_core.decoding.state import DecodeState
 from blt_core.errors import ComponentError, EngineError, PluginError
 from blt_core.plugins.loading import load_plugins
 from blt_core.testing import (
@@ -345,6 +346,17 @@ def test_text_that_is_put_there_again_is_unchanged():
         plain = mutants_decoding.Sampler(mutants_decoding.Params(), None)
         want = [s.new for s in decoded(models.model(index), plain)]
         assert [s.new for s in decoded(models.model(index), Puts())] == want
+
+
+def test_a_rewind_that_is_refused_for_one_text_cuts_none():
+    model = models.model(0)
+    state = DecodeState(model, [[97, 98, 99], [97] * 12], [9, 9])
+    state.next_logits([1, 1])
+    state.settle()
+    before = state.lengths
+    with pytest.raises(EngineError, match="batch row 1: cannot rewind to 1 ids"):
+        state.rewind([before[0] - 1, 1])
+    assert state.lengths == before
 
 
 def test_an_error_of_a_contract_names_it():

@@ -163,9 +163,23 @@ def test_a_part_that_gives_no_flags_or_latents_is_named(
 
 
 def test_a_part_that_gives_what_it_may_not_is_told_from_its_caller(pipeline, monkeypatch):
-    monkeypatch.setattr(pipeline.model.decoder, "forward", lambda *_: None)
+    forward = pipeline.model.decoder.forward
+
+    def reads_and_gives_nothing(*given):
+        forward(*given)
+
+    monkeypatch.setattr(pipeline.model.decoder, "forward", reads_and_gives_nothing)
     with pytest.raises(ComponentError, match=r"in a call by sampler 'ar' \(blt-core\)\n.*a part"):
         pipeline.generate("ab cd ef gh", max_new_bytes=20)
+
+
+def test_a_decoder_that_reads_nothing_is_named(pipeline, monkeypatch):
+    monkeypatch.setattr(pipeline.model.decoder, "forward", lambda *_: None)
+    with pytest.raises(
+        ComponentError, match=r"^decoder 'local' \(blt-core\) has \[0\] rows"
+    ) as found:
+        pipeline.generate("ab cd ef gh", max_new_bytes=20)
+    assert found.value.contract == "decoder.lengths"
 
 
 def test_a_part_that_fails_is_named(pipeline, monkeypatch):
