@@ -157,7 +157,10 @@ class Verification(Protocol):
 
     ``logits_brV``: the model's own logits, row j for the id at ``positions[b] + j``; batch row b
     has ``len(draft.ids[b]) + 1`` of them, or none if ``active[b]`` is False. An attribute
-    ``draws_of_round`` (optional) that is true asks for draws of the round, for the drafter too.
+    ``draws_of_round`` (optional) that is true asks for draws of the round, for the drafter too. One
+    that is equal to ``ar`` in law may also have ``law(ids, q_kV, p_jV) -> AcceptanceLaw``, what
+    ``accept`` draws from as a function of a draft's ids, what they were drawn from, and the model's
+    k + 1 distributions: then the law is not counted but summed up exactly.
     """
 
     def check(self, sampling: Sampling) -> None: ...

@@ -10,7 +10,15 @@ command line use these values too.
 """
 
 from blt_core.types.cost import Cost, Parameters, Passes
-from blt_core.types.decoding import Draft, OpenBlock, Round, RoundCounts, StopRule, matches
+from blt_core.types.decoding import (
+    AcceptanceLaw,
+    Draft,
+    OpenBlock,
+    Round,
+    RoundCounts,
+    StopRule,
+    matches,
+)
 from blt_core.types.ids import IdScheme
 from blt_core.types.rows import Blocks, DecoderOutput, Latents, Output, Patches, Rows
 from blt_core.types.sampling import FREE_STREAM, Draws, Sampling, seed_of_prompt, seed_of_sample
@@ -18,6 +26,7 @@ from blt_core.types.training import StateBytes, StateMemory
 
 __all__ = [
     "FREE_STREAM",
+    "AcceptanceLaw",
     "Blocks",
     "Cost",
     "DecoderOutput",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import attrs
 
@@ -69,6 +69,17 @@ class Draft:
         ids = [row[:most] for row, most in zip(self.ids, limit, strict=True)]
         longest = max(map(len, ids), default=0)
         return Draft(ids, None if self.probs_bkV is None else self.probs_bkV[:, :longest])
+
+
+class AcceptanceLaw(NamedTuple):
+    """What may happen to a draft of k ids, as probabilities in float64.
+
+    stands_j: (k + 1), the probability that exactly j ids stand. next_jV: (k + 1, V), the law of the
+    id that follows them, given that.
+    """
+
+    stands_j: Tensor
+    next_jV: Tensor
 
 
 @attrs.frozen

@@ -7,6 +7,7 @@ import torch
 
 from blt_core import Component, hookimpl
 from blt_core.types import Cost, Draft, Round, matches
+from blt_plugins.verification.laws import rejection
 
 
 @attrs.frozen(kw_only=True)
@@ -146,6 +147,13 @@ class Verification:
         self.fault, self.calls = params.fault, 0
         if params.fault == "unfair":
             self.draws_of_round = True
+        if params.fault in ("lawless", "other-law"):
+            self.law = self.accepts_as_likely
+
+    def accepts_as_likely(self, ids, q_kV, p_jV):
+        law = rejection(ids, q_kV, p_jV)
+        following = p_jV if self.fault == "lawless" else law.next_jV
+        return law._replace(next_jV=following)
 
     def check(self, sampling):
         return True if self.fault == "answers" else None
@@ -276,6 +284,8 @@ FAULTS = {
         "state-on-self": "stateless",
         "accepts-all": "identical",
         "unfair": "law",
+        "lawless": "exact",
+        "other-law": "follows",
     },
     "unmasking": {
         "nothing": "places",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from blt_core.decoding.drafting import verify
 from blt_core.errors import RequestError
@@ -20,10 +24,16 @@ from blt_core.testing.kinds.texts import (
     seeds,
     verified,
 )
+from blt_core.testing.laws import Chains, DraftLaw, joint_law
 from blt_core.testing.subject import Subject
-from blt_core.types import Draft, Draws, Sampling
+from blt_core.types import AcceptanceLaw, Draft, Draws, Sampling
 
 VERIFICATION = Contracts("verification")
+
+#: Bytes whose joint law is summed up: at least two rounds of drafts of up to EXACT_DRAFT ids.
+EXACT_BYTES, EXACT_DRAFT, EXACT_ERROR = 4, 2, 1e-12
+#: Drafts and decisions about each that are counted, and how far off the counts may be.
+FOLLOWED, DECISIONS, DECISION_SIGMAS = 3, 1000, 6.1
 
 #: Ids of the drafts that verifications are asked about directly.
 SIZE = 7
@@ -185,3 +195,73 @@ def _law(subject: Subject, _: None) -> None:
         subject, drafter={"use": "self", "draft_bytes": 2}, verification=subject.own_table
     )
     in_law(subject.model, sampler)
+
+
+@VERIFICATION.add(
+    "exact",
+    "With `law`, several rounds of it sum up to the model's own joint law, to 1e-12.",
+    lambda _: st.tuples(
+        st.integers(0, 1000),
+        st.sampled_from([1.0, 3.0]),
+        st.sampled_from([Sampling(1.0), Sampling(0.7, top_k=2)]),
+    ),
+)
+def _exact(subject: Subject, example: tuple[int, float, Sampling]) -> None:
+    law, (seed, sharp, sampling) = _law_of(subject), example
+    chains = Chains(seed, sampling, sharp=sharp)
+    found = joint_law(chains, law, size=EXACT_BYTES, most=EXACT_DRAFT)
+    for text, wanted in chains.model(EXACT_BYTES):
+        require(
+            abs(found.get(text, 0.0) - wanted) <= EXACT_ERROR,
+            f"a text of {list(text)} has probability {found.get(text, 0.0):.6f} by its law, "
+            f"{wanted:.6f} by the model's",
+        )
+
+
+@VERIFICATION.add(
+    "follows",
+    "With `law`, `accept` decides as often as its law says.",
+)
+def _follows(subject: Subject, _: None) -> None:
+    for seed in range(FOLLOWED):
+        _decides_by_its_law(subject, seed)
+
+
+def _decides_by_its_law(subject: Subject, seed: int) -> None:
+    law, verification, sampling = _law_of(subject), subject.build(), Sampling(1.0)
+    generator = torch.Generator().manual_seed(seed)
+    logits, q = torch.randn(2, 3, SIZE, generator=generator, dtype=torch.float64)
+    q_kV, ids = q[:2].softmax(-1), torch.randint(SIZE, (2,), generator=generator).tolist()
+    stands, following = law(ids, q_kV, sampling.probabilities(logits))
+    draft = Draft([ids] * DECISIONS, q_kV.expand(DECISIONS, -1, -1))
+    positions = [5] * DECISIONS
+    draws = Draws(tuple(range(DECISIONS))).of_round(positions)
+    rows = logits.expand(DECISIONS, -1, -1)
+    decided = verify(verification, draft, rows, positions, [True] * DECISIONS, sampling, draws)
+    counts = Counter(zip(*decided, strict=True))
+    for kept in range(3):
+        for token in range(SIZE):
+            probability = min(max(float(stands[kept] * following[kept, token]), 0.0), 1.0)
+            spread = math.sqrt(DECISIONS * probability * (1 - probability)) + 1
+            found, wanted = counts[kept, token], DECISIONS * probability
+            require(
+                abs(found - wanted) <= DECISION_SIGMAS * spread,
+                f"of {DECISIONS} decisions about {ids}, {found} keep {kept} ids and put {token} "
+                f"after them; its law has {wanted:.1f}",
+            )
+
+
+def _law_of(subject: Subject) -> DraftLaw:
+    """A verification's law, that gives what it must; NotPromised where there is none."""
+    law = getattr(subject.build(), "law", None)
+    if law is None:
+        raise NotPromised("it has no law")
+
+    def checked(ids: Sequence[int], q_kV: Tensor, p_jV: Tensor) -> AcceptanceLaw:
+        stands, following = law(ids, q_kV, p_jV)
+        shapes = [tuple(stands.shape), tuple(following.shape)]
+        wanted = [(len(ids) + 1,), (len(ids) + 1, p_jV.shape[-1])]
+        require(shapes == wanted, f"law gave shapes {shapes} for {len(ids)} ids; wanted {wanted}")
+        return AcceptanceLaw(stands, following)
+
+    return checked

@@ -8,28 +8,17 @@ tests can sum them up exactly. Axes: k drafted bytes, V ids.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-class Law(NamedTuple):
-    """What may happen to a draft of k ids.
-
-    stands_j: (k + 1), the probability that exactly j ids stand. next_jV: (k + 1, V), the law of the
-    id that follows them, given that.
-    """
-
-    stands_j: Tensor
-    next_jV: Tensor
-
+from blt_core.types import AcceptanceLaw
 
 #: law(ids, q_kV, p_jV), with k + 1 rows of p.
-DraftLaw = Callable[[Sequence[int], Tensor, Tensor], Law]
+DraftLaw = Callable[[Sequence[int], Tensor, Tensor], AcceptanceLaw]
 
 
-def rejection(ids: Sequence[int], q_kV: Tensor, p_jV: Tensor) -> Law:
+def rejection(ids: Sequence[int], q_kV: Tensor, p_jV: Tensor) -> AcceptanceLaw:
     """Speculative sampling (arXiv 2211.17192): x_i stands with probability min(1, p_i / q_i).
 
     The first that does not is replaced by a draw from the positive part of p_i - q_i.
@@ -39,10 +28,10 @@ def rejection(ids: Sequence[int], q_kV: Tensor, p_jV: Tensor) -> Law:
     keeps = torch.minimum(torch.ones_like(p), p / q)
     reach = torch.cat((keeps.new_ones(1), keeps.cumprod(0)))
     stands = torch.cat((reach[:-1] * (1 - keeps), reach[-1:]))
-    return Law(stands, torch.cat((_residual(p_jV[:count] - q_kV), p_jV[count:])))
+    return AcceptanceLaw(stands, torch.cat((_residual(p_jV[:count] - q_kV), p_jV[count:])))
 
 
-def block(ids: Sequence[int], q_kV: Tensor, p_jV: Tensor) -> Law:
+def block(ids: Sequence[int], q_kV: Tensor, p_jV: Tensor) -> AcceptanceLaw:
     """Block verification (arXiv 2403.10444): decides for the draft as a whole.
 
     It accepts as many bytes as ``rejection`` or more, on average.
@@ -67,7 +56,7 @@ def block(ids: Sequence[int], q_kV: Tensor, p_jV: Tensor) -> Law:
         stands[j] = longer * keeps[j]
         longer *= 1 - keeps[j]
     rows = [_residual(each[None])[0] for each in excess]
-    return Law(p_jV.new_tensor(stands), torch.stack([*rows, p_jV[count]]))
+    return AcceptanceLaw(p_jV.new_tensor(stands), torch.stack([*rows, p_jV[count]]))
 
 
 def _of(probs: Tensor, ids: Sequence[int]) -> Tensor:

@@ -37,7 +37,7 @@ class SampledVerification:
     draws_of_round = True
 
     def __init__(self, law: DraftLaw) -> None:
-        self._law = law
+        self.law = law
 
     def check(self, sampling: Sampling) -> None:
         """Every sampling setting is served."""
@@ -60,7 +60,7 @@ class SampledVerification:
                 own.append(-1)
                 continue
             p = probs[row, : len(ids) + 1]
-            law = self._law(ids, draft.probs(row, p.shape[-1]), p)
+            law = self.law(ids, draft.probs(row, p.shape[-1]), p)
             stands = _draw(law.stands_j, draws.uniform(row, begin, _STANDS))
             accepted.append(stands)
             own.append(_draw(law.next_jV[stands], draws.uniform(row, begin, _NEXT)))
