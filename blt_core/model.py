@@ -5,6 +5,7 @@ Axes: b batch rows, r byte rows (BOS first), m patches, n blocks, D widths, V id
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,14 @@ class Model:
     scheme: IdScheme = attrs.field(factory=IdScheme)
     context_bytes: int = 4096
     settings: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def digest(self) -> str:
+        """A name for the weights, and for how they are used."""
+        name = hashlib.blake2b(repr(sorted(self.settings.items())).encode(), digest_size=16)
+        for key, tensor in sorted(self.module_dict().state_dict().items()):
+            flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            name.update(key.encode() + memoryview(flat.numpy()))
+        return name.hexdigest()
 
     def module_dict(self) -> nn.ModuleDict:
         """The parts that hold parameters, by kind: tensor names are dotted config paths."""

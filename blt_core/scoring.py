@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import attrs
 import torch
@@ -51,6 +52,18 @@ class Score:
         """The same of the bytes alone."""
         nats = math.fsum(each.logprob for each in self.likelihoods)
         return -nats / math.log(2) / len(self.text) if self.text else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stable record of ``blt score --json``; docs/cli.md says what its fields mean."""
+        return {
+            "bytes": len(self.text),
+            "logprob": self.logprob,
+            "eos_logprob": self.eos.logprob,
+            "bits_per_byte": self.bits_per_byte,
+            "bits_per_byte_without_eos": self.bits_per_byte_without_eos,
+            "logprobs": [each.logprob for each in self.likelihoods],
+            "top_logprobs": [[list(pair) for pair in each.top] for each in self.likelihoods],
+        }
 
 
 @attrs.frozen

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from blt_core.cli import inputs
+from blt_core.cli.progress import item_progress, report_items
 from blt_core.cli.streams import output, output_json, results
 
 if TYPE_CHECKING:
@@ -45,7 +47,11 @@ def generate(  # noqa: PLR0913 -- one parameter an option
     checkpoint: inputs.CheckpointOption = None,
     device: inputs.DeviceOption = None,
     dtype: inputs.DtypeOption = None,
-    batch: Annotated[bool, typer.Option("--batch", help="All prompts at once.")] = False,
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts", help="JSON Lines of prompts; needs --output.")
+    ] = None,
+    output_file: inputs.OutputOption = None,
+    batch: inputs.BatchOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Continue prompts with a byte-latent model; without CONFIG, the demo of Python code."""
@@ -62,7 +68,28 @@ def generate(  # noqa: PLR0913 -- one parameter an option
         device=device,
         dtype=dtype,
     )
+    inputs.check_files(
+        "--prompts", prompts_file, output_file, {"--prompt": prompt, "--prompt-file": prompt_file}
+    )
     pipeline = Pipeline.load(inputs.with_sampler(settings, sampler))
+    if prompts_file is not None and output_file is not None:
+        from blt_core.batch_inference import generate_file
+
+        pipeline.check([b""], samples=samples, logprobs=logprobs)
+        inputs.note_idle(pipeline, top_k=top_k, top_p=top_p, seed=seed, samples=samples)
+        inputs.show_notes(pipeline.plan)
+        with item_progress("generate") as watch:
+            outcome = generate_file(
+                pipeline,
+                prompts_file,
+                output_file,
+                batch=batch or 1,
+                samples=samples,
+                logprobs=logprobs,
+                watch=watch,
+            )
+        report_items(outcome, output_file)
+        return
     prompts = inputs.read_prompts(prompt, prompt_file, pipeline.model.context_bytes)
     pipeline.check(prompts, logprobs=logprobs)
     inputs.note_idle(pipeline, top_k=top_k, top_p=top_p, seed=seed, samples=samples)
@@ -71,10 +98,12 @@ def generate(  # noqa: PLR0913 -- one parameter an option
         raise typer.BadParameter("--json shows them", param_hint="--logprobs")
     seeds = [request.seed for request in pipeline.requests(prompts)]
     if batch or as_json or samples is not None:
-        alone = [([text], [seed]) for text, seed in zip(prompts, seeds, strict=True)]
-        for texts, own in [(prompts, seeds)] if batch else alone:
-            results = pipeline.generate(texts, seed=own, samples=samples or 1, logprobs=logprobs)
-            for result in results:
+        size = batch or 1
+        for start in range(0, len(prompts), size):
+            together = slice(start, start + size)
+            for result in pipeline.generate(
+                prompts[together], seed=seeds[together], samples=samples or 1, logprobs=logprobs
+            ):
                 _print_result(result, as_json=as_json)
     else:
         _stream(pipeline, prompts, seeds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -71,6 +71,12 @@ CheckpointOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps …")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float64.")]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch", min=1, help="So many at once; default: one by one.")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", help="Where their records go, a line each; resumable.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -115,6 +121,18 @@ def with_sampler(config: Config, spec: str | None) -> Config:
     from blt_core.tables.inline import parse_inline
 
     return config if spec is None else config.with_option("sampler", parse_inline(spec, "sampler"))
+
+
+def check_files(
+    option: str, given: Path | None, output: Path | None, others: Mapping[str, object]
+) -> None:
+    """Raise BadParameter unless a file of items and ``--output`` come together, and alone."""
+    if (given is None) != (output is None):
+        missing, there = ("--output", option) if output is None else (option, "--output")
+        raise typer.BadParameter(f"goes with {missing}", param_hint=there)
+    for name, value in others.items():
+        if given is not None and value:
+            raise typer.BadParameter(f"does not go with {name}", param_hint=option)
 
 
 def read_prompts(

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from blt_core.errors import RunError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from blt_core.batch_inference import Outcome
 
 
 def progress_bar() -> Progress:
@@ -23,3 +31,22 @@ def progress_bar() -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+@contextlib.contextmanager
+def item_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of items; call what it gives with (items done, items in all)."""
+    with progress_bar() as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def report_items(outcome: Outcome, output: Path) -> None:
+    """Say on stderr what a file of items gave; RunError if some of them could not be served."""
+    each = f"{outcome.items:,} items in {outcome.seconds:,.1f} s"
+    print(f"[{each}, {outcome.failed:,} failed]", file=sys.stderr)  # noqa: T201 -- no result
+    if outcome.failed:
+        raise RunError(
+            f"{output}: {outcome.failed:,} of {outcome.items:,} items have an error in place of a "
+            f"result\n  the first: {outcome.first}"
+        )

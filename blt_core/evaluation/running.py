@@ -186,7 +186,7 @@ def _settings(pipeline: Pipeline, name: str, spec: str, options: RunOptions) -> 
     return {
         "task": name,
         "sampler": sampler,
-        "model": digest(pipeline.model),
+        "model": pipeline.model.digest(),
         "dtype": pipeline.settings.dtype,
         "device": pipeline.settings.device,
         "batch": options.batch,
@@ -194,15 +194,6 @@ def _settings(pipeline: Pipeline, name: str, spec: str, options: RunOptions) -> 
         "limit": options.limit,
         "torch": torch.__version__,
     }
-
-
-def digest(model: Model) -> str:
-    """A name for the weights of a model, and for how they are used."""
-    name = hashlib.blake2b(repr(sorted(model.settings.items())).encode(), digest_size=16)
-    for key, tensor in sorted(model.module_dict().state_dict().items()):
-        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        name.update(key.encode() + memoryview(flat.numpy()))
-    return name.hexdigest()
 
 
 def _path(folder: Path | None, name: str, spec: str) -> Path | None:

@@ -12,7 +12,7 @@ import attrs
 
 from blt_core.errors import DataError, RunError
 from blt_core.evaluation.protocol import Answer
-from blt_core.storage.folders import file_errors
+from blt_core.storage.folders import file_errors, lock
 from blt_core.types import Passes, RoundCounts
 
 FORMAT = 1
@@ -36,7 +36,7 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b")
             try:
-                _lock(self._file, path)
+                lock(self._file, path)
                 whole = self._read(path, head)
                 # A line that was cut short by a kill is written anew.
                 self._file.truncate(whole)
@@ -93,20 +93,6 @@ class Store:
         """Close the file."""
         if self._file is not None:
             self._file.close()
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Keep other processes out, where the system can; DataError if one is in there."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise DataError(f"{path}: another run writes here; choose another --out") from error
-    except OSError:  # a file system without locks
-        return
 
 
 def to_record(key: str, answer: Answer) -> dict[str, Any]:

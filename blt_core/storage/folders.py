@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 
@@ -74,6 +75,35 @@ def current_folder(target: Path) -> Path:
     with file_errors(target, DataError):
         spare = _spare(_real(target))
         return spare if not target.exists() and spare.is_dir() else target
+
+
+@contextlib.contextmanager
+def replace_file(target: Path) -> Iterator[BinaryIO]:
+    """A temporary sibling file that takes the place of ``target`` if the block succeeds."""
+    fresh = _temporary(target)
+    try:
+        with fresh.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(target)
+        _flush(target.parent)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def lock(file: BinaryIO, path: Path) -> None:
+    """Keep other processes out, where the system can; DataError if one is in there."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(f"{path}: another run writes here; choose another output") from error
+    except OSError:  # a file system without locks
+        return
 
 
 @contextlib.contextmanager

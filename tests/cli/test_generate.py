@@ -65,7 +65,7 @@ def test_inline_spec_reaches_nested_tables(blt, run_config):
 def test_batch_gives_what_single_runs_give(blt, run_config):
     common = ("generate", run_config(), "--prompt", "a", "--prompt", "a longer one",
               "--max-new-bytes", 15, "--json", "--sampler", "blt-s")  # fmt: skip
-    single, batched = records(blt(*common)), records(blt(*common, "--batch"))
+    single, batched = records(blt(*common)), records(blt(*common, "--batch", 2))
     counted = ("bytes_base64", "n_dec", "n_enc", "rounds", "drafted", "accepted", "gigabytes")
     for one, other in zip(single, batched, strict=True):
         assert {k: one[k] for k in counted} == {k: other[k] for k in counted}
@@ -123,3 +123,37 @@ def test_prompt_from_stdin(blt, run_config, monkeypatch, option):
 
 def test_empty_prompt_is_served(blt, run_config):
     assert len(blt("generate", run_config(), "--prompt", "", "--max-new-bytes", 5).out) == 5
+
+
+def test_a_file_of_prompts_gives_a_file_of_records(blt, run_config, tmp_path):
+    lines = [{"prompt": "ab"}, {"prompt": "a longer one", "id": 7}, {"text": "no prompt"}]
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "new" / "out.jsonl"
+    prompts.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    common = ("generate", run_config(), "--max-new-bytes", 8)
+    outcome = blt(*common, "--prompts", prompts, "--output", out, "--batch", 2)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert (outcome.code, outcome.out) == (1, b"")
+    assert "1 of 3 items have an error" in outcome.err
+    assert "line 3: expected one of the keys 'prompt' and 'prompt_base64'" in outcome.err
+    assert set(found[1]) == {"index", "id", *FIELDS}
+    [alone] = records(
+        blt(*common, "--prompt", "a longer one", "--json", "--seed", found[1]["seed"])
+    )
+    assert alone["bytes_base64"] == found[1]["bytes_base64"]
+    again = blt(*common, "--prompts", prompts, "--output", out)
+    assert again.code == 2
+    assert "is there already" in again.err
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--prompts", "a.jsonl"), "goes with --output"),
+        (("--output", "b.jsonl"), "goes with --prompts"),
+        (("--prompts", "a.jsonl", "--output", "b", "--prompt", "x"), "does not go with --prompt"),
+    ],
+)
+def test_a_file_of_prompts_goes_with_an_output_alone(blt, run_config, options, text):
+    outcome = blt("generate", run_config(), *options)
+    assert outcome.code == 2
+    assert text in " ".join(outcome.err.split())

@@ -35,9 +35,10 @@ CORE = {
     "requests": "errors types component decoding tables wiring",
     "pipeline": "errors faults types protocols component model likelihood decoding scoring tables "
     "plugins wiring loading requests",
+    "batch_inference": "errors files types storage",
     "compare": "errors types model decoding requests pipeline",
     "cli": "errors files log faults resources types component published model tables plugins "
-    "wiring storage loading requests pipeline compare",
+    "wiring storage loading requests pipeline batch_inference compare",
     "evaluation": "errors files faults component types model tables wiring storage requests "
     "pipeline compare cli",
 }

@@ -80,7 +80,8 @@ def test_the_ten_lines_of_the_readme_run(capsys):
     assert capsys.readouterr().out.rstrip().endswith("GB")
 
 
-def test_the_program_of_the_python_page_runs(capsys):
+def test_the_program_of_the_python_page_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     parts = blocks("docs/python.md", "python")
     assert len(parts) >= 8
     namespace: dict[str, object] = {}

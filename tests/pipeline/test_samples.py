@@ -88,7 +88,7 @@ def test_the_command_line_prints_a_line_for_each_sample_with_its_seed(checkpoint
     )
     command = ("generate", "--prompt", "a", "--prompt", "b", "--samples", "2", "--seed", "5")
     found = {}
-    for batch in ((), ("--batch",)):
+    for batch in ((), ("--batch", 2)):
         assert run([*command, *asked, *batch]) == 0
         lines = capsysbinary.readouterr().out.splitlines()
         found[batch] = [json.loads(line) for line in lines]

@@ -150,3 +150,17 @@ def test_the_command_line_scores_files(checkpoint, tmp_path, capsysbinary, pipel
     assert all(f"{found.bits_per_byte:.4f}" in shown for found in wanted)
     assert run([*command[:1], str(tmp_path / "none"), "--checkpoint", str(checkpoint)]) == 2
     assert "No such file" in capsysbinary.readouterr().err.decode()
+
+
+def test_the_command_line_scores_a_file_of_texts(checkpoint, tmp_path, capsysbinary):
+    texts, out = tmp_path / "texts.jsonl", tmp_path / "out.jsonl"
+    texts.write_text('{"text": "abc", "id": 1}\n{"prompt": "x", "text": "de"}\n')
+    common = ["score", "--checkpoint", str(checkpoint), "--texts", str(texts)]
+    assert run([*common, "--output", str(out), "--batch", "2", "--top", "1"]) == 0
+    first, second = map(json.loads, out.read_text().splitlines())
+    assert (first["index"], first["id"], first["bytes"]) == (0, 1, 3)
+    assert (second["index"], len(second["logprobs"])) == (1, 2)
+    for wrong in ([], ["--output", str(out), "file.txt"]):
+        assert run([*common, *wrong]) == 2
+    assert run(["score", "--checkpoint", str(checkpoint)]) == 2
+    assert b"no text" in capsysbinary.readouterr().err

@@ -1,0 +1,200 @@
+"""Files of items: records in their order, the same however often a run is stopped."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from blt_core.batch_inference import WINDOW, generate_file, score_file
+from blt_core.errors import DataError, RequestError
+from blt_core.pipeline import Pipeline
+
+PROMPTS = ["abcdef", "a", "xyz " * 5, "", "q", "abc", "hello there"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(checkpoint):
+    run = {"checkpoint": str(checkpoint), "max_new_bytes": 9, "temperature": 1.0, "seed": 5}
+    return Pipeline.from_config({"schema": 1, "run": run, "sampler": {"use": "blt-s"}})
+
+
+@pytest.fixture
+def items(tmp_path):
+    def write(records, name="items.jsonl"):
+        lines = [each if isinstance(each, str) else json.dumps(each) for each in records]
+        path = tmp_path / name
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    return write
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def counted(path):
+    """Records without wall-clock figures."""
+    times = {"prefill_seconds", "seconds", "bytes_per_second"}
+    return [{k: v for k, v in each.items() if k not in times} for each in records(path)]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_records_are_those_of_one_call_in_the_order_of_the_items(pipeline, items, tmp_path, batch):
+    path = items([{"prompt": text, "id": f"n{at}"} for at, text in enumerate(PROMPTS)])
+    outcome = generate_file(pipeline, path, tmp_path / "out.jsonl", batch=batch)
+    found = records(tmp_path / "out.jsonl")
+    assert (outcome.items, outcome.failed) == (len(PROMPTS), 0)
+    assert [(each["index"], each["id"]) for each in found] == [
+        (at, f"n{at}") for at in range(len(PROMPTS))
+    ]
+    for each, wanted in zip(found, pipeline.generate(PROMPTS), strict=True):
+        assert base64.b64decode(each["bytes_base64"]) == wanted.output
+        assert (each["seed"], each["n_dec"]) == (wanted.seed, wanted.passes.decoder)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["items.jsonl", "out.jsonl"]
+
+
+def test_bytes_samples_and_log_probabilities(pipeline, items, tmp_path):
+    raw = base64.b64encode(b"\xff\x00").decode()
+    path = items([{"prompt_base64": raw}, {"prompt": "ab"}])
+    generate_file(pipeline, path, tmp_path / "out", batch=4, samples=2, logprobs=0)
+    found = records(tmp_path / "out")
+    assert [(each["index"], each["sample"]) for each in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    wanted = pipeline.generate([b"\xff\x00", b"ab"], samples=2)
+    assert [each["ids"] for each in found] == [list(each.ids) for each in wanted]
+    assert all(len(each["logprobs"]) == len(each["ids"]) for each in found)
+
+
+def test_an_item_that_cannot_be_served_has_an_error_and_the_rest_go_on(pipeline, items, tmp_path):
+    wrong = ["{", "[1]", {"text": "a"}, {"prompt": 3, "id": "x"}, {"prompt_base64": "%"}, ""]
+    wrong += [{"prompt": "a", "prompt_base64": ""}, {"prompt": "a" * 10_000}]
+    path = items([{"prompt": "ab"}, *wrong, {"prompt": "cd"}])
+    outcome = generate_file(pipeline, path, tmp_path / "out", batch=3)
+    found = records(tmp_path / "out")
+    assert [each["index"] for each in found] == list(range(len(wrong) + 2))
+    assert ["error" in each for each in found] == [False, *[True] * len(wrong), False]
+    assert found[4]["id"] == "x"
+    assert (outcome.failed, outcome.first) == (len(wrong), f"line 2: {found[1]['error']}")
+
+
+def test_a_batch_that_fails_is_tried_item_by_item(pipeline, items, tmp_path, monkeypatch):
+    generate = Pipeline.generate
+
+    def failing(self, prompts, **request):
+        if b"bad" in prompts:
+            raise RequestError("not this one")
+        return generate(self, prompts, **request)
+
+    monkeypatch.setattr(Pipeline, "generate", failing)
+    path = items([{"prompt": text} for text in ("abc", "bad", "cde")])
+    generate_file(pipeline, path, tmp_path / "out", batch=3)
+    assert [each.get("error") for each in records(tmp_path / "out")] == [None, "not this one", None]
+
+
+class Stopped(BaseException):
+    """What ends a run early."""
+
+
+def stop_after(count):
+    def watch(done, _total):
+        nonlocal count
+        count -= 1
+        if count < 0:
+            raise Stopped
+
+    return watch
+
+
+@pytest.mark.parametrize("stops", range(5))
+@pytest.mark.parametrize("torn", [0, 1, 30])
+def test_a_run_that_was_stopped_goes_on_to_the_same_records(
+    pipeline, items, tmp_path, stops, torn, monkeypatch
+):
+    monkeypatch.setattr("blt_core.batch_inference.WINDOW", 2)
+    path = items([{"prompt": text} for text in [*PROMPTS, "z"]] + ["{"])
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    generate_file(pipeline, path, whole, batch=2)
+    with pytest.raises(Stopped):
+        generate_file(pipeline, path, out, batch=2, watch=stop_after(stops))
+    partial = tmp_path / "out.partial"
+    data = partial.read_bytes()
+    partial.write_bytes(data[: len(data) - torn])
+    asked = []
+    generate = Pipeline.generate
+    monkeypatch.setattr(
+        Pipeline,
+        "generate",
+        lambda self, prompts, **given: asked.append(prompts) or generate(self, prompts, **given),
+    )
+    assert not out.exists()
+    generate_file(pipeline, path, out, batch=2)
+    assert counted(out) == counted(whole)
+    assert not partial.exists()
+    kept = stops + 1 - (torn > 0)  # of four batches, and one of what cannot be served
+    assert len(asked) == max(4 - kept, 0)
+
+
+def test_what_was_begun_otherwise_is_not_gone_on_with(pipeline, items, tmp_path):
+    path, out = items([{"prompt": text} for text in PROMPTS]), tmp_path / "out"
+    with pytest.raises(Stopped):
+        generate_file(pipeline, path, out, batch=2, watch=stop_after(1))
+    kept = (tmp_path / "out.partial").read_bytes()
+    other = items([{"prompt": text} for text in PROMPTS[1:]], "other.jsonl")
+    greedy = pipeline.with_sampler("ar")
+    for run in (
+        lambda: generate_file(pipeline, path, out, batch=3),
+        lambda: generate_file(pipeline, other, out, batch=2),
+        lambda: generate_file(greedy, path, out, batch=2),
+        lambda: generate_file(pipeline, path, out, batch=2, samples=2),
+        lambda: score_file(pipeline, path, out, batch=2),
+    ):
+        with pytest.raises(DataError, match="was begun with other settings"):
+            run()
+        assert (tmp_path / "out.partial").read_bytes() == kept
+
+
+def test_files_of_others_are_left_alone(pipeline, items, tmp_path):
+    path, out = items([{"prompt": "a"}]), tmp_path / "out"
+    out.write_text("mine")
+    with pytest.raises(DataError, match="is there already"):
+        generate_file(pipeline, path, out)
+    out.unlink()
+    for other in ("mine", "mine\n", '{"a": 1}\n'):
+        (tmp_path / "out.partial").write_text(other)
+        with pytest.raises(DataError, match="holds no results"):
+            generate_file(pipeline, path, out)
+        assert (tmp_path / "out.partial").read_text() == other
+    (tmp_path / "empty").touch()
+    for missing, text in (("nowhere", "No such file"), ("empty", "has no items")):
+        with pytest.raises(DataError, match=text):
+            generate_file(pipeline, tmp_path / missing, tmp_path / "new")
+    assert not (tmp_path / "new.partial").exists()
+
+
+def test_scores_of_a_file(pipeline, items, tmp_path):
+    given = [{"text": "abc"}, {"text": "hello", "prompt": "oh "}, {"prompt": "x"}, {"text": ""}]
+    outcome = score_file(pipeline, items(given), tmp_path / "out", batch=2, top=1)
+    found = records(tmp_path / "out")
+    wanted = pipeline.score(["abc", "hello", ""], prompts=["", "oh ", ""], top=1)
+    assert outcome.failed == 1
+    assert "error" in found.pop(2)
+    for each, score in zip(found, wanted, strict=True):
+        assert each["logprob"] == pytest.approx(score.logprob, abs=1e-4)
+        assert (each["bytes"], len(each["top_logprobs"])) == (len(score.text), len(score.text))
+
+
+def test_batches_of_a_window_hold_items_of_similar_length(pipeline, items, tmp_path, monkeypatch):
+    sizes = []
+    generate = Pipeline.generate
+
+    def watched(self, prompts, **request):
+        sizes.append([len(prompt) for prompt in prompts])
+        return generate(self, prompts, **request)
+
+    monkeypatch.setattr(Pipeline, "generate", watched)
+    texts = ["a" * (1 + at * 7 % 5) for at in range(10)]
+    generate_file(pipeline, items([{"prompt": t} for t in texts]), tmp_path / "out", batch=5)
+    assert WINDOW > 1
+    assert sizes == [sorted(map(len, texts))[:5], sorted(map(len, texts))[5:]]
