@@ -48,9 +48,7 @@ class OneProcess:
     ) -> nn.Module:
         """Begin to train ``module``; what trained before is let go."""
         self._module, self._clip, self._accumulate = module, clip, accumulate
-        kept = [
-            {"params": each["params"], "weight_decay": each["weight_decay"]} for each in groups
-        ]
+        kept = [{"params": each["params"], "weight_decay": each["weight_decay"]} for each in groups]
         self._optimizer = torch.optim.AdamW(kept, lr=0.0, betas=(0.9, self.beta2))
         self._optimizer.zero_grad()
         return module

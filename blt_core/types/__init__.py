@@ -9,7 +9,7 @@ a device; only what a kernel reads is a tensor. Importing this imports no torch:
 command line use these values too.
 """
 
-from blt_core.types.cost import Cost, Parameters, Passes
+from blt_core.types.cost import GIGABYTES, Cost, Parameters, Passes
 from blt_core.types.decoding import Draft, OpenBlock, Round, RoundCounts, StopRule, matches
 from blt_core.types.ids import IdScheme
 from blt_core.types.rows import Blocks, DecoderOutput, Latents, Output, Patches, Rows
@@ -18,6 +18,7 @@ from blt_core.types.training import StateBytes, StateMemory
 
 __all__ = [
     "FREE_STREAM",
+    "GIGABYTES",
     "Blocks",
     "Cost",
     "DecoderOutput",
