@@ -21,12 +21,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("blt", "conformance of components of blt-core")
     group.addoption(
         "--blt-profile",
-        choices=["dev", "ci", "nightly"],
+        metavar="PROFILE",
         default=None,
-        help="how hard contracts are tried (default: dev, or blt_profile of the ini file)",
+        help="dev, ci, nightly or a number of examples: how hard contracts are tried (default: dev, or blt_profile of the ini file)",
     )
     parser.addini(
-        "blt_profile", "the profile of conformance tests: dev, ci or nightly", default="dev"
+        "blt_profile", "the profile of conformance tests: dev, ci, nightly or a number of examples", default="dev"
     )
 
 
