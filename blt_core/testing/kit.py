@@ -69,7 +69,9 @@ def profile_of(profile: ProfileName | Profile) -> Profile:
     if profile.isdecimal() and int(profile):
         return Profile(int(profile))
     if profile not in PROFILES:
-        raise PluginError(f"no profile {profile!r}; expected {', '.join(PROFILES)}, or a number of examples")
+        raise PluginError(
+            f"no profile {profile!r}; expected {', '.join(PROFILES)}, or a number of examples"
+        )
     return PROFILES[profile]
 
 

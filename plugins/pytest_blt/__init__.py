@@ -15,6 +15,8 @@ import pytest
 if TYPE_CHECKING:
     from blt_core.testing import Result, Trial
 
+_PROFILES = "dev, ci, nightly or a number of examples"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--blt-profile``: how hard contracts are tried that no test says it of."""
@@ -23,11 +25,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--blt-profile",
         metavar="PROFILE",
         default=None,
-        help="dev, ci, nightly or a number of examples: how hard contracts are tried (default: dev, or blt_profile of the ini file)",
+        help=f"{_PROFILES}: how hard contracts are tried (default: dev, or blt_profile of the "
+        "ini file)",
     )
-    parser.addini(
-        "blt_profile", "the profile of conformance tests: dev, ci, nightly or a number of examples", default="dev"
-    )
+    parser.addini("blt_profile", f"the profile of conformance tests: {_PROFILES}", default="dev")
 
 
 def pytest_configure(config: pytest.Config) -> None:
