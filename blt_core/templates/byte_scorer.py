@@ -2,8 +2,9 @@
 
 Change ``MeanScorer``, and ``Sums`` if you remember something else. Row i may depend on no byte
 after byte i, and reading with a cache, in whatever pieces, must give what reading at once gives.
-`blt plugins test byte_scorer acme/name` tells whether it holds; docs/kinds/byte_scorer.md has the
-list.
+
+Try it:    blt plugins test byte_scorer acme/name
+Contracts: docs/kinds/byte_scorer.md
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from blt_core import BuildContext, Component, Rows, at_least, hookimpl
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -87,4 +91,4 @@ class MeanScorer(nn.Module):
 def blt_components() -> list[Component]:
     """The scorer."""
     summary = "the next byte from the mean of all before it"
-    return [Component("byte_scorer", "acme/name", MeanScorer, MeanParams, summary)]
+    return [Component("byte_scorer", NAME, MeanScorer, MeanParams, summary)]

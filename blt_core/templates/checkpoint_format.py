@@ -2,8 +2,10 @@
 
 Change ``Checked``. ``recognises`` is asked about everything, and says yes to its own alone; what it
 has written it reads again bit for bit; a write that fails leaves what was there; a damaged file is
-a CheckpointError. `blt plugins test checkpoint_format acme/name` tells whether it holds;
-docs/kinds/checkpoint_format.md has the list.
+a CheckpointError.
+
+Try it:    blt plugins test checkpoint_format acme/name
+Contracts: docs/kinds/checkpoint_format.md
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from blt_core import BuildContext, CheckpointError, Component, hookimpl
 #: Its presence tells this format from others: choose a name of your own.
 SUMS = "acme-sums.json"
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -78,4 +83,4 @@ class Checked:
 def blt_components() -> list[Component]:
     """The format."""
     summary = f"a folder with {SUMS}"
-    return [Component("checkpoint_format", "acme/name", Checked, CheckedParams, summary)]
+    return [Component("checkpoint_format", NAME, Checked, CheckedParams, summary)]

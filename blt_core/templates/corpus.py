@@ -1,8 +1,10 @@
 """A corpus: sums of numbers, each a document.
 
 Change ``Sums``. Documents have a fixed order, are never empty, and are read when they are asked
-for; ``digest`` names their contents and order. `blt plugins test corpus acme/name` tells whether it
-holds; docs/kinds/corpus.md has the list.
+for; ``digest`` names their contents and order.
+
+Try it:    blt plugins test corpus acme/name
+Contracts: docs/kinds/corpus.md
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ import attrs
 import numpy as np
 
 from blt_core import BuildContext, Component, at_least, hookimpl
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -66,4 +71,4 @@ class Sums:
 @hookimpl
 def blt_components() -> list[Component]:
     """The corpus."""
-    return [Component("corpus", "acme/name", Sums, SumsParams, "sums of two numbers")]
+    return [Component("corpus", NAME, Sums, SumsParams, "sums of two numbers")]

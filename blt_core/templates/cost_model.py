@@ -1,8 +1,10 @@
 """A cost model: the energy of counted passes, in joules, at so much a parameter that is read.
 
 Change ``Energy.cost``, and the unit. Lines add up to the total, more passes never cost less, and
-all figures are finite and not negative. `blt plugins test cost_model acme/name` tells whether it
-holds; docs/kinds/cost_model.md has the list.
+all figures are finite and not negative.
+
+Try it:    blt plugins test cost_model acme/name
+Contracts: docs/kinds/cost_model.md
 """
 
 from __future__ import annotations
@@ -10,6 +12,9 @@ from __future__ import annotations
 import attrs
 
 from blt_core import BuildContext, Component, Cost, Parameters, Passes, hookimpl, more_than
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -39,4 +44,4 @@ class Energy:
 @hookimpl
 def blt_components() -> list[Component]:
     """The cost model."""
-    return [Component("cost_model", "acme/name", Energy, EnergyParams, "energy in joules")]
+    return [Component("cost_model", NAME, Energy, EnergyParams, "energy in joules")]

@@ -3,8 +3,10 @@
 Change ``MeanDecoder``, and its caches if you remember something else. New latents are appended
 first; row i may depend on no byte after byte i and on the latent that it names; reading with a
 cache, in whatever pieces, must give what reading at once gives. This one was not made for blocks:
-one that is says ``denoises``, provides it, and answers to ``blocks``. `blt plugins test decoder
-acme/name` tells whether it holds; docs/kinds/decoder.md has the list.
+one that is says ``denoises``, provides it, and answers to ``blocks``.
+
+Try it:    blt plugins test decoder acme/name
+Contracts: docs/kinds/decoder.md
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ from blt_core import (
     at_least,
     hookimpl,
 )
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -140,4 +145,4 @@ def blt_components() -> list[Component]:
     """The decoder; ``dims`` names the size that the parts of a model must agree on."""
     dims = {"latent_dim": "latent_dim"}
     summary = "the next byte from the mean of all before it"
-    return [Component("decoder", "acme/name", MeanDecoder, MeanParams, summary, dims)]
+    return [Component("decoder", NAME, MeanDecoder, MeanParams, summary, dims)]

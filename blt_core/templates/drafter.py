@@ -3,7 +3,9 @@
 Change ``LastTime.draft``. Whatever it proposes, `speculative` outputs the bytes of ``ar``: a better
 guess is only faster. At most ``limit[b]`` ids for text b, none where it is 0, and nothing kept on
 ``self``: one instance serves all texts (``ops.attach`` makes a cache that follows the text).
-`blt plugins test drafter acme/name` tells whether it holds; docs/kinds/drafter.md has the list.
+
+Try it:    blt plugins test drafter acme/name
+Contracts: docs/kinds/drafter.md
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ import attrs
 
 from blt_core import BuildContext, Component, DecodeOps, Draft, Sampling, at_least, hookimpl
 from blt_core.types import Draws
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -55,4 +60,4 @@ class LastTime:
 def blt_components() -> list[Component]:
     """The drafter."""
     summary = "what followed when the text stood so before"
-    return [Component("drafter", "acme/name", LastTime, LastTimeParams, summary)]
+    return [Component("drafter", NAME, LastTime, LastTimeParams, summary)]

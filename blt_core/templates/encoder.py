@@ -2,8 +2,10 @@
 
 Change ``MeanEncoder``, and ``Sums`` if you remember something else. A byte's state may depend on no
 later byte, a patch's embedding on the states of its own bytes alone, and reading with a cache, in
-whatever pieces, must give what reading at once gives. `blt plugins test encoder acme/name` tells
-whether it holds; docs/kinds/encoder.md has the list.
+whatever pieces, must give what reading at once gives.
+
+Try it:    blt plugins test encoder acme/name
+Contracts: docs/kinds/encoder.md
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from blt_core import BuildContext, Component, Patches, Rows, at_least, hookimpl
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -97,4 +102,4 @@ def blt_components() -> list[Component]:
     """The encoder; ``dims`` names the size that the parts of a model must agree on."""
     dims = {"latent_dim": "latent_dim"}
     summary = "patches as means of their bytes"
-    return [Component("encoder", "acme/name", MeanEncoder, MeanParams, summary, dims)]
+    return [Component("encoder", NAME, MeanEncoder, MeanParams, summary, dims)]

@@ -2,8 +2,9 @@
 
 Change ``MeanModel``, and ``Sums`` if you remember something else. A latent may depend on no later
 patch, and reading with a cache, in whatever pieces, must give what reading at once gives.
-`blt plugins test global_model acme/name` tells whether it holds; docs/kinds/global_model.md has the
-list.
+
+Try it:    blt plugins test global_model acme/name
+Contracts: docs/kinds/global_model.md
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from blt_core import BuildContext, Component, Latents, at_least, hookimpl
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -88,4 +92,4 @@ def blt_components() -> list[Component]:
     """The global model; ``dims`` names the size that the parts of a model must agree on."""
     dims = {"latent_dim": "latent_dim"}
     summary = "latents from the mean of all patches so far"
-    return [Component("global_model", "acme/name", MeanModel, MeanParams, summary, dims)]
+    return [Component("global_model", NAME, MeanModel, MeanParams, summary, dims)]

@@ -1,8 +1,10 @@
 """An objective: the next byte's cross-entropy, against targets that are a little uncertain.
 
 Change ``Smoothed.loss``. It is a mean over the rows whose target is not UNSCORED; random choices
-come from ``rng`` alone; figures have the same names for every batch. `blt plugins test objective
-acme/name` tells whether it holds; docs/kinds/objective.md has the list.
+come from ``rng`` alone; figures have the same names for every batch.
+
+Try it:    blt plugins test objective acme/name
+Contracts: docs/kinds/objective.md
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from torch.nn import functional
 
 from blt_core import BuildContext, Component, Model, Rows, between, hookimpl
 from blt_core.protocols import UNSCORED
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -55,4 +60,4 @@ class Smoothed:
 def blt_components() -> list[Component]:
     """The objective."""
     summary = "the next byte, with smoothed targets"
-    return [Component("objective", "acme/name", Smoothed, SmoothedParams, summary)]
+    return [Component("objective", NAME, Smoothed, SmoothedParams, summary)]

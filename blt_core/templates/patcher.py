@@ -2,7 +2,9 @@
 
 Change ``Lines.flags``, and the cache if you look back at more than the length of the open patch.
 Flag i of what is returned is about the byte *after* byte i, and may depend on no later one than i.
-`blt plugins test patcher acme/name` tells whether it holds; docs/kinds/patcher.md has the list.
+
+Try it:    blt plugins test patcher acme/name
+Contracts: docs/kinds/patcher.md
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ import torch
 from torch import Tensor
 
 from blt_core import BuildContext, Component, Rows, at_least, hookimpl
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -76,4 +81,4 @@ class Lines:
 @hookimpl
 def blt_components() -> list[Component]:
     """The patcher."""
-    return [Component("patcher", "acme/name", Lines, LinesParams, "a patch ends with its line")]
+    return [Component("patcher", NAME, Lines, LinesParams, "a patch ends with its line")]

@@ -1,9 +1,12 @@
 """A sampler: one byte a round, from the model's own logits.
 
 Change ``OneByOne.round``. Each round commits at least one id to every text that has any left, says
-what it committed, and keeps nothing on ``self``: one instance serves all texts. `blt plugins test
-sampler acme/name` tells whether it holds; docs/kinds/sampler.md has the list. Most ideas for speed
-are drafters, which `speculative` makes lossless samplers of: ``blt new-plugin … --kind drafter``.
+what it committed, and keeps nothing on ``self``: one instance serves all texts. Most ideas for
+speed are drafters, which `speculative` makes lossless samplers of:
+``blt new-plugin … --kind drafter``.
+
+Try it:    blt plugins test sampler acme/name
+Contracts: docs/kinds/sampler.md
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ import attrs
 from blt_core import Component, DecodeOps, Round, Sampling, hookimpl
 from blt_core.component import BuildContext
 from blt_core.types import Draws
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -47,4 +53,4 @@ class OneByOne:
 @hookimpl
 def blt_components() -> list[Component]:
     """The sampler."""
-    return [Component("sampler", "acme/name", OneByOne, OneByOneParams, "one byte a round")]
+    return [Component("sampler", NAME, OneByOne, OneByOneParams, "one byte a round")]

@@ -1,8 +1,10 @@
 """A task: sums of two numbers, after two that are solved.
 
 Change ``Sums.run``. Each question has a key of its own, the same in each run; with the same answers
-the task gives the same scores; ``limit`` bounds the items. `blt plugins test task acme/name` tells
-whether it holds; docs/kinds/task.md has the list.
+the task gives the same scores; ``limit`` bounds the items.
+
+Try it:    blt plugins test task acme/name
+Contracts: docs/kinds/task.md
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from blt_core.evaluation.figures import mean
 from blt_core.evaluation.protocol import Answer, Asked, Part, Question
 
 EXAMPLES = b"2 + 3 = 5\n4 + 5 = 9\n"
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -62,4 +67,4 @@ def _is(answer: Answer, number: int) -> bool:
 @hookimpl
 def blt_components() -> list[Component]:
     """The task."""
-    return [Component("task", "acme/name", Sums, SumsParams, "sums of two numbers")]
+    return [Component("task", NAME, Sums, SumsParams, "sums of two numbers")]

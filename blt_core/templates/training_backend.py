@@ -1,8 +1,10 @@
 """A training backend: AdamW in one process, on the CPU or whatever device the module is on.
 
 Change ``OneProcess``. A step is ``accumulate`` passes whose gradients are averaged, then one update
-after clipping; ``save`` and ``load`` go on as if the run had never stopped. `blt plugins test
-training_backend acme/name` tells whether it holds; docs/kinds/training_backend.md has the list.
+after clipping; ``save`` and ``load`` go on as if the run had never stopped.
+
+Try it:    blt plugins test training_backend acme/name
+Contracts: docs/kinds/training_backend.md
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from torch import Tensor, nn
 from blt_core import BuildContext, CheckpointError, Component, between, hookimpl
 
 STATE = "state.pt"
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -108,4 +113,4 @@ class OneProcess:
 def blt_components() -> list[Component]:
     """The backend."""
     summary = "AdamW in one process"
-    return [Component("training_backend", "acme/name", OneProcess, OneProcessParams, summary)]
+    return [Component("training_backend", NAME, OneProcess, OneProcessParams, summary)]

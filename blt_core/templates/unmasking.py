@@ -2,7 +2,9 @@
 
 Change ``Surest.select``. At least one masked byte of each text that has any must be chosen, each
 text for itself; what is left to chance comes from ``draws``, at the positions of the bytes.
-`blt plugins test unmasking acme/name` tells whether it holds; docs/kinds/unmasking.md has the list.
+
+Try it:    blt plugins test unmasking acme/name
+Contracts: docs/kinds/unmasking.md
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from torch import Tensor
 
 from blt_core import BuildContext, Component, at_least, hookimpl
 from blt_core.types import Draws
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -44,4 +49,4 @@ class Surest:
 @hookimpl
 def blt_components() -> list[Component]:
     """The rule."""
-    return [Component("unmasking", "acme/name", Surest, SurestParams, "the surest bytes first")]
+    return [Component("unmasking", NAME, Surest, SurestParams, "the surest bytes first")]

@@ -2,8 +2,9 @@
 
 Change ``Own.accept``. Whatever is drafted, texts must be those of ``ar`` with the same seed (or,
 with ``draws_of_round = True``, have the model's own law); nothing is kept on ``self``.
-`blt plugins test verification acme/name` tells whether it holds; docs/kinds/verification.md has the
-list.
+
+Try it:    blt plugins test verification acme/name
+Contracts: docs/kinds/verification.md
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from blt_core import BuildContext, Component, Draft, Sampling, hookimpl
 from blt_core.types import Draws, matches
+
+#: What configs call the component.
+NAME = "acme/name"
 
 
 @attrs.frozen(kw_only=True)
@@ -51,4 +55,4 @@ class Own:
 @hookimpl
 def blt_components() -> list[Component]:
     """The verification."""
-    return [Component("verification", "acme/name", Own, OwnParams, "what the model draws itself")]
+    return [Component("verification", NAME, Own, OwnParams, "what the model draws itself")]

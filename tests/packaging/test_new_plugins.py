@@ -85,7 +85,8 @@ def test_what_is_made_is_linted_and_formatted(made):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_a_template(kind):
     template = template_of(PLUGINS, kind)
-    assert f'Component("{kind}", "acme/name"' in template.component
+    assert f'Component("{kind}", NAME' in template.component
+    assert 'NAME = "acme/name"' in template.component
     assert template.command.startswith("blt ")
 
 
