@@ -23,7 +23,15 @@ from blt_core.requests import (
     shows_settings,
     to_bytes,
 )
-from blt_core.types import Draws, Parameters, Passes, RoundCounts, Rows, Sampling
+from blt_core.types import (
+    GIGABYTES,
+    Draws,
+    Parameters,
+    Passes,
+    RoundCounts,
+    Rows,
+    Sampling,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -57,7 +65,8 @@ class Row:
     title: what the row is called. spec: the sampler as given. name: its label, if it has one, or
     the sampler's name.
 
-    relative_gigabytes, relative_speed: ratios to the first sampler's, None where that is 0.
+    cost: by the config's cost model, in cost_unit. relative_cost, relative_speed: ratios to the
+    first sampler's, None where that is 0.
 
     agreement: share of the first sampler's ids that stand at the same places here. repeats: share
     of the runs of REPEAT_BYTES bytes that stood in the same output before, which makes drafting
@@ -74,8 +83,9 @@ class Row:
     drafted: int
     accepted: int
     counts: RoundCounts
-    gigabytes: float
-    relative_gigabytes: float | None
+    cost: float
+    cost_unit: str
+    relative_cost: float | None
     bytes_per_second: float
     relative_speed: float | None
     agreement: float
@@ -88,6 +98,16 @@ class Row:
     def identical(self) -> bool | None:
         """Whether all outputs equal the reference's; None where they do in distribution alone."""
         return None if self.in_law else not self.differences
+
+    @property
+    def gigabytes(self) -> float | None:
+        """The cost, where it is weight traffic; None in another unit."""
+        return self.cost if self.cost_unit == GIGABYTES else None
+
+    @property
+    def relative_gigabytes(self) -> float | None:
+        """The relative cost, where it is one of weight traffic."""
+        return self.relative_cost if self.cost_unit == GIGABYTES else None
 
     @property
     def near_ties(self) -> int:
@@ -189,8 +209,9 @@ def _row(
         drafted=sum(result.drafted for result in results),
         accepted=sum(result.accepted for result in results),
         counts=sum((result.counts for result in results), RoundCounts()),
-        gigabytes=cost.gigabytes,
-        relative_gigabytes=_ratio(cost.gigabytes, reference.gigabytes) if reference else 1.0,
+        cost=cost.total,
+        cost_unit=cost.unit,
+        relative_cost=_ratio(cost.total, reference.cost) if reference else 1.0,
         bytes_per_second=speed,
         relative_speed=_ratio(speed, reference.bytes_per_second) if reference else 1.0,
         agreement=_agreement(results, reference.results if reference else results),

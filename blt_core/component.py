@@ -131,7 +131,8 @@ class Kind:
 
     ``root``: whether it may be a top-level table of a config. contracts: import path of what
     components of the kind are tested for, a ``Contracts`` of :mod:`blt_core.testing`; empty if
-    nothing is.
+    nothing is. template: a module with a component ``acme/name`` of the kind that works, beside a
+    TOML file of the same name that uses it, for ``blt new-plugin``; empty if there is none.
     """
 
     protocol: str = attrs.field(validator=_import_path)
@@ -140,6 +141,7 @@ class Kind:
     contracts: str = attrs.field(
         default="", validator=attrs.validators.or_(attrs.validators.in_([""]), _import_path)
     )
+    template: str = attrs.field(default="", validator=attrs.validators.matches_re(r"[\w.]*"))
 
     def load_protocol(self) -> type:
         """Import the protocol class; PluginError if it is not there."""

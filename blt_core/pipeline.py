@@ -91,7 +91,9 @@ class Generation:
             "drafted": self.drafted,
             "accepted": self.accepted,
             **told_rounds(self.counts, self.passes, len(self.ids)),
-            "gigabytes": float(self.cost.gigabytes),
+            "cost": float(self.cost.total),
+            "cost_unit": self.cost.unit,
+            "gigabytes": None if self.cost.gigabytes is None else float(self.cost.gigabytes),
             "prefill_seconds": self.prefill_seconds,
             "seconds": self.seconds,
             "bytes_per_second": self.bytes_per_second,
@@ -370,11 +372,14 @@ class Pipeline:
             cost = self.cost_model.cost(passes, parameters or self.parameter_counts)
         if not isinstance(cost, Cost):
             raise broken(self.cost_model, f"gave {cost!r}; expected a Cost", "cost_model.finite")
-        figures: dict[str, Any] = {"gigabytes": cost.gigabytes, **cost.lines, **cost.apart}
+        figures: dict[str, Any] = {"total": cost.total, **cost.lines, **cost.apart}
         for name, figure in figures.items():
             if not isinstance(figure, Real) or not 0 <= float(figure) < math.inf:
                 text = f"gave {name} = {figure!r}; expected a finite number, 0 or more"
                 raise broken(self.cost_model, text, "cost_model.finite")
+        if not isinstance(cost.unit, str) or not cost.unit:
+            text = f"gave unit = {cost.unit!r}; expected a text such as 'GB'"
+            raise broken(self.cost_model, text, "cost_model.unit")
         return cost
 
     @property

@@ -28,3 +28,6 @@ settings.load_profile("ci")
 
 # The models under test are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
+
+#: A distribution of its own, with tests of its own: packaging/test_external_plugin.py runs them.
+collect_ignore = ["external_plugin"]

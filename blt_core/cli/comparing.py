@@ -156,6 +156,9 @@ def _record(row: Row) -> dict[str, Any]:
         "drafted": row.drafted,
         "accepted": row.accepted,
         **told_rounds(row.counts, row.passes, sum(len(each.ids) for each in row.results)),
+        "cost": row.cost,
+        "cost_unit": row.cost_unit,
+        "relative_cost": row.relative_cost,
         "gigabytes": row.gigabytes,
         "relative_gigabytes": row.relative_gigabytes,
         "bytes_per_second": row.bytes_per_second,
@@ -168,6 +171,7 @@ def _show(rows: list[Row]) -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
+    unit = rows[0].cost_unit
     table.add_column("sampler", overflow="fold")  # cut off, two could look alike
     for name in (
         "bytes",
@@ -176,8 +180,8 @@ def _show(rows: list[Row]) -> None:
         "N_enc",
         "rounds",
         "accepted",
-        "GB",
-        "rel. GB",
+        unit,
+        f"rel. {unit}",
         "repeats",
     ):
         table.add_column(name, justify="right")
@@ -193,8 +197,8 @@ def _show(rows: list[Row]) -> None:
             str(row.passes.encoder),
             str(row.rounds),
             accepted,
-            f"{row.gigabytes:.3g}" if row.gigabytes < _WHOLE else f"{row.gigabytes:.0f}",
-            _number(row.relative_gigabytes),
+            f"{row.cost:.3g}" if row.cost < _WHOLE else f"{row.cost:.0f}",
+            _number(row.relative_cost),
             f"{row.repeats:.0%}",
             f"{row.bytes_per_second:.0f}",
             _number(row.relative_speed),
@@ -208,7 +212,7 @@ def _show(rows: list[Row]) -> None:
 
 #: A ratio of speeds that is shown as less than 1.
 _SLOWER = 0.995
-#: From here on GB are shown whole.
+#: From here on costs are shown whole.
 _WHOLE = 100
 
 

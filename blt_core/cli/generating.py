@@ -137,7 +137,7 @@ def _report(result: Generation) -> None:
         f"{result.bytes_per_second:.0f} bytes/s",
         f"N_dec {result.passes.decoder}",
         f"N_enc {result.passes.encoder}",
-        f"{result.cost.gigabytes:.3g} GB",
+        f"{result.cost.total:.3g} {result.cost.unit}",
         f"stopped by {result.stop_reason}",
     ]
     if result.drafted:

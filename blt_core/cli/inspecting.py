@@ -36,7 +36,10 @@ def plugins(
         ),
     ] = None,
     profile: Annotated[
-        str, typer.Option("--profile", help="test: dev is quick, ci tries more, nightly most.")
+        str,
+        typer.Option(
+            "--profile", help="test: dev is quick, ci tries more, nightly most; or a number."
+        ),
     ] = "dev",
     as_json: inputs.JsonOption = False,
 ) -> None:

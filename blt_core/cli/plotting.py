@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blt_core.errors import DataError
+from blt_core.types import GIGABYTES
 
 if TYPE_CHECKING:
     from blt_core.compare import Row
@@ -34,7 +35,7 @@ def plot_paths(target: str) -> list[Path]:
 
 
 def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
-    """Draw every sampler at (relative GB, share of bytes that are the reference's)."""
+    """Draw every sampler at (relative cost, share of bytes that are the reference's)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,8 +44,9 @@ def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
     figure = Figure(figsize=(6 + legend, max(5, 0.16 * len(rows) + 0.8)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    priced = "weight traffic" if rows[0].cost_unit == GIGABYTES else f"cost ({rows[0].cost_unit})"
     for index, row in enumerate(rows):
-        at = (row.relative_gigabytes or 0.0, 100 * row.agreement)
+        at = (row.relative_cost or 0.0, 100 * row.agreement)
         axes.scatter(*at, label=row.title, s=36, zorder=3)
         axes.annotate(
             str(index + 1),
@@ -53,7 +55,7 @@ def plot(rows: Sequence[Row], paths: Sequence[Path]) -> None:
             textcoords="offset points",
             fontsize=8,
         )
-    axes.set_xlabel(f"weight traffic relative to {rows[0].title}")
+    axes.set_xlabel(f"{priced} relative to {rows[0].title}")
     axes.set_ylabel(f"bytes that are those of {rows[0].title}, %")
     axes.set_ylim(-3, 108)
     axes.set_xlim(left=0)

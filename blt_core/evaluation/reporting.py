@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from blt_core.cli.streams import console
 from blt_core.evaluation.figures import Interval
 from blt_core.evaluation.running import PartResult, Scored
+from blt_core.types import GIGABYTES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,10 +40,15 @@ def _record(each: Scored) -> dict[str, Any]:
         "bytes": each.bytes,
         "drafted": each.drafted,
         "accepted": each.accepted,
-        "gigabytes": each.gigabytes,
-        "own_gigabytes": each.own_gigabytes,
-        "relative_gigabytes": each.relative_gigabytes,
-        "relative_gigabytes_paper": each.relative_gigabytes_paper,
+        "cost": each.cost,
+        "cost_unit": each.cost_unit,
+        "own_cost": each.own_cost,
+        "relative_cost": each.relative_cost,
+        "relative_cost_paper": each.relative_cost_paper,
+        "gigabytes": each.in_gigabytes(each.cost),
+        "own_gigabytes": each.in_gigabytes(each.own_cost),
+        "relative_gigabytes": each.in_gigabytes(each.relative_cost),
+        "relative_gigabytes_paper": each.in_gigabytes(each.relative_cost_paper),
         "identical_to_ar": each.identical,
         "same_outputs": each.same,
         "outputs": each.outputs,
@@ -78,7 +84,8 @@ def _show(shown: Console, result: PartResult, said: set[str]) -> None:
     table = Table(box=None, header_style="bold")
     table.add_column("sampler", overflow="fold")
     names = list(result.samplers[0].scores)
-    costs = ("N_dec", "N_enc", "GB", "rel. GB", "paper's", "bytes/s", "same", "agreement")
+    unit = result.samplers[0].cost_unit
+    costs = ("N_dec", "N_enc", str(unit), f"rel. {unit}", "paper's", "bytes/s", "same", "agreement")
     for name in (*names, *(costs if generated else ())):
         table.add_column(name, justify="right")
     for each in result.samplers:
@@ -118,9 +125,9 @@ def _costs(each: Scored) -> list[str]:
     return [
         f"{passes.decoder:,}" if passes else "–",
         f"{passes.encoder:,}" if passes else "–",
-        _number(each.gigabytes, ".4g"),
-        _number(each.relative_gigabytes, ".3f"),
-        _number(each.relative_gigabytes_paper, ".3f"),
+        _number(each.cost, ".4g"),
+        _number(each.relative_cost, ".3f"),
+        _number(each.relative_cost_paper, ".3f"),
         _number(each.bytes_per_second, ".0f"),
         _same(each),
         _number(each.agreement, ".1%"),
@@ -154,7 +161,7 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def draw(results: Sequence[PartResult], paths: Sequence[Path]) -> None:
-    """Draw the first score of each part against relative GB, a point a sampler."""
+    """Draw the first score of each part against relative cost, a point a sampler."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -180,9 +187,9 @@ def _points(result: PartResult) -> list[tuple[Scored, tuple[float, float]]]:
     """The samplers that have a cost and a first score, and where they stand."""
     name = next(iter(result.samplers[0].scores), None)
     return [
-        (each, (each.relative_gigabytes, each.scores[name].value))
+        (each, (each.relative_cost, each.scores[name].value))
         for each in result.samplers
-        if name and each.relative_gigabytes is not None and math.isfinite(each.scores[name].value)
+        if name and each.relative_cost is not None and math.isfinite(each.scores[name].value)
     ]
 
 
@@ -201,7 +208,9 @@ def _draw_part(axes: Any, result: PartResult, specs: Sequence[str]) -> None:
     edge = [points[number] for number in frontier(points)]
     axes.step(*zip(*edge, strict=True), where="post", color="0.6", linewidth=1, zorder=1)
     axes.set_title(f"{result.name}, {result.items} items", fontsize=10)
-    axes.set_xlabel("weight traffic relative to ar")
+    unit = result.samplers[0].cost_unit
+    priced = "weight traffic" if unit == GIGABYTES else f"cost ({unit})"
+    axes.set_xlabel(f"{priced} relative to ar")
     axes.set_ylabel(name)
     axes.set_xlim(left=0)
     axes.grid(visible=True, alpha=0.3)

@@ -23,7 +23,7 @@ from blt_core.evaluation.store import Store
 from blt_core.faults import broken
 from blt_core.model import Model
 from blt_core.pipeline import Pipeline
-from blt_core.types import Parameters, Passes, Sampling, seed_of_sample
+from blt_core.types import GIGABYTES, Parameters, Passes, Sampling, seed_of_sample
 
 #: The sampler that all others are held against.
 REFERENCE = "ar"
@@ -38,9 +38,9 @@ class Scored:
     """One sampler on a part of a task.
 
     name, spec: of the sampler. scores: by name; of_ar: their ratios to the reference's. The rest is
-    None for tasks that generate nothing. gigabytes: for the counts that price passes,
-    own_gigabytes: for the model's own. relative_gigabytes: to ``ar``'s; relative_gigabytes_paper:
-    to the paper's baseline, which runs its encoder and global model 308 times for 512 bytes.
+    None for tasks that generate nothing. cost: for the counts that price passes, own_cost:
+    for the model's own, in cost_unit. relative_cost: to ``ar``'s; relative_cost_paper: to the
+    paper's baseline, which runs its encoder and global model 308 times for 512 bytes.
     identical: whether all outputs are ``ar``'s (None where they are in distribution alone); same of
     outputs are; near_ties: how many of the others part from it at a near-tie of two logits, or of
     an entropy and the threshold, as runs of different shapes may (None where nothing promises
@@ -56,16 +56,21 @@ class Scored:
     bytes: int | None = None
     drafted: int | None = None
     accepted: int | None = None
-    gigabytes: float | None = None
-    own_gigabytes: float | None = None
-    relative_gigabytes: float | None = None
-    relative_gigabytes_paper: float | None = None
+    cost: float | None = None
+    own_cost: float | None = None
+    relative_cost: float | None = None
+    relative_cost_paper: float | None = None
+    cost_unit: str | None = None
     identical: bool | None = None
     same: int | None = None
     outputs: int | None = None
     near_ties: int | None = None
     agreement: float | None = None
     bytes_per_second: float | None = None
+
+    def in_gigabytes(self, cost: float | None) -> float | None:
+        """One of the costs, where it is weight traffic; None in another unit."""
+        return cost if self.cost_unit == GIGABYTES else None
 
 
 @attrs.frozen
@@ -236,7 +241,8 @@ def _scored(
     passes = sum((answer.passes for answer, _ in pairs), Passes())
     size = sum(len(output) for answer, _ in pairs for output in answer.outputs)
     parameters = options.parameters
-    cost = found.pipeline.price(passes, parameters).gigabytes
+    price = found.pipeline.price(passes, parameters)
+    cost = float(price.total)
     reference_cost = _cost(reference, part.keys, parameters)
     seconds = sum(answer.seconds for answer, _ in pairs)
     speed = size / seconds if seconds else None
@@ -260,10 +266,11 @@ def _scored(
         bytes=size,
         drafted=sum(answer.drafted for answer, _ in pairs),
         accepted=sum(answer.accepted for answer, _ in pairs),
-        gigabytes=cost,
-        own_gigabytes=found.pipeline.price(passes).gigabytes,
-        relative_gigabytes=cost / reference_cost if reference_cost else None,
-        relative_gigabytes_paper=_to_paper(found.pipeline, cost, size, parameters),
+        cost=cost,
+        own_cost=float(found.pipeline.price(passes).total),
+        relative_cost=cost / reference_cost if reference_cost else None,
+        cost_unit=price.unit,
+        relative_cost_paper=_to_paper(found.pipeline, cost, size, parameters),
         identical=None if in_law else same == outputs,
         same=same,
         outputs=outputs,
@@ -275,14 +282,14 @@ def _scored(
 
 def _cost(found: Answered, keys: Sequence[str], parameters: Parameters | None) -> float:
     passes = sum((found.answers[key].passes for key in keys), Passes())
-    return float(found.pipeline.price(passes, parameters).gigabytes)
+    return float(found.pipeline.price(passes, parameters).total)
 
 
 def _to_paper(
     pipeline: Pipeline, cost: float, size: int, parameters: Parameters | None
 ) -> float | None:
-    decoder = pipeline.price(Passes(decoder=size), parameters).gigabytes
-    encoder = pipeline.price(Passes(encoder=size, encoder_bytes=size), parameters).gigabytes
+    decoder = pipeline.price(Passes(decoder=size), parameters).total
+    encoder = pipeline.price(Passes(encoder=size, encoder_bytes=size), parameters).total
     baseline = decoder + PAPER_PASSES * encoder
     return cost / baseline if baseline else None
 

@@ -195,6 +195,6 @@ class Unmasking(Protocol):
 
 @runtime_checkable
 class CostModel(Protocol):
-    """Prices counted passes; ``GB`` is 1e9 bytes."""
+    """Prices counted passes, in GB of weight traffic (1e9 bytes) or in a unit of its own."""
 
     def cost(self, passes: Passes, parameters: Parameters) -> Cost: ...

@@ -63,11 +63,15 @@ def subject_of(
 
 
 def profile_of(profile: ProfileName | Profile) -> Profile:
-    """A profile by its name."""
+    """A profile by its name, or by how many examples it tries: ``"5"``."""
     if isinstance(profile, Profile):
         return profile
+    if profile.isdecimal() and int(profile):
+        return Profile(int(profile))
     if profile not in PROFILES:
-        raise PluginError(f"no profile {profile!r}; expected {', '.join(PROFILES)}")
+        raise PluginError(
+            f"no profile {profile!r}; expected {', '.join(PROFILES)}, or a number of examples"
+        )
     return PROFILES[profile]
 
 

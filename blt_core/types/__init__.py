@@ -9,7 +9,7 @@ a device; only what a kernel reads is a tensor. Importing this imports no torch:
 command line use these values too.
 """
 
-from blt_core.types.cost import Cost, Parameters, Passes
+from blt_core.types.cost import GIGABYTES, Cost, Parameters, Passes
 from blt_core.types.decoding import (
     AcceptanceLaw,
     Draft,
@@ -26,6 +26,7 @@ from blt_core.types.training import StateBytes, StateMemory
 
 __all__ = [
     "FREE_STREAM",
+    "GIGABYTES",
     "AcceptanceLaw",
     "Blocks",
     "Cost",

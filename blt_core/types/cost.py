@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 import attrs
 
+#: The unit of weight traffic, 1e9 bytes.
+GIGABYTES = "GB"
+
 
 @attrs.frozen
 class Passes:
@@ -48,8 +51,18 @@ class Parameters:
 
 @attrs.frozen
 class Cost:
-    """Weight traffic in GB (1e9 bytes): the total, its lines, and lines shown apart from it."""
+    """What passes cost: the total, its lines, and lines shown apart from it, all in ``unit``.
 
-    gigabytes: float
+    unit: "GB" is 1e9 bytes of weights that are read; a cost model that prices something else names
+    its own, the same for all passes.
+    """
+
+    total: float
     lines: Mapping[str, float]
     apart: Mapping[str, float] = attrs.field(factory=dict)
+    unit: str = GIGABYTES
+
+    @property
+    def gigabytes(self) -> float | None:
+        """The total, where it is weight traffic; None in another unit."""
+        return self.total if self.unit == GIGABYTES else None

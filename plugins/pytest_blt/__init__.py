@@ -15,19 +15,20 @@ import pytest
 if TYPE_CHECKING:
     from blt_core.testing import Result, Trial
 
+_PROFILES = "dev, ci, nightly or a number of examples"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--blt-profile``: how hard contracts are tried that no test says it of."""
     group = parser.getgroup("blt", "conformance of components of blt-core")
     group.addoption(
         "--blt-profile",
-        choices=["dev", "ci", "nightly"],
+        metavar="PROFILE",
         default=None,
-        help="how hard contracts are tried (default: dev, or blt_profile of the ini file)",
+        help=f"{_PROFILES}: how hard contracts are tried (default: dev, or blt_profile of the "
+        "ini file)",
     )
-    parser.addini(
-        "blt_profile", "the profile of conformance tests: dev, ci or nightly", default="dev"
-    )
+    parser.addini("blt_profile", f"the profile of conformance tests: {_PROFILES}", default="dev")
 
 
 def pytest_configure(config: pytest.Config) -> None:

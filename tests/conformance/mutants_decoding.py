@@ -239,7 +239,12 @@ class CostModel:
         if fault == "counts-calls":
             line = line + self.calls
         total = line + 1.0 if fault == "odd-total" else line
-        return Cost(total, {"decoder": line})
+        unit = "GB"
+        if fault == "no-unit":
+            unit = ""
+        if fault == "two-units" and line > 1:
+            return Cost(1000 * total, {"decoder": 1000 * line}, unit="MB")
+        return Cost(total, {"decoder": line}, unit=unit)
 
 
 FAULTS = {
@@ -305,6 +310,8 @@ FAULTS = {
         "text": "finite",
         "bare": "finite",
         "odd-total": "lines",
+        "no-unit": "unit",
+        "two-units": "unit",
         "less-for-more": "monotone",
         "counts-calls": "stateless",
     },

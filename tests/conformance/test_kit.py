@@ -98,7 +98,7 @@ def test_the_command_tells_each_contract():
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
     assert [line.split()[1] for line in lines[:-1]] == [c.name for c in contracts_of("cost_model")]
-    assert lines[-1] == "cost_model 'bandwidth': 7 contracts hold, 0 are broken, 0 do not apply"
+    assert lines[-1] == "cost_model 'bandwidth': 8 contracts hold, 0 are broken, 0 do not apply"
 
 
 def test_a_broken_contract_ends_the_command_with_1(monkeypatch, capsys):

@@ -207,8 +207,8 @@ def test_too_little_memory_is_nobodys_fault(pipeline, monkeypatch):
         pipeline.generate("ab", max_new_bytes=2)
 
 
-def costs(gigabytes, **lines):
-    return lambda _: Cost(gigabytes, lines)
+def costs(total, **lines):
+    return lambda _: Cost(total, lines)
 
 
 @pytest.mark.parametrize(
@@ -216,12 +216,13 @@ def costs(gigabytes, **lines):
     [
         (lambda _: 1 / 0, "failed: ZeroDivisionError"),
         (lambda _: 0.5, "gave 0.5; expected a Cost"),
-        (costs(float("nan")), "gave gigabytes = nan; expected a finite number, 0 or more"),
-        (costs(float("inf")), "gave gigabytes = inf"),
-        (costs(-3), "gave gigabytes = -3"),
-        (costs("3"), "gave gigabytes = '3'"),
-        (costs(torch.ones(2)), "gave gigabytes = tensor"),
+        (costs(float("nan")), "gave total = nan; expected a finite number, 0 or more"),
+        (costs(float("inf")), "gave total = inf"),
+        (costs(-3), "gave total = -3"),
+        (costs("3"), "gave total = '3'"),
+        (costs(torch.ones(2)), "gave total = tensor"),
         (costs(1.0, decoder=float("nan")), "gave decoder = nan"),
+        (lambda _: Cost(1.0, {}, unit=""), "gave unit = ''; expected a text such as 'GB'"),
     ],
 )
 def test_a_cost_that_is_none_is_found_before_any_work(plugins, price, message):
@@ -236,9 +237,9 @@ def test_a_cost_that_is_none_for_some_passes_only_is_found_as_well(plugins):
     PRICES["now"] = lambda passes: Cost(float("nan") if passes.decoder else 0.0, {})
     tables = config(cost_model={"use": "acme/x"})
     pipeline = Pipeline.load(Config.from_mapping(tables), plugins)
-    with pytest.raises(ComponentError, match="gave gigabytes = nan"):
+    with pytest.raises(ComponentError, match="gave total = nan"):
         pipeline.generate("ab", max_new_bytes=2)
-    with pytest.raises(ComponentError, match="gave gigabytes = nan"):
+    with pytest.raises(ComponentError, match="gave total = nan"):
         pipeline.price(Passes(1), Parameters(1, 1, 1))
 
 

@@ -93,12 +93,12 @@ def test_costs_are_those_of_each_question_alone(pipeline):
             assert each.bytes == size
             scale = SCALES["3b"]
             big = scale.encoder + scale.global_model
-            assert each.gigabytes == pytest.approx(
+            assert each.in_gigabytes(each.cost) == pytest.approx(
                 2 * (each.passes.decoder * scale.decoder + each.passes.encoder * big) / 1e9
             )
             paper = 2 * (size * scale.decoder + 308 / 512 * size * big) / 1e9
-            assert each.relative_gigabytes_paper == pytest.approx(each.gigabytes / paper)
-            assert each.relative_gigabytes == pytest.approx(each.gigabytes / reference.gigabytes)
+            assert each.relative_cost_paper == pytest.approx(each.cost / paper)
+            assert each.relative_cost == pytest.approx(each.cost / reference.cost)
             assert each.identical is True
             assert each.agreement == 1.0
             assert each.of_ar["bytes"].value == 1.0

@@ -15,6 +15,8 @@ from blt_core.testing.subject import Subject
 from blt_core.types import Cost, Parameters, Passes
 
 COST_MODEL = Contracts("cost_model")
+#: Letters of a unit: it stands above a column.
+LONGEST_UNIT = 12
 
 _counts = st.integers(0, 5000)
 passes = st.builds(Passes, _counts, _counts, _counts, _counts, _counts, st.integers(0, 10**9))
@@ -31,7 +33,7 @@ def _cost(subject: Subject, example: tuple[Passes, Parameters], model: Any = Non
 
 
 def _figures(cost: Cost) -> dict[str, Any]:
-    return {"gigabytes": cost.gigabytes, **cost.lines, **cost.apart}
+    return {"total": cost.total, **cost.lines, **cost.apart}
 
 
 @COST_MODEL.add(
@@ -59,10 +61,24 @@ def _finite(subject: Subject, example: tuple[Passes, Parameters]) -> None:
 def _lines(subject: Subject, example: tuple[Passes, Parameters]) -> None:
     cost = _cost(subject, example)
     total = sum(cost.lines.values())
-    if not math.isclose(total, cost.gigabytes, rel_tol=1e-9, abs_tol=1e-12):
-        raise Broken(f"its lines add up to {total}, its total is {cost.gigabytes}")
+    if not math.isclose(total, cost.total, rel_tol=1e-9, abs_tol=1e-12):
+        raise Broken(f"its lines add up to {total}, its total is {cost.total}")
     shared = cost.lines.keys() & cost.apart.keys()
     require(not shared, f"{sorted(shared)} stand among the lines and apart")
+
+
+@COST_MODEL.add(
+    "unit",
+    "Its unit is a short text, the same for all passes: costs are compared.",
+    lambda _: st.tuples(priced, priced),
+)
+def _unit(subject: Subject, example: tuple[Any, Any]) -> None:
+    model = subject.build()
+    units = [_cost(subject, each, model).unit for each in example]
+    for unit in units:
+        if not isinstance(unit, str) or not 0 < len(unit) <= LONGEST_UNIT:
+            raise Broken(f"gave the unit {unit!r}; expected a text of 1 to {LONGEST_UNIT} letters")
+    require(units[0] == units[1], f"it prices in {units[0]!r} and in {units[1]!r}")
 
 
 @COST_MODEL.add(
@@ -73,8 +89,8 @@ def _lines(subject: Subject, example: tuple[Passes, Parameters]) -> None:
 def _monotone(subject: Subject, example: tuple[Passes, Passes, Parameters]) -> None:
     one, more, sizes = example
     less, most = _cost(subject, (one, sizes)), _cost(subject, (one + more, sizes))
-    if most.gigabytes < less.gigabytes * (1 - 1e-12):
-        raise Broken(f"{one + more} cost {most.gigabytes}, less than the {less.gigabytes} of {one}")
+    if most.total < less.total * (1 - 1e-12):
+        raise Broken(f"{one + more} cost {most.total}, less than the {less.total} of {one}")
 
 
 @COST_MODEL.add(

@@ -18,6 +18,7 @@ def blt_kinds() -> dict[str, Kind]:
             protocol="blt_core.evaluation.protocol:Task",
             summary="questions, and a way to score the answers",
             contracts="blt_core.testing.kinds.tasks:TASK",
+            template="blt_core.templates.task",
         )
     }
 

@@ -1,0 +1,1 @@
+"""Files that every new distribution has; ``$name`` stands for what differs."""

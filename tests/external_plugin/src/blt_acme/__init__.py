@@ -1,0 +1,1 @@
+"""Extensions of blt-core, as a third party writes them."""
