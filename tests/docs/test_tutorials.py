@@ -36,7 +36,7 @@ LONGER = {"decoder": 175}
 #: Languages of files; others than these, ``diff`` and ``console`` are not run.
 FILES = ("python", "toml", "json")
 ELIDED = "…"
-#: How hard whole components are tried, but with BLT_NIGHTLY=1: as ``--profile dev``, which is shown.
+#: How hard whole components are tried; with BLT_NIGHTLY=1 as ``--profile dev`` does.
 QUICK = contracts.Profile(3)
 
 
@@ -58,7 +58,9 @@ class Block:
 
 
 def blocks_of(text: str) -> list[Block]:
-    found = re.findall(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
+    found = re.findall(
+        r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', text, re.DOTALL | re.MULTILINE
+    )
     return [Block(*each) for each in found]
 
 
@@ -129,8 +131,9 @@ class Reader:
                 assert program == "cat", command
                 printed.write(Path(arguments[0]).read_text(encoding="utf-8"))
         structlog.reset_defaults()  # it logs to a stderr that is gone now
+        output = printed.buffer.getvalue().decode(errors="replace")
         # A terminal shows what is said of an output on a line of its own.
-        return re.sub(r"(?<!\n)(\[\d+ bytes, )", r"\n\1", printed.buffer.getvalue().decode())
+        return re.sub(r"(?<!\n)(\[\d+ bytes, )", r"\n\1", output)
 
 
 @pytest.fixture
@@ -197,7 +200,7 @@ def test_every_kind_has_a_tutorial(kind):
     text = (TUTORIALS / f"{kind}.md").read_text(encoding="utf-8")
     assert f"(../kinds/{kind}.md" in text
     console = "".join(b.text for b in blocks_of(text) if b.language == "console")
-    assert re.search(rf"^{kind} 'acme/[\w-]+'.*: \d+ contracts hold, 0 are broken", console, re.M)
+    assert re.search(rf"^{kind} 'acme/[\w-]+'.*: \d+ contracts hold, 0 are broken", console, re.MULTILINE)
     assert len(set(re.findall(rf"^BROKEN {kind}\.\S+", console, re.MULTILINE))) >= 2
 
 
