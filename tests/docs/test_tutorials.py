@@ -200,7 +200,9 @@ def test_every_kind_has_a_tutorial(kind):
     text = (TUTORIALS / f"{kind}.md").read_text(encoding="utf-8")
     assert f"(../kinds/{kind}.md" in text
     console = "".join(b.text for b in blocks_of(text) if b.language == "console")
-    assert re.search(rf"^{kind} 'acme/[\w-]+'.*: \d+ contracts hold, 0 are broken", console, re.MULTILINE)
+    assert re.search(
+        rf"^{kind} 'acme/[\w-]+'.*: \d+ contracts hold, 0 are broken", console, re.MULTILINE
+    )
     assert len(set(re.findall(rf"^BROKEN {kind}\.\S+", console, re.MULTILINE))) >= 2
 
 
