@@ -147,7 +147,10 @@ def reader(tmp_path, monkeypatch):
 
 
 #: What differs from run to run, or from machine to machine.
-TIMES = (r"\d\d:\d\d:\d\d", r"\d+\.\d+ s\b", r"[\d,.]+ ?k?(?:B|bytes)/s", r"left \d+:\d\d:\d\d")
+TIMES = (
+    *(r"\d\d:\d\d:\d\d", r"\d+\.\d+ s\b", r"[\d,.]+ ?k?(?:B|bytes)/s"),
+    *(r"left \d+:\d\d:\d\d", r"\d+(?= +(?:yes|no) +[\d.]+%)"),  # the last: of blt evaluate's table
+)
 DECIMAL = r"\d+\.\d+(?:e[+-]\d+)?"
 
 
