@@ -21,7 +21,14 @@ from blt_core.wiring.resolve import resolve_component
 from tests.tiny import config
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/*.md")])
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs" / "tutorials").glob("*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+    ]
+)
 SOURCES = ("blt_core", "plugins", "benchmarks")
 
 
