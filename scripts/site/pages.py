@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from mkdocstrings_handlers.python._internal import rendering
 
 import blt_core
 from blt_core.cli.manual import component_text, list_text
@@ -37,7 +38,9 @@ ELSEWHERE = {
     "plugins/blt_plugins/demo/python/README.md": "cards/python.md",
     "plugins/blt_plugins/demo/translate/README.md": "cards/translate.md",
 }
-_LINK = re.compile(r"(?<!\!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
+_LINK = re.compile(
+    r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)"
+)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -269,3 +272,28 @@ def on_pre_build(config: Any) -> None:
     """The docstrings' extension is imported by its path, from wherever the build is started."""
     os.chdir(ROOT)
     importlib.invalidate_caches()
+
+
+# -- signatures ------------------------------------------------------------------------------------
+
+
+def format_signature(code: str, width: int) -> str:
+    """A signature that is longer than a line, a parameter a line.
+
+    In the place of a formatter that mkdocstrings would start a process of for each of them.
+    """
+    begin, end = code.find("("), code.rfind(")")
+    if len(code) <= width or begin < 0 or end < begin:
+        return code
+    parts, depth = [""], 0
+    for character in code[begin + 1 : end]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    lines = [f"    {part.strip()}," for part in parts if part.strip()]
+    return "\n".join((code[: begin + 1], *lines, code[end:]))
+
+
+rendering._get_formatter = lambda: format_signature  # noqa: SLF001 -- it has no setting for one
