@@ -7,12 +7,19 @@ from typing import Any
 
 import griffe
 
+_EXAMPLE = re.compile(r"(?:^(?:>>>|\.\.\.).*(?:\n|\Z))+", re.MULTILINE)
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr):`~?([\w.]+)`")
 
 
 def as_markdown(text: str) -> str:
-    """``code`` and roles as Markdown code; what stands indented stays as it is, as code does."""
+    """Roles as Markdown code, and examples of doctest as blocks of it."""
+    text = _EXAMPLE.sub(_as_block, text)
     return _ROLE.sub(r"`\1`", text)
+
+
+def _as_block(match: re.Match[str]) -> str:
+    lines = re.sub(r"\s*# doctest:.*$", "", match[0].rstrip("\n"), flags=re.MULTILINE)
+    return f"```pycon\n{lines}\n```\n"
 
 
 class Docstrings(griffe.Extension):

@@ -38,9 +38,7 @@ ELSEWHERE = {
     "plugins/blt_plugins/demo/python/README.md": "cards/python.md",
     "plugins/blt_plugins/demo/translate/README.md": "cards/translate.md",
 }
-_LINK = re.compile(
-    r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)"
-)
+_LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -53,7 +51,7 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Lead links to other files of the repository to their pages; name a kind's components."""
     uri = page.file.src_uri
     markdown = _relinked(markdown, uri)
@@ -153,7 +151,7 @@ def _module(module: str) -> str:
     # A package's own page tells what its own file says; its modules have pages.
     package = (ROOT / "blt_core" / module.replace(".", "/")).is_dir()
     options = "    options: { members: [], show_submodules: false }\n" if package else ""
-    return f"# `blt_core.{module}`\n\n::: blt_core.{module}\n{options}"
+    return f"# `blt_core.{module}` {{#blt_core.{module}}}\n\n::: blt_core.{module}\n{options}"
 
 
 def _names() -> str:
@@ -233,7 +231,7 @@ def _leaves(items: Iterable[Any]) -> Iterator[str]:
 
 
 def _expanded(item: Any, names: list[str], named: set[str]) -> list[Any]:
-    """An item of the nav with ``folder/*`` written out; nothing for a tutorial that is not there."""
+    """An item of the nav, ``folder/*`` written out; nothing for a tutorial that is not there."""
     if isinstance(item, dict):
         [(title, below)] = item.items()
         if isinstance(below, str) and not below.endswith("/*"):
@@ -253,7 +251,9 @@ def _tree(names: list[str], folder: str) -> list[Any]:
     pages.sort(key=lambda n: (not n.endswith("/index.md"), n))
     if folder in ("components/", "kinds/", "hooks/", "reference/commands/", "reference/api/"):
         pages = [n if n.endswith("/index.md") else {_title(n, folder): n} for n in pages]
-    below = dict.fromkeys(n.removeprefix(folder).split("/")[0] for n in names if n not in _flat(pages))
+    below = dict.fromkeys(
+        n.removeprefix(folder).split("/")[0] for n in names if n not in _flat(pages)
+    )
     for name in below:
         inside = [n for n in names if n.startswith(f"{folder}{name}/")]
         pages.append({name: [{Path(n).name.removesuffix(".md"): n} for n in inside]})
@@ -268,7 +268,7 @@ def _title(uri: str, folder: str) -> str:
     return uri.removeprefix(folder).removesuffix(".md")
 
 
-def on_pre_build(config: Any) -> None:
+def on_pre_build(**_: Any) -> None:
     """The docstrings' extension is imported by its path, from wherever the build is started."""
     os.chdir(ROOT)
     importlib.invalidate_caches()

@@ -35,15 +35,11 @@ _NO_NETWORK = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.
 
 @attrs.define
 class Page(HTMLParser):
-    """ids: all anchors. headings: their texts. cells: the first cell of each row of a table.
-
-    outside: addresses that the page loads something from.
-    """
+    """ids: all anchors. headings: their texts. cells: the first cell of each row of a table."""
 
     ids: set[str] = attrs.field(factory=set)
     headings: list[str] = attrs.field(factory=list)
     cells: list[str] = attrs.field(factory=list)
-    outside: list[str] = attrs.field(factory=list)
     _into: list[str] | None = None
     _first: bool = False
 
@@ -54,9 +50,6 @@ class Page(HTMLParser):
         found = dict(attributes)
         if found.get("id"):
             self.ids.add(found["id"])
-        source = found.get("src") or (found.get("href") if tag == "link" else None) or ""
-        if source.startswith(("http:", "https:", "//")) and found.get("rel") != "canonical":
-            self.outside.append(source)
         if tag == "tr":
             self._first = True
         elif tag in {"h1", "h2", "h3", "h4", "h5", "h6"}:

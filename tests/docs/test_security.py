@@ -439,7 +439,9 @@ def test_no_prompt_stands_for_a_special_id(pipeline):
 
 @holds("request-fits")
 def test_what_does_not_fit_the_context_is_refused_before_any_work(pipeline, monkeypatch):
-    monkeypatch.setattr(type(pipeline.model.decoder), "forward", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(
+        type(pipeline.model.decoder), "forward", lambda *_, **__: pytest.fail("ran")
+    )
     with pytest.raises(RequestError, match="context"):
         pipeline.generate("x" * pipeline.model.context_bytes, max_new_bytes=5)
 
