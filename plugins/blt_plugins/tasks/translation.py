@@ -43,9 +43,9 @@ class TranslationParams:
     pairs: JSON Lines with the keys source, target and, where there are several, language.
     source, reference: in place of pairs two text files with as many lines, one sentence each, as
     FLORES is downloaded. language: what sources without one are in. template: the prompt of a pair.
-    shots: pairs that stand before it with their answers. shot_pairs: where these are from, the first ones
-    in it, in the format of pairs; of the same language, if they tell it. max_new_bytes: the longest
-    translation. stop: what ends a translation.
+    shots: pairs that stand before it with their answers. shot_pairs: where these are
+    from, the first ones in it, in the format of pairs; of the same language, if they tell it.
+    max_new_bytes: the longest translation. stop: what ends a translation.
     """
 
     pairs: str | None = attrs.field(
