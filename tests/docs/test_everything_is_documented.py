@@ -78,7 +78,8 @@ def site_code():
 def modules(public: str) -> list[str]:
     """The names of a public module, and of those below it."""
     folder = ROOT / "blt_core" / public.replace(".", "/")
-    below = [p for p in folder.rglob("*.py") if not p.name.startswith("_")]
+    # The jail is a program, which reads its standard input when it is imported.
+    below = [p for p in folder.rglob("*.py") if not p.name.startswith("_") and p.stem != "jail"]
     dotted = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in below]
     return [f"blt_core.{public}", *sorted(dotted)]
 
