@@ -72,7 +72,7 @@ def show(description: dict[str, Any]) -> None:
     output("keys" if about["keys"] else "takes no keys")
     for key in about["keys"]:
         wanted = ", ".join(filter(None, (key["type"], key["range"])))
-        default = "required" if key["required"] else f"default {_toml(key['default'])}"
+        default = "required" if key["required"] else f"default {spelt(key['default'])}"
         output(f"  {key['name']}: {wanted}; {default}")
         if key["meaning"]:
             output(f"      {key['meaning']}")
@@ -185,7 +185,8 @@ def _qualified(thing: object) -> str:
     return getattr(thing, "__qualname__", type(thing).__qualname__)
 
 
-def _toml(value: Any) -> str:
+def spelt(value: Any) -> str:
+    """A default as people read it: TOML, the name of a component, or ``none``."""
     if isinstance(value, dict):
         return str(value.get("use", value))
     return "none" if value is None else tomli_w.dumps({"x": value}).strip().removeprefix("x = ")

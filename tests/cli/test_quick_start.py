@@ -47,6 +47,7 @@ def plugins_among(modules: set[str]) -> set[str]:
         *((["convert", "--help"], "--force"), (["cost", "--help"], "--n-dec")),
         *((["train", "--help"], "--fresh"), (["calibrate", "--help"], "--target")),
         *((["evaluate", "--help"], "--rounds"), (["prepare", "--help"], "--workers")),
+        (["docs", "--help"], "--source"),
         (["cost"], "BLT-D-4"),
     ],
     ids=" ".join,

@@ -15,7 +15,12 @@ from blt_core.types import Latents
 
 @attrs.frozen(kw_only=True)
 class GlobalTransformerParams:
-    """Sizes; kv_heads: key/value heads (grouped-query attention; None: as many as heads).
+    """Sizes of the global model.
+
+    latent_dim: width of its rows. layers: how many. heads: attention heads a layer.
+    hidden: width of each feed-forward net. rope_theta: base of the rotary positions.
+
+    kv_heads: key/value heads (grouped-query attention; None: as many as heads).
 
     window: how many patches a row sees, itself included (None: all).
     """

@@ -51,6 +51,10 @@ from blt_plugins.local.latents import BareLatentAttention, LatentAttention, Late
 class LocalDecoderParams:
     """Sizes of the decoder.
 
+    dim: width of its rows. layers: how many. heads: attention heads a layer.
+    hidden: width of each feed-forward net. rope_theta: base of the rotary positions.
+    latent_dim: width of the global model.
+
     slots: key vectors that each latent gives (k). window: how many bytes a row sees, itself
     included (None: all). denoises: trained on masked blocks. block_bytes: the sizes of these, which
     training notes here (None: not known). reads_byte_states: starts from the encoder's byte states

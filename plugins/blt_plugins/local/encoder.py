@@ -29,6 +29,9 @@ from blt_plugins.local.ngrams import PRIMES, HashNgrams, NgramHash
 class LocalEncoderParams:
     """Sizes of the encoder.
 
+    dim: width of its rows. layers: how many. heads: attention heads a layer.
+    hidden: width of each feed-forward net. rope_theta: base of the rotary positions.
+
     slots: query vectors a patch (k). ngram_sizes, ngram_rows: hash n-gram tables (none if empty);
     ngram_hash, ngram_functions: how they are looked up. window: how many bytes a row sees, itself
     included (None: all). latent_dim: width of the global model; a projection is added where

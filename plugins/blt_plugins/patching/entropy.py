@@ -17,7 +17,11 @@ from blt_plugins.patching.scan import PatchHistory, limited
 
 @attrs.frozen(kw_only=True)
 class EntropyParams:
-    """threshold: nats; fits only the scorer and the data that it was calibrated on."""
+    """threshold: nats; fits only the scorer and the data that it was calibrated on.
+
+    max_patch_bytes: the longest patch (None: no bound). byte_scorer: the small model whose entropy
+    is compared.
+    """
 
     threshold: float = overridable(validator=at_least(0.0))
     max_patch_bytes: int | None = overridable(default=None, validator=at_least(1))

@@ -15,7 +15,14 @@ from blt_core.types import Rows
 
 @attrs.frozen(kw_only=True)
 class TransformerScorerParams:
-    """Sizes of the scorer; window: how many bytes a row sees, itself included (None: all)."""
+    """Sizes of the scorer.
+
+    dim: width of its rows. layers: how many. heads: attention heads a layer. hidden: width of each
+    feed-forward net.
+    rope_theta: base of the rotary positions.
+
+    window: how many bytes a row sees, itself included (None: all).
+    """
 
     dim: int = attrs.field(default=128, validator=at_least(2))
     layers: int = attrs.field(default=2, validator=at_least(1))

@@ -40,11 +40,12 @@ def _fields(*names: str) -> Any:
 class TranslationParams:
     """Pairs, and how a model is asked for translations.
 
-    pairs: JSON Lines with the keys source, target and, where there are several, language; or
-    source and reference: two text files with as many lines, one sentence each, as FLORES is
-    downloaded. language: what sources without one are in. template: the prompt of a pair. shots:
-    pairs that stand before it with their answers, the first ones of shot_pairs (in the format of
-    pairs; of the same language, if they tell it). stop: what ends a translation.
+    pairs: JSON Lines with the keys source, target and, where there are several, language.
+    source, reference: in place of pairs two text files with as many lines, one sentence each, as
+    FLORES is downloaded. language: what sources without one are in. template: the prompt of a pair.
+    shots: pairs that stand before it with their answers. shot_pairs: where these are
+    from, the first ones in it, in the format of pairs; of the same language, if they tell it.
+    max_new_bytes: the longest translation. stop: what ends a translation.
     """
 
     pairs: str | None = attrs.field(

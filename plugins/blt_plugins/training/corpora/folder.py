@@ -22,6 +22,7 @@ class FolderCorpusParams:
     names them.
     valid_path: a folder of held-out files. Without it, ``train`` and ``valid`` below ``path`` are
     used if both exist; else about ``valid_percent`` of the files are held out, by their content.
+    valid_percent: how many of the files are held out where nothing else says it.
     """
 
     path: str = attrs.field(converter=expand_home)

@@ -21,6 +21,7 @@ class JsonlCorpusParams:
 
     valid_path: held-out files, as ``path``; without it about ``valid_percent`` of the documents are
     held out, by their content. Empty lines, and texts that are null or empty, are passed over.
+    valid_percent: how many of the documents are held out where nothing else says it.
     """
 
     path: str = attrs.field(converter=expand_home)
