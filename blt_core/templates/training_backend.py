@@ -16,11 +16,13 @@ from typing import Any
 
 import attrs
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from blt_core import BuildContext, CheckpointError, Component, between, hookimpl
 
-STATE = "state.pt"
+STATE = "state.safetensors"
 
 #: What configs call the component.
 NAME = "acme/name"
@@ -92,17 +94,35 @@ class OneProcess:
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def save(self, folder: Path) -> None:
-        """Weights and optimizer, in one file."""
-        torch.save((self._module.state_dict(), self._started().state_dict()), folder / STATE)
+        """Weights and the optimizer's moments, in one file that runs no code when it is read."""
+        weights = {f"weights/{name}": each for name, each in self._module.state_dict().items()}
+        state = self._started().state_dict()["state"]
+        moments = {
+            f"optimizer/{number}/{key}": each
+            for number, kept in state.items()
+            for key, each in kept.items()
+        }
+        tensors = {name: each.detach().clone() for name, each in (weights | moments).items()}
+        save_file(tensors, folder / STATE)
 
     def load(self, folder: Path) -> None:
         """Go on from what ``save`` wrote."""
         try:
-            weights, state = torch.load(folder / STATE, weights_only=True)
-        except (OSError, RuntimeError, ValueError) as error:
+            tensors = load_file(folder / STATE)
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder / STATE}: cannot be read; start anew") from error
+        weights: dict[str, Tensor] = {}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind == "weights":
+                weights[rest] = tensor
+            else:
+                number, _, key = rest.partition("/")
+                moments.setdefault(int(number), {})[key] = tensor
         self._module.load_state_dict(weights)
-        self._started().load_state_dict(state)
+        optimizer = self._started()
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
     def close(self) -> None:
         """Let the module go."""

@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
     *("component", "hookspecs", "protocols", "types", "errors", "files", "nn", "model"),
     *("decoding.drafting", "decoding.denoising", "decoding.following", "storage"),
-    *("tables.place", "plugins.loading", "wiring", "loading", "pipeline", "published", "cli"),
+    *("tables.place", "tables.inline", "plugins.loading", "wiring", "loading"),
+    *("pipeline", "batch_inference", "published", "cli"),
     *("evaluation", "testing", "compare", "requests", "scoring", "decoding.engine"),
 )
 #: Pages that are files elsewhere in the repository.

@@ -71,7 +71,7 @@ PUBLIC = (
         "tables.place",
         "plugins.loading",
     ),
-    *("wiring", "loading", "pipeline", "published", "cli", "evaluation"),
+    *("wiring", "loading", "pipeline", "batch_inference", "published", "cli", "evaluation"),
 )
 
 
