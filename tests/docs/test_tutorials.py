@@ -37,7 +37,7 @@ LONGER = {"decoder": 175}
 FILES = ("python", "toml", "json")
 ELIDED = "…"
 #: How hard whole components are tried; with BLT_NIGHTLY=1 as ``--profile dev`` does.
-QUICK = contracts.Profile(3)
+QUICK = contracts.Profile(2)
 
 
 @attrs.frozen
