@@ -218,11 +218,14 @@ class CostModel:
     """Decoder passes by its size."""
 
     def __init__(self, params, context):
-        self.fault, self.calls = params.fault, 0
+        self.fault, self.calls, self.sizes = params.fault, 0, None
 
     def cost(self, passes, parameters):
         fault = self.fault
         self.calls += 1
+        self.sizes = self.sizes or parameters
+        if fault == "first-sizes":
+            parameters = self.sizes
         line = 2e-9 * passes.decoder * parameters.decoder
         if fault == "negative":
             line = -1.0
@@ -314,6 +317,7 @@ FAULTS = {
         "two-units": "unit",
         "less-for-more": "monotone",
         "counts-calls": "stateless",
+        "first-sizes": "stateless",
     },
 }
 
