@@ -177,8 +177,11 @@ class Backend:
         if self.fault == "keeps-old" and self.module is not None:
             return module
         self.module, self.clip, self.accumulate = module, clip, accumulate
+        decays = [g["weight_decay"] for g in groups]
+        if self.fault == "one-decay":
+            decays = decays[:1] * len(groups)
         self.optimizer = torch.optim.AdamW(
-            [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in groups], lr=0.0
+            [{"params": g["params"], "weight_decay": d} for g, d in zip(groups, decays)], lr=0.0
         )
         module.zero_grad()
         return module
@@ -295,6 +298,7 @@ FAULTS = {
         "clipped-norm": "norm",
         "sums": "accumulate",
         "keeps-gradients": "rate",
+        "one-decay": "groups",
         "loses-weights": "weights",
         "doubles": "averages",
         "forgets-optimizer": "resumes",

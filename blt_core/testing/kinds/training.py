@@ -254,13 +254,13 @@ class _Net(nn.Module):
         found: Tensor = self.head(torch.tanh(self.hidden(self.embed(ids))))
         return found
 
-    def groups(self) -> list[dict[str, Any]]:
+    def groups(self, decays: Sequence[float] = (0.0, 0.0)) -> list[dict[str, Any]]:
         """Its weights as a run hands them to a backend: linear layers, and the rest."""
         matrices = [self.hidden.weight, self.head.weight]
         rest = [self.embed.weight, self.hidden.bias, self.head.bias]
         return [
-            {"params": matrices, "weight_decay": 0.0, "matrices": True},
-            {"params": rest, "weight_decay": 0.0, "matrices": False},
+            {"params": matrices, "weight_decay": decays[0], "matrices": True},
+            {"params": rest, "weight_decay": decays[1], "matrices": False},
         ]
 
 
@@ -272,10 +272,17 @@ _CLIP = 0.5
 class _Started:
     """A backend that trains a network; closed in the end."""
 
-    def __init__(self, subject: Subject, *, accumulate: int = 1, clip: float = _CLIP) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        *,
+        accumulate: int = 1,
+        clip: float = _CLIP,
+        decays: Sequence[float] = (0.0, 0.0),
+    ) -> None:
         self.net, self.backend = _Net(), subject.build()
         self.called = self.backend.start(
-            self.net, self.net.groups(), clip=clip, accumulate=accumulate
+            self.net, self.net.groups(decays), clip=clip, accumulate=accumulate
         )
 
     def __enter__(self) -> _Started:  # noqa: PYI034 -- typing.Self is newer than Python 3.10
@@ -368,6 +375,28 @@ def _rate(subject: Subject, _: None) -> None:
         math.isclose(norms[0], norms[1], rel_tol=1e-5),
         "gradients of one step are in the next one too",
     )
+
+
+@TRAINING_BACKEND.add(
+    "groups",
+    "A group of weights is drawn to 0 by its own `weight_decay`, and by no other's.",
+)
+def _decays(subject: Subject, _: None) -> None:
+    def stepped(decays: Sequence[float]) -> dict[str, Tensor]:
+        """The weights after a first step: its gradient is the same whatever the decay."""
+        with _Started(subject, decays=decays) as run:
+            run.steps(1)
+            return run.weights()
+
+    plain, both = stepped((0.0, 0.0)), {"hidden.weight", "head.weight"}
+    for decays, drawn in (((0.5, 0.0), both), ((0.0, 0.5), plain.keys() - both)):
+        found = stepped(decays)
+        for name, without in plain.items():
+            decay = 0.5 if name in drawn else 0.0
+            if not decay and not torch.allclose(found[name], without, atol=1e-6):
+                raise Broken(f"{name} decays; its group has weight_decay 0, the other one 0.5")
+            if decay and not float(found[name].norm()) < float(without.norm()) * (1 - 1e-4):
+                raise Broken(f"{name} does not decay; its group has weight_decay 0.5, the other 0")
 
 
 @TRAINING_BACKEND.add("weights", "`weights` gives the module's `state_dict`, in full, on the CPU.")
