@@ -76,9 +76,26 @@ class Format:
             (target / name).write_bytes(data)
             sums[name] = hashlib.sha256(data).hexdigest()
         (target / "sums.json").write_text(json.dumps(sums))
-        if target != location:
-            shutil.rmtree(location, ignore_errors=True)
+        if self.fault in ("weights-first", "config-first"):
+            location.mkdir(parents=True, exist_ok=True)
+            names = ["weights", "config.json", "sums.json"]
+            for name in names if self.fault == "weights-first" else names[::-1]:
+                (target / name).replace(location / name)
+        elif target != location:
+            self.swap(target, location)
+
+    def swap(self, target, location):
+        """The new folder in the place of the old one, which comes back if that fails."""
+        spare = location.with_name("spare")
+        shutil.rmtree(spare, ignore_errors=True)
+        if location.exists():
+            location.rename(spare)
+        try:
             target.rename(location)
+        except OSError:
+            if spare.exists():
+                spare.rename(location)
+            raise
 
 
 class Texts:
@@ -262,6 +279,8 @@ FAULTS = {
         "widens": "round-trip",
         "rounds": "round-trip",
         "in-place": "atomic",
+        "weights-first": "atomic",
+        "config-first": "atomic",
         "trusts": "damaged",
     },
     "corpus": {
