@@ -160,6 +160,11 @@ class Objective:
         found = functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=UNSCORED, reduction=reduction
         )
+        if fault == "mean-of-texts":
+            each = functional.cross_entropy(
+                logits.flatten(0, 1), targets.flatten(), ignore_index=UNSCORED, reduction="none"
+            ).view(targets.shape)
+            found = (each.sum(1) / (targets != UNSCORED).sum(1)).mean()
         if fault == "global-random":
             found = found * (1 + torch.rand(()).item())
         if fault == "counts-calls":
@@ -308,6 +313,7 @@ FAULTS = {
         "writes": "arguments",
         "scores-padding": "padding",
         "sum": "mean",
+        "mean-of-texts": "mean",
         "counts-calls": "stateless",
         "copies-inputs": "learns",
     },

@@ -225,7 +225,8 @@ class _Full:
 class _Faulty:
     """One file operation of Python's that fails: a file cannot be written, or a rename is refused.
 
-    A flush or a new folder is one too. step: which, counted from 0 while :meth:`counted`. failed: whether there were so many.
+    A flush or a new folder is one too. step: which, counted from 0 while :meth:`counted`.
+    failed: whether there were so many.
     """
 
     def __init__(self, step: int) -> None:

@@ -154,7 +154,8 @@ def _padding(subject: Subject, example: Any) -> None:
 
 @OBJECTIVE.add(
     "mean",
-    "The loss is a mean over the scored rows, in nats a byte: more text does not make it larger.",
+    "The loss is a mean over the scored rows, in nats a byte: more text does not make it larger, "
+    "and each row counts alike, in long texts and short ones.",
 )
 def _mean(subject: Subject, _: None) -> None:
     model, texts = _trained(subject), [list(b"ab 1(ab 1(")]
@@ -170,6 +171,54 @@ def _mean(subject: Subject, _: None) -> None:
         many < 3 * one + 1,
         f"the loss of a text is {one:.3g}, that of eight copies of it {many:.3g}",
     )
+    _ragged(subject, model)
+
+
+def _ragged(subject: Subject, model: Model) -> None:
+    """Broken unless a batch of a long likely text and short unlikely ones is a mean over rows.
+
+    Each row counts alike: not each text, and no padding. Chance is averaged out over seeds.
+    """
+    long, short = _text_of(model, 24, likely=True), _text_of(model, 2, likely=False)
+
+    def losses(texts: Sequence[Sequence[int]]) -> list[float]:
+        found: list[float] = []
+        for seed in range(8):
+            found.append(float(_loss(subject, model, texts, seed)[0].detach()))
+            if seed == 1 and found[0] == found[1]:  # nothing is left to chance
+                break
+        return found
+
+    def average(found: list[float]) -> float:
+        return sum(found) / len(found)
+
+    alone, together = [losses([each]) for each in (long, short)], losses([long, *[short] * 3])
+    one, other, found = average(alone[0]), average(alone[1]), average(together)
+    rows = (len(long) + 1, 3 * (len(short) + 1))  # EOS is scored too
+    want = (rows[0] * one + rows[1] * other) / sum(rows)
+    of_texts = (one + 3 * other) / 4
+    certain = all(len({*each}) == 1 for each in (*alone, together))
+    slack = 1e-3 * abs(want) if certain else abs(of_texts - want) / 2
+    require(
+        abs(found - want) <= slack + 1e-9,
+        f"a text of {rows[0]} rows has the loss {one:.3g}, one of {rows[1] // 3} rows {other:.3g}; "
+        f"the first with three of the others has {found:.3g}, where the mean over rows is "
+        f"{want:.3g} (over texts: {of_texts:.3g})",
+    )
+
+
+@torch.no_grad()
+def _text_of(model: Model, size: int, *, likely: bool) -> list[int]:
+    """A text of the bytes that are likeliest, or unlikeliest, one after another."""
+    text: list[int] = []
+    for _ in range(size):
+        rows, flags, _targets = _batch(model, [[*text, 0]])
+        output = model.forward(rows, flags).clean
+        if output is None:
+            raise Broken("the host's decoder gave no clean rows")
+        found = output.logits[0, len(text), :256]
+        text.append(int(found.argmax() if likely else found.argmin()))
+    return text
 
 
 @OBJECTIVE.add(
