@@ -69,6 +69,8 @@ def _show(shown: object, result: Result) -> None:
     )
     if result.skipped:
         line.append(f"  {result.skipped}", "dim")
+    if result.note:
+        line.append(f"  note: {result.note}", "yellow")
     shown.print(line)
     if result.error is not None:
         shown.print(Text(f"        {result.error.text}"))

@@ -89,7 +89,8 @@ class Contract:
 
     name: as ``patcher.causal``. says: the promise in a sentence. check(subject, example): raises if
     it is broken. examples(subject): a strategy, None for a contract that is tried once. share: of
-    the profile's examples, for contracts that are slow.
+    the profile's examples, for contracts that are slow. idle: what a result notes where no example
+    called ``subject.exercised()``, as "it proposed nothing in any example".
     """
 
     name: str
@@ -97,13 +98,15 @@ class Contract:
     check: Check
     examples: Callable[[Subject], st.SearchStrategy[Any]] | None = None
     share: float = 1.0
+    idle: str = ""
 
 
 @attrs.frozen
 class Result:
     """How one contract went. seconds: it took. example: None if it holds, or has no examples.
 
-    skipped: why it does not apply; empty where it was tried.
+    skipped: why it does not apply; empty where it was tried. note: what to know of one that holds,
+    as that what it tells of never came up.
     """
 
     contract: str
@@ -111,6 +114,7 @@ class Result:
     seconds: float
     error: ContractError | None = None
     skipped: str = ""
+    note: str = ""
 
     def to_dict(self) -> dict[str, object]:
         """The record that ``blt plugins test --json`` prints."""
@@ -122,6 +126,7 @@ class Result:
             "example": None if error is None or error.example is None else repr(error.example),
             "text": None if error is None else error.text,
             "skipped": self.skipped or None,
+            "note": self.note or None,
         }
 
 
@@ -139,11 +144,12 @@ class Contracts(list[Contract]):
         examples: Callable[[Subject], st.SearchStrategy[Any]] | None = None,
         *,
         share: float = 1.0,
+        idle: str = "",
     ) -> Callable[[Check], Check]:
         """Decorate the function of a contract."""
 
         def added(check: Check) -> Check:
-            self.append(Contract(f"{self.kind}.{name}", says, check, examples, share))
+            self.append(Contract(f"{self.kind}.{name}", says, check, examples, share, idle))
             return check
 
         return added
@@ -152,7 +158,7 @@ class Contracts(list[Contract]):
 def try_contract(contract: Contract, subject: Subject, profile: Profile) -> Result:
     """Try one contract. Raises nothing for a component that breaks it: the result tells."""
     began = time.perf_counter()
-    skipped, error = "", None
+    skipped, error, came_up = "", None, subject.times_exercised
     with _random_state():
         try:
             _try(contract, subject, profile)
@@ -160,7 +166,9 @@ def try_contract(contract: Contract, subject: Subject, profile: Profile) -> Resu
             skipped = str(reason)
         except ContractError as broken:
             error = broken
-    return Result(contract.name, error is None, time.perf_counter() - began, error, skipped)
+    tried = error is None and not skipped
+    note = contract.idle if tried and subject.times_exercised == came_up else ""
+    return Result(contract.name, error is None, time.perf_counter() - began, error, skipped, note)
 
 
 def _try(contract: Contract, subject: Subject, profile: Profile) -> None:

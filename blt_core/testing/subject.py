@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import Counter
 from collections.abc import Mapping
 from random import Random
 from typing import Any
@@ -85,6 +86,16 @@ class Subject:
     table: Mapping[str, Any]
     plugins: Plugins
     seed: int = 0
+    _counts: Counter[str] = attrs.field(factory=Counter, init=False, repr=False)
+
+    def exercised(self) -> None:
+        """Say that what a contract tells of came up; see ``Contract.idle``."""
+        self._counts["exercised"] += 1
+
+    @property
+    def times_exercised(self) -> int:
+        """How often :meth:`exercised` was called."""
+        return self._counts["exercised"]
 
     @property
     def label(self) -> str:

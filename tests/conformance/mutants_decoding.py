@@ -6,7 +6,7 @@ import attrs
 import torch
 
 from blt_core import Component, hookimpl
-from blt_core.types import Cost, Draft, Round, matches
+from blt_core.types import FREE_STREAM, Cost, Draft, Round, matches
 from blt_plugins.verification.laws import rejection
 
 
@@ -32,6 +32,8 @@ class Sampler:
     def round(self, ops, sampling, draws):
         fault = self.fault
         fresh, rows, begin = ops.fresh, [int(left > 0) for left in ops.remaining], ops.lengths
+        if fault.startswith("adapts") and not fresh:
+            return self.speculates(ops, sampling, draws)
         if fault == "no-empty" and fresh and min(begin) == 1:
             raise ValueError("an empty prompt")
         if fault == "drafts" and not fresh:
@@ -74,6 +76,29 @@ class Sampler:
             drafted = accepted = [0.5] * len(rows)
         prefill = fresh or fault == "always-prefill"
         return Round(ids, drafted, accepted, prefill=prefill)
+
+    def speculates(self, ops, sampling, draws):
+        """A round with drafts whose length follows what it has done for other requests."""
+        begin, active = ops.lengths, [left > 0 for left in ops.remaining]
+        self.calls += 1
+        size = {"adapts": 1 + self.calls % 3, "adapts-to-batch": len(begin)}[self.fault]
+        limit = [min(size, max(left - 1, 0)) for left in ops.remaining]
+        ids = [[] for _ in limit]
+        while any(len(row) < most for row, most in zip(ids, limit)):
+            going = [int(len(row) < most) for row, most in zip(ids, limit)]
+            picked = sampling.pick(ops.draft_logits(going)[:, 0], ops.lengths, going, draws)
+            ops.append([[token] if on else [] for token, on in zip(picked, going)])
+            for row, (token, on) in enumerate(zip(picked, going)):
+                ids[row] += [token] if on else []
+        ops.rewind(begin)
+        ops.append(ids)
+        rows = [len(row) + 1 if on else 0 for row, on in zip(ids, active)]
+        own = sampling.picks(ops.next_logits(rows), begin, rows, draws)
+        accepted = [matches(row, each) for row, each in zip(ids, own)]
+        ops.rewind([n + kept for n, kept in zip(begin, accepted)])
+        ops.append([[row[kept]] if row else [] for row, kept in zip(own, accepted)])
+        committed = [row[: kept + 1] for row, kept in zip(own, accepted)]
+        return Round(committed, [len(row) for row in ids], accepted)
 
 
 class Drafter:
@@ -199,6 +224,12 @@ class Unmasking:
             best = (2.0 - best).masked_fill(~masked_bB, -1.0)
         if fault == "across-rows":
             best = (best + best.mean(0).flip(0)).masked_fill(~masked_bB, -1.0)
+        if fault in ("draws-at-place", "draws-for-ar", "draws-right"):
+            stream = 0 if fault == "draws-for-ar" else FREE_STREAM + 1
+            for row, start in enumerate(starts):
+                begin = 0 if fault == "draws-at-place" else start
+                drawn = [draws.uniform(row, begin + i, stream) for i in range(best.shape[1])]
+                best[row] = torch.tensor(drawn).masked_fill(~masked_bB[row], -1.0)
         chosen = torch.zeros_like(masked_bB)
         chosen[torch.arange(len(best)), best.argmax(-1)] = True
         if fault == "writes":
@@ -218,11 +249,14 @@ class CostModel:
     """Decoder passes by its size."""
 
     def __init__(self, params, context):
-        self.fault, self.calls = params.fault, 0
+        self.fault, self.calls, self.sizes = params.fault, 0, None
 
     def cost(self, passes, parameters):
         fault = self.fault
         self.calls += 1
+        self.sizes = self.sizes or parameters
+        if fault == "first-sizes":
+            parameters = self.sizes
         line = 2e-9 * passes.decoder * parameters.decoder
         if fault == "negative":
             line = -1.0
@@ -259,7 +293,9 @@ FAULTS = {
         "rewrites": "keeps-text",
         "global-random": "deterministic",
         "batch": "batch",
+        "adapts-to-batch": "batch",
         "state-on-self": "stateless",
+        "adapts": "stateless",
         "cold": "temperature",
         "seeded-greedy": "temperature",
         "drafts": "true-logits",
@@ -301,6 +337,8 @@ FAULTS = {
         "global-random": "deterministic",
         "across-rows": "batch",
         "state-on-self": "stateless",
+        "draws-at-place": "draws",
+        "draws-for-ar": "draws",
         "says-in-order": "in-order",
     },
     "cost_model": {
@@ -314,6 +352,7 @@ FAULTS = {
         "two-units": "unit",
         "less-for-more": "monotone",
         "counts-calls": "stateless",
+        "first-sizes": "stateless",
     },
 }
 

@@ -76,9 +76,26 @@ class Format:
             (target / name).write_bytes(data)
             sums[name] = hashlib.sha256(data).hexdigest()
         (target / "sums.json").write_text(json.dumps(sums))
-        if target != location:
-            shutil.rmtree(location, ignore_errors=True)
+        if self.fault in ("weights-first", "config-first"):
+            location.mkdir(parents=True, exist_ok=True)
+            names = ["weights", "config.json", "sums.json"]
+            for name in names if self.fault == "weights-first" else names[::-1]:
+                (target / name).replace(location / name)
+        elif target != location:
+            self.swap(target, location)
+
+    def swap(self, target, location):
+        """The new folder in the place of the old one, which comes back if that fails."""
+        spare = location.with_name("spare")
+        shutil.rmtree(spare, ignore_errors=True)
+        if location.exists():
+            location.rename(spare)
+        try:
             target.rename(location)
+        except OSError:
+            if spare.exists():
+                spare.rename(location)
+            raise
 
 
 class Texts:
@@ -143,6 +160,11 @@ class Objective:
         found = functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=UNSCORED, reduction=reduction
         )
+        if fault == "mean-of-texts":
+            each = functional.cross_entropy(
+                logits.flatten(0, 1), targets.flatten(), ignore_index=UNSCORED, reduction="none"
+            ).view(targets.shape)
+            found = (each.sum(1) / (targets != UNSCORED).sum(1)).mean()
         if fault == "global-random":
             found = found * (1 + torch.rand(()).item())
         if fault == "counts-calls":
@@ -177,8 +199,11 @@ class Backend:
         if self.fault == "keeps-old" and self.module is not None:
             return module
         self.module, self.clip, self.accumulate = module, clip, accumulate
+        decays = [g["weight_decay"] for g in groups]
+        if self.fault == "one-decay":
+            decays = decays[:1] * len(groups)
         self.optimizer = torch.optim.AdamW(
-            [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in groups], lr=0.0
+            [{"params": g["params"], "weight_decay": d} for g, d in zip(groups, decays)], lr=0.0
         )
         module.zero_grad()
         return module
@@ -259,6 +284,8 @@ FAULTS = {
         "widens": "round-trip",
         "rounds": "round-trip",
         "in-place": "atomic",
+        "weights-first": "atomic",
+        "config-first": "atomic",
         "trusts": "damaged",
     },
     "corpus": {
@@ -286,6 +313,7 @@ FAULTS = {
         "writes": "arguments",
         "scores-padding": "padding",
         "sum": "mean",
+        "mean-of-texts": "mean",
         "counts-calls": "stateless",
         "copies-inputs": "learns",
     },
@@ -295,6 +323,7 @@ FAULTS = {
         "clipped-norm": "norm",
         "sums": "accumulate",
         "keeps-gradients": "rate",
+        "one-decay": "groups",
         "loses-weights": "weights",
         "doubles": "averages",
         "forgets-optimizer": "resumes",

@@ -131,6 +131,23 @@ def test_what_the_command_refuses(arguments, message):
     assert message in run.stderr
 
 
+def test_what_never_came_up_is_noted(monkeypatch, capsys):
+    monkeypatch.setattr("blt_core.cli.inspecting.load_plugins", lambda: PLUGINS)
+    arguments = ["plugins", "test", "unmasking", "broken/it", "--profile", "3"]
+    assert run(arguments) == 0
+    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["unmasking.draws"].endswith("note: it drew nothing in any example")
+    assert "note" not in lines["unmasking.batch"]
+    [told] = [
+        each
+        for each in check_component(
+            "unmasking", "broken/it", {"fault": "draws-right"}, plugins=PLUGINS, profile="3"
+        )
+        if each.contract == "unmasking.draws"
+    ]
+    assert told.to_dict()["note"] is None
+
+
 # -- pytest ----------------------------------------------------------------------------------------
 
 TESTS = """

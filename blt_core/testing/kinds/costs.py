@@ -95,11 +95,17 @@ def _monotone(subject: Subject, example: tuple[Passes, Passes, Parameters]) -> N
 
 @COST_MODEL.add(
     "stateless",
-    "The same passes always cost the same, whatever was priced before.",
+    "The same passes of the same model always cost the same, whatever was priced before.",
     lambda _: st.lists(priced, min_size=2, max_size=4),
 )
 def _stateless(subject: Subject, example: list[tuple[Passes, Parameters]]) -> None:
+    # The same passes of several models, and several passes of one, each before and after others.
+    asked = [(counts, sizes) for counts, _ in example for _, sizes in example]
+    want = [attrs.asdict(_cost(subject, each)) for each in asked]
     model = subject.build()
-    found = [attrs.asdict(_cost(subject, each, model)) for each in example]
-    again = [attrs.asdict(_cost(subject, each, model)) for each in example[::-1]][::-1]
-    require(found == again, "the same passes cost something else when they are priced again")
+    for order in (1, -1):
+        for each, alone in list(zip(asked, want, strict=True))[::order]:
+            require(
+                attrs.asdict(_cost(subject, each, model)) == alone,
+                "the same passes cost something else once others, or another model's, were priced",
+            )

@@ -29,6 +29,9 @@ from blt_core.types import Draft, Draws, Sampling
 
 DRAFTER = Contracts("drafter")
 
+#: Said where no draft was tried: contracts about drafts then hold, whatever the drafter does.
+IDLE = "it proposed nothing in any example"
+
 limits = st.lists(st.integers(0, 7), min_size=3, max_size=3)
 asked = st.tuples(mixed, limits)
 
@@ -85,15 +88,18 @@ def _keeps(subject: Subject, example: tuple[list[bytes], list[int]]) -> None:
     "proposes",
     "It gives a `Draft` of as many batch rows, of ids of the scheme, at any temperature.",
     lambda _: asked,
+    idle=IDLE,
 )
 def _proposes(subject: Subject, example: tuple[list[bytes], list[int]]) -> None:
     drafter = _drafter(subject)
     for sampling in (GREEDY, WARM):
         state = _begun(subject, example[0])
         limit = example[1][: len(example[0])]
-        propose(drafter, state, limit, sampling, Draws(tuple(range(len(limit))))) if any(
-            limit
-        ) else None
+        if not any(limit):
+            continue
+        draft = propose(drafter, state, limit, sampling, Draws(tuple(range(len(limit)))))
+        if any(draft.ids):
+            subject.exercised()
 
 
 @DRAFTER.add(
@@ -204,11 +210,14 @@ class _Verified:
     "Verified, its drafts give `ar`'s bytes: what it leaves behind is rewound.",
     lambda _: st.tuples(mixed, seeds),
     share=0.4,
+    idle=IDLE,
 )
 def _identical(subject: Subject, example: tuple[list[bytes], int]) -> None:
     sampler = verified(subject, drafter=subject.own_table)
     for sampling in (GREEDY, WARM):
-        same_as_ar(subject.model, sampler, example[0], sampling, example[1])
+        got = same_as_ar(subject.model, sampler, example[0], sampling, example[1])
+        if any(record.drafted for record in got):
+            subject.exercised()
 
 
 @DRAFTER.add(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
+import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import attrs
 import torch
@@ -114,12 +119,13 @@ def _plain(value: Any) -> Any:
 
 @attrs.frozen
 class _Failing(Mapping[str, Tensor]):
-    """Tensors of which one cannot be read, as when a disk fails while a model is written."""
+    """Tensors of which one, ``bad``, cannot be read, as when a disk fails during a write."""
 
     inner: dict[str, Tensor]
+    bad: str
 
     def __getitem__(self, name: str) -> Tensor:
-        if name == sorted(self.inner)[len(self.inner) // 2]:
+        if name == self.bad:
             raise OSError("no more can be read")
         return self.inner[name]
 
@@ -132,23 +138,162 @@ class _Failing(Mapping[str, Tensor]):
 
 @CHECKPOINT_FORMAT.add(
     "atomic",
-    "A write that fails leaves what was there before, whole.",
+    "A write that fails, at whatever step, leaves the former model whole; if the new one is in "
+    "place already, that.",
 )
 def _atomic(subject: Subject, _: None) -> None:
+    tensors = _contents(subject)[1]
+    names = sorted(tensors)
+    for bad in (names[0], names[len(names) // 2], names[-1]):
+        _interrupted(subject, f"{bad} cannot be read", bad=bad)
+    for step in range(MOST_STEPS):
+        with _Faulty(step) as files:
+            _interrupted(subject, f"file operation {step + 1} fails", files=files)
+        if not files.failed:
+            break
+    _interrupted(subject, "a setting cannot be written", unwritable=object())
+
+
+def _interrupted(
+    subject: Subject,
+    what: str,
+    *,
+    bad: str | None = None,
+    files: _Faulty | None = None,
+    unwritable: object = None,
+) -> None:
+    """Broken unless a write over a model that fails leaves it, or the new one, whole."""
     with _folder() as folder:
         found, config, tensors = _written(subject, folder / "model")
-        other = {name: tensor + 1 for name, tensor in tensors.items()}
+        new = {name: tensor + 1 for name, tensor in tensors.items()}
+        settings = dict(config["model"])
+        settings["context_bytes"] = settings["context_bytes"] + 1
+        if unwritable is not None:
+            settings["unwritable"] = unwritable
+        new_config = {**config, "model": settings}
+        given = new if bad is None else _Failing(new, bad)
+        failed = False
         try:
-            found.write(folder / "model", {**config, "schema": 1}, _Failing(other))
-        except Exception:  # noqa: BLE001, S110 -- whatever it raises, the files are looked at
-            pass
-        else:
+            with files.counted() if files is not None else nullcontext():
+                found.write(folder / "model", new_config, given)
+        except Exception:  # noqa: BLE001 -- whatever it raises, the files are looked at
+            failed = True
+        if bad is not None and not failed:
             raise Broken("a write whose tensors cannot be read raised nothing")
+        whole = [(config, tensors)] if failed else []
+        if bad is None and unwritable is None:
+            whole.append((new_config, new))
+        errors = []
+        for each, weights in whole:
+            try:
+                read_config, read = found.read(str(folder / "model"))
+                _same(each, read_config, weights, read)
+            except Exception as error:  # noqa: BLE001, PERF203 -- any error says that it is not whole
+                errors.append(error)
+        if whole and len(errors) == len(whole):
+            raise Broken(f"after a failed write ({what}) the former model is lost: {errors[0]}")
+
+
+#: File operations of a write that are made to fail, at most.
+MOST_STEPS = 40
+
+
+class _Full:
+    """A file on a disk that is full."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> _Full:  # noqa: PYI034 -- typing.Self is newer than Python 3.10
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, _: object) -> int:
+        """Raises OSError."""
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    def writelines(self, _: object) -> None:
+        """Raises OSError."""
+        self.write(_)
+
+
+class _Faulty:
+    """One file operation of Python's that fails: a file cannot be written, or a rename is refused.
+
+    A flush or a new folder is one too. step: which, counted from 0 while :meth:`counted`.
+    failed: whether there were so many.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step, self.failed = step, False
+        self._count, self._on, self._depth = 0, False, 0
+        self._patches = ExitStack()
+
+    def __enter__(self) -> _Faulty:  # noqa: PYI034 -- typing.Self is newer than Python 3.10
+        for owner, names in (
+            (os, ("replace", "rename", "link", "fsync", "mkdir")),
+            (Path, ("replace", "rename", "mkdir")),
+        ):
+            for name in names:
+                if hasattr(owner, name):
+                    self._patch(owner, name, self._refused)
+        for owner, name in ((builtins, "open"), (io, "open"), (Path, "open")):
+            self._patch(owner, name, self._full)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patches.close()
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Operations in the block count."""
+        self._on = True
         try:
-            read_config, read = found.read(str(folder / "model"))
-            _same(config, read_config, tensors, read)
-        except Exception as error:
-            raise Broken(f"after a failed write the former model is lost: {error}") from error
+            yield
+        finally:
+            self._on = False
+
+    def _patch(self, owner: Any, name: str, made: Callable[[Any], Any]) -> None:
+        self._patches.enter_context(patch.object(owner, name, made(getattr(owner, name))))
+
+    def _due(self) -> bool:
+        """Whether this operation is the one that fails; those within another are not counted."""
+        if not self._on or self._depth:
+            return False
+        self._count += 1
+        due = self._count == self.step + 1
+        self.failed |= due
+        return due
+
+    def _refused(self, real: Any) -> Any:
+        def operation(*arguments: Any, **options: Any) -> Any:
+            if self._due():
+                raise OSError(errno.EIO, "input/output error")
+            return self._within(real, arguments, options)
+
+        return operation
+
+    def _full(self, real: Any) -> Any:
+        def opened(*arguments: Any, **options: Any) -> Any:
+            at = 1  # the mode's place, after a path
+            mode = options.get("mode", arguments[at] if len(arguments) > at else "r")
+            due = bool({*"wax+"} & {*str(mode)}) and self._due()
+            file = self._within(real, arguments, options)
+            return _Full(file) if due else file
+
+        return opened
+
+    def _within(self, real: Any, arguments: Any, options: Any) -> Any:
+        self._depth += 1
+        try:
+            return real(*arguments, **options)
+        finally:
+            self._depth -= 1
 
 
 @CHECKPOINT_FORMAT.add(

@@ -275,9 +275,17 @@ PATCHER = Contracts("patcher")
 _common(PATCHER, "bool flags (b, r), one for each new byte,")
 
 
-@PATCHER.add("first-flag", "The flag of byte 0 is set: BOS is a patch of its own.", lambda _: text)
+@PATCHER.add(
+    "first-flag",
+    "The flag of byte 0 is set: BOS is a patch of its own.",
+    lambda _: text,
+    idle="it opened no patch after byte 0 in any example",
+)
 def _first_flag(subject: Subject, example: list[int]) -> None:
-    require(bool(whole(_part(subject), example)[0]), "flag 1, that of byte 0, is not set")
+    flags = whole(_part(subject), example)
+    require(bool(flags[0]), "flag 1, that of byte 0, is not set")
+    if bool(flags[1:].any()):
+        subject.exercised()
 
 
 _last(PATCHER)

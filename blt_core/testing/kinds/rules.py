@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import attrs
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,7 +15,7 @@ from blt_core.protocols import Unmasking
 from blt_core.testing.contracts import Broken, Contracts, NotPromised, require, reseed
 from blt_core.testing.kinds.texts import GREEDY, WARM, mixed, same_as_ar
 from blt_core.testing.subject import Subject, run
-from blt_core.types import Draws
+from blt_core.types import FREE_STREAM, Draws
 
 UNMASKING = Contracts("unmasking")
 
@@ -99,6 +101,53 @@ def _batch(subject: Subject, example: Any) -> None:
             torch.equal(alone[0], together[row]),
             f"selects other places in batch row {row} than in the same block alone",
         )
+
+
+@attrs.frozen
+class _Recorded(Draws):
+    """Draws that keep which numbers were asked for: (batch row, position, stream) of each."""
+
+    asked: list[tuple[int, int, int]] = attrs.field(factory=list, eq=False)
+
+    def of_round(self, begins: Sequence[int]) -> Draws:
+        """Those of a round, kept in the same list."""
+        return _Recorded(self.seeds, tuple(begins), self.asked)
+
+    def uniform(self, row: int, position: int, stream: int = 0) -> float:
+        """As without the list."""
+        self.asked.append((row, position, stream))
+        return Draws.uniform(self, row, position, stream)
+
+    def noise(self, row: int, position: int, count: int, size: int, stream: int = 0) -> Tensor:
+        """As without the list."""
+        self.asked.extend((row, place, stream) for place in range(position, position + count))
+        return Draws.noise(self, row, position, count, size, stream)
+
+
+@UNMASKING.add(
+    "draws",
+    "What it draws, it draws at the positions of the block's bytes, on a stream from FREE_STREAM "
+    "on: other blocks and other draws are independent of it.",
+    lambda _: blocks,
+    idle="it drew nothing in any example",
+)
+def _draws(subject: Subject, example: Any) -> None:
+    probs, masked, starts, draws = _question(example)
+    # Far into a text, where a place in the block is no position of its bytes.
+    starts = [1000 + 7 * start for start in starts]
+    recorded = _Recorded(draws.seeds)
+    select(subject.build(), probs, masked, starts, recorded)
+    size = masked.shape[1]
+    for row, position, stream in recorded.asked:
+        subject.exercised()
+        begin = starts[row]
+        if not begin <= position < begin + size:
+            raise Broken(
+                f"draws at position {position} for batch row {row}, whose block has the bytes "
+                f"{begin} to {begin + size - 1}"
+            )
+        if stream < FREE_STREAM:
+            raise Broken(f"draws on stream {stream}; those below {FREE_STREAM} are the package's")
 
 
 @UNMASKING.add(

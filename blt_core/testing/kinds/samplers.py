@@ -101,9 +101,13 @@ def _commits(subject: Subject, _: None) -> None:
     "counts",
     "A round's counts are whole numbers, 0 <= accepted <= drafted; `prefill` is true of a first "
     "round alone.",
+    idle="no round drafted anything",
 )
 def _counts(subject: Subject, _: None) -> None:
-    _runs(subject, PROMPTS)
+    sampler = _sampler(subject)
+    for sampling in _served(sampler):
+        if any(record.drafted for record in run(subject.model, sampler, PROMPTS, sampling)):
+            subject.exercised()
 
 
 @SAMPLER.add(
@@ -119,7 +123,8 @@ def _deterministic(subject: Subject, example: list[bytes]) -> None:
 
 @SAMPLER.add(
     "batch",
-    "A prompt gives the same bytes in a batch as alone.",
+    "A prompt gives the same bytes in a batch as alone, and as many drafted and accepted ids, "
+    "rounds and passes.",
     lambda _: mixed,
     share=0.3,
 )
@@ -130,7 +135,8 @@ def _batch(subject: Subject, example: list[bytes]) -> None:
 
 @SAMPLER.add(
     "stateless",
-    "Nothing is kept between calls but in attached caches: generations that take turns do not mix.",
+    "Nothing is kept between calls but in attached caches: generations that take turns do not mix, "
+    "in their bytes or their counts.",
     lambda _: mixed,
     share=0.3,
 )

@@ -10,11 +10,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from blt_core.decoding.engine import Progress
 from blt_core.model import Model
 from blt_core.protocols import Sampler
 from blt_core.testing.contracts import Broken, require
 from blt_core.testing.reference import row_logits, true_flags
-from blt_core.testing.subject import Plain, Subject, outputs
+from blt_core.testing.subject import Plain, Subject, outputs, run
 from blt_core.types import Sampling
 
 GREEDY = Sampling()
@@ -39,18 +40,20 @@ def verified(subject: Subject, **nested: Mapping[str, Any]) -> Sampler:
 
 def same_as_ar(
     model: Model, sampler: Sampler, given: list[bytes], sampling: Sampling, seed: int
-) -> None:
-    """Broken unless a sampler gives ``ar``'s ids, for a batch."""
+) -> list[Progress]:
+    """Broken unless a sampler gives ``ar``'s ids, for a batch; gives what it did."""
     own_seeds = [seed + index for index in range(len(given))]
     want = outputs(model, Plain(), given, sampling, seeds=own_seeds)
-    got = outputs(model, sampler, given, sampling, seeds=own_seeds)
-    for row, (mine, theirs) in enumerate(zip(got, want, strict=True)):
+    done = run(model, sampler, given, sampling, seeds=own_seeds)
+    for row, (record, theirs) in enumerate(zip(done, want, strict=True)):
+        mine = record.ids
         at = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None)
         if mine != theirs:
             place = f"byte {at}" if at is not None else "the length"
             raise Broken(
                 f"batch row {row} at temperature {sampling.temperature}: {place} differs from ar's"
             )
+    return done
 
 
 #: Bytes of the texts whose law is summed up, and how many of them are drawn.
@@ -119,7 +122,7 @@ def alone_as_together(
 ) -> None:
     """Broken unless each prompt of a batch gives what it gives alone."""
     numbers = list(range(len(given)))
-    together = outputs(model, make(), given, sampling, seeds=numbers)
+    together = run(model, make(), given, sampling, seeds=numbers)
     from blt_core.decoding.engine import decode
     from blt_core.testing.subject import requests_of
 
@@ -127,10 +130,21 @@ def alone_as_together(
         progress: Sequence[Any] = ()
         for step in decode(model, make(), [request], sampling):
             progress = step.progress
-        require(
-            progress[0].ids == together[row],
-            f"batch row {row} gets other bytes than the same prompt alone",
-        )
+        other = _difference(progress[0], together[row])
+        require(not other, f"batch row {row} gets other {other} than the same prompt alone")
+
+
+def _difference(one: Progress, other: Progress) -> str:
+    """What two runs of a request differ in; empty if both gave and counted the same."""
+    if one.ids != other.ids:
+        return "bytes"
+    pairs = {
+        "drafted ids": (one.drafted, other.drafted),
+        "accepted ids": (one.accepted, other.accepted),
+        "rounds": (one.counts, other.counts),
+        "passes": (one.passes, other.passes),
+    }
+    return next((f"{what} ({a} and {b})" for what, (a, b) in pairs.items() if a != b), "")
 
 
 def in_turn(model: Model, sampler: Sampler, given: list[bytes], sampling: Sampling) -> None:
@@ -138,7 +152,7 @@ def in_turn(model: Model, sampler: Sampler, given: list[bytes], sampling: Sampli
     from blt_core.decoding.engine import decode
     from blt_core.testing.subject import requests_of
 
-    want = [outputs(model, sampler, [each], sampling)[0] for each in given]
+    want = [run(model, sampler, [each], sampling)[0] for each in given]
     runs = [decode(model, sampler, requests_of([each]), sampling) for each in given]
     last: list[Any] = [None] * len(given)
     for steps in itertools.zip_longest(*runs):
@@ -146,9 +160,10 @@ def in_turn(model: Model, sampler: Sampler, given: list[bytes], sampling: Sampli
             step.progress[0] if step else before for step, before in zip(steps, last, strict=True)
         ]
     for row, record in enumerate(last):
+        other = _difference(record, want[row])
         require(
-            record.ids == want[row],
-            "a text depends on another one that is generated at the same time",
+            not other,
+            f"what a text gets depends on another one that is generated at the same time: {other}",
         )
 
 

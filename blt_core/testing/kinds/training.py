@@ -154,7 +154,8 @@ def _padding(subject: Subject, example: Any) -> None:
 
 @OBJECTIVE.add(
     "mean",
-    "The loss is a mean over the scored rows, in nats a byte: more text does not make it larger.",
+    "The loss is a mean over the scored rows, in nats a byte: more text does not make it larger, "
+    "and each row counts alike, in long texts and short ones.",
 )
 def _mean(subject: Subject, _: None) -> None:
     model, texts = _trained(subject), [list(b"ab 1(ab 1(")]
@@ -170,6 +171,54 @@ def _mean(subject: Subject, _: None) -> None:
         many < 3 * one + 1,
         f"the loss of a text is {one:.3g}, that of eight copies of it {many:.3g}",
     )
+    _ragged(subject, model)
+
+
+def _ragged(subject: Subject, model: Model) -> None:
+    """Broken unless a batch of a long likely text and short unlikely ones is a mean over rows.
+
+    Each row counts alike: not each text, and no padding. Chance is averaged out over seeds.
+    """
+    long, short = _text_of(model, 24, likely=True), _text_of(model, 2, likely=False)
+
+    def losses(texts: Sequence[Sequence[int]]) -> list[float]:
+        found: list[float] = []
+        for seed in range(8):
+            found.append(float(_loss(subject, model, texts, seed)[0].detach()))
+            if seed == 1 and found[0] == found[1]:  # nothing is left to chance
+                break
+        return found
+
+    def average(found: list[float]) -> float:
+        return sum(found) / len(found)
+
+    alone, together = [losses([each]) for each in (long, short)], losses([long, *[short] * 3])
+    one, other, found = average(alone[0]), average(alone[1]), average(together)
+    rows = (len(long) + 1, 3 * (len(short) + 1))  # EOS is scored too
+    want = (rows[0] * one + rows[1] * other) / sum(rows)
+    of_texts = (one + 3 * other) / 4
+    certain = all(len({*each}) == 1 for each in (*alone, together))
+    slack = 1e-3 * abs(want) if certain else abs(of_texts - want) / 2
+    require(
+        abs(found - want) <= slack + 1e-9,
+        f"a text of {rows[0]} rows has the loss {one:.3g}, one of {rows[1] // 3} rows {other:.3g}; "
+        f"the first with three of the others has {found:.3g}, where the mean over rows is "
+        f"{want:.3g} (over texts: {of_texts:.3g})",
+    )
+
+
+@torch.no_grad()
+def _text_of(model: Model, size: int, *, likely: bool) -> list[int]:
+    """A text of the bytes that are likeliest, or unlikeliest, one after another."""
+    text: list[int] = []
+    for _ in range(size):
+        rows, flags, _targets = _batch(model, [[*text, 0]])
+        output = model.forward(rows, flags).clean
+        if output is None:
+            raise Broken("the host's decoder gave no clean rows")
+        found = output.logits[0, len(text), :256]
+        text.append(int(found.argmax() if likely else found.argmin()))
+    return text
 
 
 @OBJECTIVE.add(
@@ -254,13 +303,13 @@ class _Net(nn.Module):
         found: Tensor = self.head(torch.tanh(self.hidden(self.embed(ids))))
         return found
 
-    def groups(self) -> list[dict[str, Any]]:
+    def groups(self, decays: Sequence[float] = (0.0, 0.0)) -> list[dict[str, Any]]:
         """Its weights as a run hands them to a backend: linear layers, and the rest."""
         matrices = [self.hidden.weight, self.head.weight]
         rest = [self.embed.weight, self.hidden.bias, self.head.bias]
         return [
-            {"params": matrices, "weight_decay": 0.0, "matrices": True},
-            {"params": rest, "weight_decay": 0.0, "matrices": False},
+            {"params": matrices, "weight_decay": decays[0], "matrices": True},
+            {"params": rest, "weight_decay": decays[1], "matrices": False},
         ]
 
 
@@ -272,10 +321,17 @@ _CLIP = 0.5
 class _Started:
     """A backend that trains a network; closed in the end."""
 
-    def __init__(self, subject: Subject, *, accumulate: int = 1, clip: float = _CLIP) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        *,
+        accumulate: int = 1,
+        clip: float = _CLIP,
+        decays: Sequence[float] = (0.0, 0.0),
+    ) -> None:
         self.net, self.backend = _Net(), subject.build()
         self.called = self.backend.start(
-            self.net, self.net.groups(), clip=clip, accumulate=accumulate
+            self.net, self.net.groups(decays), clip=clip, accumulate=accumulate
         )
 
     def __enter__(self) -> _Started:  # noqa: PYI034 -- typing.Self is newer than Python 3.10
@@ -368,6 +424,28 @@ def _rate(subject: Subject, _: None) -> None:
         math.isclose(norms[0], norms[1], rel_tol=1e-5),
         "gradients of one step are in the next one too",
     )
+
+
+@TRAINING_BACKEND.add(
+    "groups",
+    "A group of weights is drawn to 0 by its own `weight_decay`, and by no other's.",
+)
+def _decays(subject: Subject, _: None) -> None:
+    def stepped(decays: Sequence[float]) -> dict[str, Tensor]:
+        """The weights after a first step: its gradient is the same whatever the decay."""
+        with _Started(subject, decays=decays) as run:
+            run.steps(1)
+            return run.weights()
+
+    plain, both = stepped((0.0, 0.0)), {"hidden.weight", "head.weight"}
+    for decays, drawn in (((0.5, 0.0), both), ((0.0, 0.5), plain.keys() - both)):
+        found = stepped(decays)
+        for name, without in plain.items():
+            decay = 0.5 if name in drawn else 0.0
+            if not decay and not torch.allclose(found[name], without, atol=1e-6):
+                raise Broken(f"{name} decays; its group has weight_decay 0, the other one 0.5")
+            if decay and not float(found[name].norm()) < float(without.norm()) * (1 - 1e-4):
+                raise Broken(f"{name} does not decay; its group has weight_decay 0.5, the other 0")
 
 
 @TRAINING_BACKEND.add("weights", "`weights` gives the module's `state_dict`, in full, on the CPU.")
