@@ -5,12 +5,14 @@ The site shows the same texts as ``blt docs``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import tomli_w
 
 from blt_core.cli.describing import check_kind, describe, find_entries, spelt
+from blt_core.errors import PluginError, near_match
 from blt_core.plugins.loading import Plugins
 from blt_core.resources import resource
 
@@ -29,6 +31,18 @@ def kind_text(loaded: Plugins, kind: str) -> str:
         f"# Kind `{kind}`\n\n{declared.summary.capitalize()}. Protocol: `{declared.protocol}`.\n\n"
         f"Try one: `blt plugins test {kind} NAME`.\n"
     )
+
+
+def contract_text(loaded: Plugins, kind: str, contract: str) -> str:
+    """What the page of a kind says of one contract; PluginError, with near matches, if nothing."""
+    page = kind_text(loaded, kind)
+    sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    if contract not in sections:
+        raise PluginError(
+            f"no contract {contract!r} of the kind {kind!r}.{near_match(contract, sections)}",
+            (f"all of them: blt docs {kind}",),
+        )
+    return f"# {kind}.{contract}\n{sections[contract]}"
 
 
 def component_text(loaded: Plugins, kind: str, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -12,7 +13,8 @@ from blt_core.plugins.loading import load_plugins
 
 def docs(
     kind: Annotated[
-        str | None, typer.Argument(metavar="[KIND]", help="The page of this kind: its contracts.")
+        str | None,
+        typer.Argument(metavar="[KIND]", help="The page of this kind, or KIND.CONTRACT."),
     ] = None,
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="The page of this component: its keys.")
@@ -26,11 +28,13 @@ def docs(
 
     What is no terminal gets the Markdown itself.
     """
-    from blt_core.cli.manual import component_text, kind_text, list_text
+    from blt_core.cli.manual import component_text, contract_text, kind_text, list_text
 
     loaded = load_plugins()
     if kind is None:
         text = list_text(loaded)
+    elif name is None and (parts := re.fullmatch(r"(\w+)[.#](\S+)", kind)):
+        text = contract_text(loaded, *parts.groups())
     elif name is None:
         text = kind_text(loaded, kind)
     else:

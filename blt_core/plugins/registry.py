@@ -25,6 +25,8 @@ from blt_core.tables.structure import UnsupportedType, article, check_params
 
 _NAME = re.compile(r"([a-z0-9][a-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*")
 _LIST_ALL = "list all: blt plugins"
+#: Names with a slash are those of plugins of others.
+_OF_A_PLUGIN = "a plugin has to be installed first: pip install -e . in its folder, if it is yours"
 
 
 @attrs.frozen
@@ -146,7 +148,8 @@ class Registry:
         candidates = {*names, *(n for k, n in self.manifest.components if k == kind)}
         installed = f"installed {plural(words)}: {', '.join(names) or 'none'}      {_LIST_ALL}"
         text = f"no {words} named {name!r}.{near_match(name, sorted(candidates))}"
-        return PluginError(text, (installed, *map(str, self.broken)))
+        missing = (_OF_A_PLUGIN,) if "/" in name else ()
+        return PluginError(text, (installed, *missing, *map(str, self.broken)))
 
     def _of_another_kind(self, kind: str, name: str) -> PluginError | None:
         """A name that belongs to another kind, and how it is used."""

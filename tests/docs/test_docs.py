@@ -170,3 +170,13 @@ def test_shipped_configs_resolve():
 
         plan, _ = plan_run(load_config(path), load_plugins())
         assert plan.nodes.keys() >= DEFAULTS.keys(), path
+
+
+def test_a_contract_is_printed_by_its_name(capsysbinary):
+    assert run(["docs", "drafter.limit"]) == 0
+    found = capsysbinary.readouterr().out.decode()
+    assert found.startswith("# drafter.limit\n")
+    assert "at most `limit[b]` ids" in found
+    assert "##" not in found
+    assert run(["docs", "drafter.limits"]) != 0
+    assert "Did you mean 'limit'?" in capsysbinary.readouterr().err.decode()
