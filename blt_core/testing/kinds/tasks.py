@@ -108,7 +108,10 @@ def _parts(subject: Subject, _: None) -> None:
         require(part.figures, f"part {part.name!r} has no figures")
         for name, figure in part.figures.items():
             if not isinstance(figure, Figure) or not math.isfinite(figure.value):
-                raise Broken(f"the figure {name!r} of part {part.name!r} is {figure!r}")
+                raise Broken(
+                    f"the figure {name!r} of part {part.name!r} is {figure!r}; expected a finite "
+                    "Figure, as blt_core.evaluation.figures has them (mean, ratio)"
+                )
     names = [part.name for part in parts]
     require(len(set(names)) == len(names), f"two parts have one name: {names}")
 
