@@ -276,7 +276,8 @@ class Task:
             words = words[: limit or len(words)]
         keys = ["q" if fault == "one-key" else word.decode() for word in words]
         size = model.context_bytes + 1 if fault == "too-long" else 8
-        questions = [Question(k, w, size) for k, w in zip(keys, words)]
+        shots = [random.random() if fault == "random-shots" else 0 for _ in words]
+        questions = [Question(k, b"%.6f " % s + w, size) for k, w, s in zip(keys, words, shots)]
         answers = model.generate(questions)
         if fault == "no-parts":
             return []
@@ -348,6 +349,7 @@ FAULTS = {
         "one-key": "keys",
         "strange-key": "keys",
         "global-random": "deterministic",
+        "random-shots": "deterministic",
         "no-limit": "limit",
         "too-long": "fits",
     },
