@@ -29,6 +29,13 @@ class Params:
     fault: str = ""
 
 
+@attrs.frozen(kw_only=True)
+class CorpusParams(Params):
+    """path: a file whose second line is the first document."""
+
+    path: str = str(Path(__file__).with_name("document.txt"))
+
+
 class Format:
     """A folder with two files and a file of their sums."""
 
@@ -101,9 +108,10 @@ class Format:
 class Texts:
     """Some documents in memory."""
 
-    def __init__(self, split, fault):
+    def __init__(self, split, fault, path):
         self.fault = fault
-        self.texts = [b"%s %d of some" % (split.encode(), i) for i in range(9)]
+        first = Path(path).read_bytes().splitlines()[1]
+        self.texts = [first, *(b"%s %d of some" % (split.encode(), i) for i in range(8))]
         if fault == "shuffles":
             random.shuffle(self.texts)
         if fault == "empty":
@@ -114,6 +122,8 @@ class Texts:
         if fault == "a-list":
             self.sizes = self.sizes.tolist()
         digest = "same" if fault == "one-digest" else f"{split}-1"
+        if fault not in ("one-digest", "digest-of-sizes"):
+            digest += first.decode()
         self.digest = None if fault == "no-digest" else digest
         self.weights = [(5, 1.0), (3 if fault == "weights-short" else 4, 0.5)]
         self.patching = {"of": "spaces"}
@@ -135,10 +145,10 @@ class Texts:
 
 class Corpus:
     def __init__(self, params, context):
-        self.fault = params.fault
+        self.fault, self.path = params.fault, params.path
 
     def documents(self, split):
-        return Texts(split, self.fault)
+        return Texts(split, self.fault, self.path)
 
 
 class Objective:
@@ -266,7 +276,8 @@ class Task:
             words = words[: limit or len(words)]
         keys = ["q" if fault == "one-key" else word.decode() for word in words]
         size = model.context_bytes + 1 if fault == "too-long" else 8
-        questions = [Question(k, w, size) for k, w in zip(keys, words)]
+        shots = [random.random() if fault == "random-shots" else 0 for _ in words]
+        questions = [Question(k, b"%.6f " % s + w, size) for k, w, s in zip(keys, words, shots)]
         answers = model.generate(questions)
         if fault == "no-parts":
             return []
@@ -298,6 +309,7 @@ FAULTS = {
         "shuffles": "deterministic",
         "no-digest": "digest",
         "one-digest": "digest",
+        "digest-of-sizes": "digest",
         "weights-short": "weights",
         "no-eos": "opens",
     },
@@ -337,6 +349,7 @@ FAULTS = {
         "one-key": "keys",
         "strange-key": "keys",
         "global-random": "deterministic",
+        "random-shots": "deterministic",
         "no-limit": "limit",
         "too-long": "fits",
     },
@@ -353,6 +366,12 @@ def blt_components():
         "task": Task,
     }
     return [
-        Component(kind, "broken/it", factory, Params, f"{kind} with a fault")
+        Component(
+            kind,
+            "broken/it",
+            factory,
+            CorpusParams if kind == "corpus" else Params,
+            f"{kind} with a fault",
+        )
         for kind, factory in made.items()
     ]

@@ -76,6 +76,9 @@ class Mean(nn.Module):
                 self.kept = (sums[-1], first + count)
             if cache is not None:
                 cache.sums[row] += list(sums)
+                if fault == "trims-unsettled":
+                    old = max(len(cache.sums[row]) - 64, 0)
+                    cache.sums[row][:old] = [each * 0 for each in cache.sums[row][:old]]
                 cache.counts[row] += count
         out = self.layers[0](out)
         if fault == "random":
@@ -308,6 +311,9 @@ class Patcher:
                 self.last = new[-1]
             if cache is not None:
                 cache.ids[b] += new
+                if fault == "trims-unsettled":
+                    old = max(len(cache.ids[b]) - 64, 0)
+                    cache.ids[b][:old] = [97] * old
                 cache.counts[b] += count
         if fault == "never-first" and (cache is None or max(cache.counts) == max(rows.lengths)):
             out[:, 0] = False
@@ -333,6 +339,7 @@ MEAN = {
     "half-rewind": "rewind",
     "zero-lengths": "lengths",
     "settle-forgets": "settle",
+    "trims-unsettled": "windows",
     "reads-padding": "batch",
     "random": "deterministic",
     "last-only": "shape",
@@ -347,6 +354,7 @@ FAULTS = {
         "half-rewind": "rewind",
         "zero-lengths": "lengths",
         "settle-forgets": "settle",
+        "trims-unsettled": "windows",
         "reads-padding": "batch",
         "random": "deterministic",
         "one-more": "shape",

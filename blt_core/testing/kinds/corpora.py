@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+import attrs
 import numpy as np
 
+from blt_core.errors import BltError
 from blt_core.protocols import Documents
 from blt_core.testing.contracts import Broken, Contracts, NotPromised, require, reseed
 from blt_core.testing.subject import Subject
+from blt_core.wiring.resolve import resolve_component
 
 CORPUS = Contracts("corpus")
 
@@ -75,7 +84,9 @@ def _deterministic(subject: Subject, _: None) -> None:
 
 @CORPUS.add(
     "digest",
-    "`digest` is a text that names the contents: splits with other documents have other digests.",
+    "`digest` is a text that names the contents: splits with other documents have other digests, "
+    "and so has a file in which a byte is another, of the same size and time.",
+    idle="no file that its keys name could be changed",
 )
 def _digest(subject: Subject, _: None) -> None:
     found = [_documents(subject, split) for split in SPLITS]
@@ -88,6 +99,78 @@ def _digest(subject: Subject, _: None) -> None:
             found[0].digest != found[1].digest,
             "train and valid have other documents and the same digest",
         )
+    _changed(subject)
+
+
+#: Bytes of the files that are copied to be changed, and how many files, at most.
+MOST_BYTES, MOST_FILES = 1 << 22, 200
+
+
+def _changed(subject: Subject) -> None:
+    """Broken unless a letter that is changed in a copy of the corpus's files changes its digest."""
+    with tempfile.TemporaryDirectory(prefix="blt-") as name:
+        node = resolve_component(subject.kind, subject.own_table, subject.plugins)
+        table = _copied(node.describe(), Path(name))
+        copy = attrs.evolve(subject, table={k: v for k, v in table.items() if k != "use"})
+        try:
+            before = {split: _told(copy, split) for split in SPLITS}
+        except BltError:  # it cannot be read elsewhere
+            return
+        files = sorted(path for path in Path(name).rglob("*") if path.is_file())
+        for text in [text for _, texts in before.values() for text in texts[:2]]:
+            if not _change(files, text):
+                continue
+            try:
+                after = {split: _told(copy, split) for split in SPLITS}
+            except BltError:  # it knows what its files held
+                return
+            for split in SPLITS:
+                if before[split][1] != after[split][1]:
+                    subject.exercised()
+                    require(
+                        before[split][0] != after[split][0],
+                        f"{split}: a byte of its files was changed, and its digest is the same",
+                    )
+            return
+
+
+def _told(subject: Subject, split: Literal["train", "valid"]) -> tuple[str, list[bytes]]:
+    found = _documents(subject, split)
+    return found.digest, [found[index] for index in range(min(len(found), READ))]
+
+
+def _copied(value: Any, folder: Path) -> Any:
+    """A table whose small files and folders are copies in ``folder``."""
+    if isinstance(value, Mapping):
+        return {key: _copied(each, folder) for key, each in value.items()}
+    if not isinstance(value, str) or not value or not Path(value).exists():
+        return value
+    source, target = Path(value), folder / f"{sum(1 for _ in folder.iterdir())}" / Path(value).name
+    files = [source] if source.is_file() else itertools.islice(source.rglob("*"), MOST_FILES + 1)
+    sizes = [path.stat().st_size for path in files if path.is_file()]
+    if len(sizes) > MOST_FILES or sum(sizes) > MOST_BYTES:
+        return value
+    target.parent.mkdir()
+    if source.is_file():
+        shutil.copy2(source, target)
+    else:
+        shutil.copytree(source, target)
+    return str(target)
+
+
+def _change(files: list[Path], text: bytes) -> bool:
+    """Make a letter of a document another one in the file that holds it, of the same time."""
+    at = next((i for i in range(len(text) // 2, len(text)) if text[i : i + 1].isalpha()), None)
+    if at is None:
+        return False
+    for path in files:
+        held, times = path.read_bytes(), path.stat()
+        if text in held:
+            other = text[:at] + (b"q" if text[at : at + 1] != b"q" else b"z") + text[at + 1 :]
+            path.write_bytes(held.replace(text, other, 1))
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            return True
+    return False
 
 
 @CORPUS.add(

@@ -7,6 +7,7 @@ without one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 import torch
@@ -195,6 +196,34 @@ def _incremental(subject: Subject, example: list[tuple[str, list[Any]]]) -> None
     _follow(subject, example)
 
 
+#: Rows of a long text: more than a window usually has.
+LONG = 600
+
+
+def _windows(subject: Subject, _: None) -> None:
+    """Long texts: rewound to what is settled, far back and near, and gone on from there."""
+    held, rng = _Held(subject, compare=True), Random(5)
+
+    def more(*counts: int) -> None:
+        held.read([[ALPHABET[rng.randrange(len(ALPHABET))] for _ in range(n)] for n in counts])
+        held.check_lengths()
+
+    more(LONG, LONG // 3)
+    held.settle([LONG // 2, LONG // 6])
+    held.rewind([3, 2])
+    more(2, 1)
+    held.rewind([LONG, LONG])  # to what is settled, exactly
+    held.check_lengths()
+    more(1, 5)
+    more(LONG // 2, 70)
+    held.rewind([150, 40])
+    more(7, 9)
+    held.settle([len(ids) for ids in held.texts])
+    more(9, 4)
+    held.rewind([9, 4])
+    more(3, 3)
+
+
 def _saved(subject: Subject, _: None) -> None:
     lost = unlisted(subject.model).weights
     require(not lost, f"its state_dict does not list {', '.join(sorted(lost))}")
@@ -256,6 +285,10 @@ def _common(contracts: Contracts, rows: str) -> None:
         "A settle changes nothing that is given afterwards.",
         lambda _: _steps("read", "rewind", "settle"),
     )(_incremental)
+    add(
+        "windows",
+        f"So it is after {LONG} rows too: what lies behind a window is dropped once it is settled.",
+    )(_windows)
     add(
         "saved",
         "Its `state_dict` lists all that it needs: stored and loaded, it gives the same.",

@@ -24,12 +24,13 @@ TASK = Contracts("task")
 class Parrot:
     """A model that answers by a function of the question: what a task makes of it is its own.
 
-    asked: keys of the questions, in order.
+    asked: keys of the questions, in order; prompts: their prompts. scored: texts, in order.
     """
 
     seed: int = 0
     context_bytes: int = 4096
     asked: list[str] = attrs.field(factory=list)
+    prompts: list[bytes] = attrs.field(factory=list)
     scored: list[bytes] = attrs.field(factory=list)
 
     def generate(self, questions: Sequence[Question]) -> list[Answer]:
@@ -39,6 +40,7 @@ class Parrot:
             if len(question.prompt) + question.max_new_bytes > self.context_bytes:
                 raise Broken(f"question {question.key!r} does not fit the context", "task.fits")
             self.asked.append(question.key)
+            self.prompts.append(question.prompt)
             output = bytes(reversed(question.prompt[-20:])) or b"abc"
             output = output[: question.max_new_bytes]
             answers.append(
@@ -58,6 +60,7 @@ class Parrot:
         """Some log-probability, which depends on the text alone."""
         found = []
         for passage in passages:
+            self.prompts.append(passage.prompt)
             self.scored.append(passage.text)
             digest = hashlib.sha256(passage.prompt + b"\0" + passage.text).digest()[0]
             nats = -(1 + digest / 256) * max(len(passage.text), 1)
@@ -108,7 +111,10 @@ def _parts(subject: Subject, _: None) -> None:
         require(part.figures, f"part {part.name!r} has no figures")
         for name, figure in part.figures.items():
             if not isinstance(figure, Figure) or not math.isfinite(figure.value):
-                raise Broken(f"the figure {name!r} of part {part.name!r} is {figure!r}")
+                raise Broken(
+                    f"the figure {name!r} of part {part.name!r} is {figure!r}; expected a finite "
+                    "Figure, as blt_core.evaluation.figures has them (mean, ratio)"
+                )
     names = [part.name for part in parts]
     require(len(set(names)) == len(names), f"two parts have one name: {names}")
 
@@ -135,7 +141,7 @@ def _deterministic(subject: Subject, _: None) -> None:
         reseed(number)
         model, parts = _run(subject, seed=3)
         scores = {(p.name, n): f.value for p in parts for n, f in p.figures.items()}
-        found.append((model.asked, model.scored, scores))
+        found.append((model.asked, model.prompts, model.scored, scores))
     require(found[0] == found[1], "asks or scores otherwise in another global random state")
 
 
