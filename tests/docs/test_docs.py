@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from blt_core import hookspecs
+from blt_core.cli.app import run
 from blt_core.loading import DEFAULTS, plan_run
 from blt_core.pipeline import Pipeline
 from blt_core.plugins.commands import find_commands
