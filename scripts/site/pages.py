@@ -17,7 +17,8 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 from mkdocstrings_handlers.python._internal import rendering
 
-import blt_core
+import blt_core.protocols
+import blt_core.types
 from blt_core.cli.manual import component_text, list_text
 from blt_core.plugins.commands import find_commands
 from blt_core.plugins.loading import Plugins, load_plugins
@@ -57,7 +58,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     uri = page.file.src_uri
     markdown = _relinked(markdown, uri)
     if match := re.fullmatch(r"kinds/(\w+)\.md", uri):
-        markdown = _with_component_links(markdown, match[1])
+        markdown = _with_protocol_links(_with_component_links(markdown, match[1]))
     return markdown
 
 
@@ -217,6 +218,33 @@ def _with_component_links(markdown: str, kind: str) -> str:
         return match[0].replace(match[1], names)
 
     return line.sub(linked, markdown)
+
+
+def _with_protocol_links(markdown: str) -> str:
+    """A kind's page with links from its protocol, and from what that is handed and gives."""
+    found = re.search(r"Protocol: `(\w[\w.]*):(\w+)`\.", markdown)
+    if found is None:
+        return markdown
+    home = vars(importlib.import_module(found[1]))
+    protocol = home[found[2]]
+    signatures = [
+        annotation
+        for name, member in vars(protocol).items()
+        if not name.startswith("_") and callable(member)
+        for annotation in map(str, member.__annotations__.values())
+    ]
+    shared = {**home, **vars(blt_core.protocols), **vars(blt_core.types)}
+    names = dict.fromkeys(re.findall(r"\b[A-Z]\w+", " ".join(signatures)))
+    classes = {name: shared[name] for name in names if isinstance(shared.get(name), type)}
+    told = f"Protocol: {_to_api(found[0].split('`')[1], protocol)}"
+    if classes:
+        told += f". It deals in {', '.join(_to_api(*each) for each in classes.items())}"
+    return markdown.replace(found[0], f"{told}.")
+
+
+def _to_api(shown: str, target: type) -> str:
+    """A link to a class in the reference of the API."""
+    return f"[`{shown}`][{target.__module__}.{target.__qualname__}]"
 
 
 # -- nav -------------------------------------------------------------------------------------------
