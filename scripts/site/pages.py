@@ -222,11 +222,11 @@ def _with_component_links(markdown: str, kind: str) -> str:
 
 def _with_protocol_links(markdown: str) -> str:
     """A kind's page with links from its protocol, and from what that is handed and gives."""
-    found = re.search(r"Protocol: `(\w[\w.]*):(\w+)`\.", markdown)
-    if found is None:
+    told = re.search(r"Protocol: `(\w[\w.]*):(\w+)`\.", markdown)
+    if told is None:
         return markdown
-    home = vars(importlib.import_module(found[1]))
-    protocol = home[found[2]]
+    home = vars(importlib.import_module(told[1]))
+    protocol = home[told[2]]
     signatures = [
         annotation
         for name, member in vars(protocol).items()
@@ -235,11 +235,15 @@ def _with_protocol_links(markdown: str) -> str:
     ]
     shared = {**home, **vars(blt_core.protocols), **vars(blt_core.types)}
     names = dict.fromkeys(re.findall(r"\b[A-Z]\w+", " ".join(signatures)))
-    classes = {name: shared[name] for name in names if isinstance(shared.get(name), type)}
-    told = f"Protocol: {_to_api(found[0].split('`')[1], protocol)}"
+    classes = {
+        name: found
+        for name in names
+        if isinstance(found := shared.get(name), type) and found.__module__.startswith("blt_core")
+    }
+    links = f"Protocol: {_to_api(f'{told[1]}:{told[2]}', protocol)}."
     if classes:
-        told += f". It deals in {', '.join(_to_api(*each) for each in classes.items())}"
-    return markdown.replace(found[0], f"{told}.")
+        links += f" It deals in {', '.join(_to_api(*each) for each in classes.items())}."
+    return markdown.replace(told[0], links)
 
 
 def _to_api(shown: str, target: type) -> str:
