@@ -17,7 +17,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 #: Resamples of an interval, and the share of them that lies within it.
-DRAWS, LEVEL = 1000, 0.95
+DRAWS = 1000
+LEVEL = 0.95
 
 
 @attrs.frozen

@@ -16,7 +16,9 @@ from blt_core.errors import BltError, DataError, RunError
 from blt_core.files import names_in
 
 #: What a checkpoint folder holds; a folder without one of them is none, and is never replaced.
-MODEL_FILES = CONFIG, TENSORS = ("config.toml", "model.safetensors")
+CONFIG = "config.toml"
+TENSORS = "model.safetensors"
+MODEL_FILES = (CONFIG, TENSORS)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,8 @@ from blt_core import BuildContext, CheckpointError, Component, hookimpl
 
 #: Its presence tells this format from others: choose a name of your own.
 SUMS = "acme-sums.json"
-CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+CONFIG = "config.json"
+WEIGHTS = "weights.safetensors"
 
 #: What configs call the component.
 NAME = "acme/name"

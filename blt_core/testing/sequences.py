@@ -22,7 +22,8 @@ from blt_core.types import Blocks, Latents, Patches, Rows
 
 TOLERANCE = 1e-8
 #: What padding is filled with: a part that reads it is found out.
-JUNK_ID, JUNK = 77, 1e3
+JUNK_ID = 77
+JUNK = 1e3
 
 
 class Driven(Protocol):

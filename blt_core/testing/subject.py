@@ -71,7 +71,8 @@ HOST: dict[str, Any] = {
 }
 #: How strongly weights are scaled, and the share of the latents' path in the host's decoder: where
 #: it is small, drafts that read an old latent are often right.
-SPREAD, LATENT_SHARE = 1.5, 0.1
+SPREAD = 1.5
+LATENT_SHARE = 0.1
 
 
 @attrs.frozen(eq=False, slots=False)

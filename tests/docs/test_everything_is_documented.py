@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -95,13 +96,22 @@ def own_names(module: types.ModuleType) -> list[str]:
     ]
 
 
+def constants(module: types.ModuleType) -> list[str]:
+    """The names that a module assigns to."""
+    tree = ast.parse(Path(module.__file__).read_text("utf-8"))
+    assigned = [node for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    targets = [t for node in assigned for t in getattr(node, "targets", None) or [node.target]]
+    names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+    return [name for name in names if not name.startswith("_")]
+
+
 @pytest.mark.parametrize("public", [*PUBLIC, "testing"])
 def test_every_public_name_has_an_anchor(page, public):
     for name in modules(public):
         module = importlib.import_module(name)
         ids = page(f"reference/api/{name.removeprefix('blt_core.')}.html").ids
         assert name in ids
-        for own in own_names(module):
+        for own in (*own_names(module), *constants(module)):
             assert f"{name}.{own}" in ids, f"{name}.{own}"
 
 

@@ -103,7 +103,8 @@ def _digest(subject: Subject, _: None) -> None:
 
 
 #: Bytes of the files that are copied to be changed, and how many files, at most.
-MOST_BYTES, MOST_FILES = 1 << 22, 200
+MOST_BYTES = 1 << 22
+MOST_FILES = 200
 
 
 def _changed(subject: Subject) -> None:

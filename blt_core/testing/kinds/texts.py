@@ -57,7 +57,8 @@ def same_as_ar(
 
 
 #: Bytes of the texts whose law is summed up, and how many of them are drawn.
-LAW_BYTES, LAW_DRAWS = 3, 2000
+LAW_BYTES = 3
+LAW_DRAWS = 2000
 #: A fair sampler exceeds this once in 10^9 times.
 LAW_SIGMAS = 6.1
 

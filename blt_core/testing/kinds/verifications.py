@@ -31,9 +31,13 @@ from blt_core.types import AcceptanceLaw, Draft, Draws, Sampling
 VERIFICATION = Contracts("verification")
 
 #: Bytes whose joint law is summed up: at least two rounds of drafts of up to EXACT_DRAFT ids.
-EXACT_BYTES, EXACT_DRAFT, EXACT_ERROR = 4, 2, 1e-12
+EXACT_BYTES = 4
+EXACT_DRAFT = 2
+EXACT_ERROR = 1e-12
 #: Drafts and decisions about each that are counted, and how far off the counts may be.
-FOLLOWED, DECISIONS, DECISION_SIGMAS = 3, 1000, 6.1
+FOLLOWED = 3
+DECISIONS = 1000
+DECISION_SIGMAS = 6.1
 
 #: Ids of the drafts that verifications are asked about directly.
 SIZE = 7
