@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from blt_core import BuildContext, CheckpointError, Component, hookimpl
+from blt_core.storage.folders import current_folder, replace_folder
 
 #: Its presence tells this format from others: choose a name of your own.
 SUMS = "acme-sums.json"
@@ -46,11 +45,11 @@ class Checked:
 
     def recognises(self, location: str) -> bool:
         """Whether such a folder is there."""
-        return bool(location) and (Path(location) / SUMS).is_file()
+        return bool(location) and (current_folder(Path(location)) / SUMS).is_file()
 
     def read(self, location: str) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
         """The config, and the tensors by name."""
-        folder = Path(location)
+        folder = current_folder(Path(location))
         try:
             sums = json.loads((folder / SUMS).read_bytes())
             found = {name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
@@ -64,20 +63,14 @@ class Checked:
     def write(
         self, location: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> None:
-        """Written beside, and then renamed: never half of one."""
+        """Written beside, then put in its place: at every moment the old or the new is there."""
+        weights = save({name: tensors[name].contiguous().clone() for name in tensors})
+        written = {CONFIG: json.dumps(config, default=list).encode(), WEIGHTS: weights}
+        sums = {name: hashlib.sha256(data).hexdigest() for name, data in written.items()}
         location.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=location.parent, prefix=f".{location.name}-"))
-        try:
-            weights = save({name: tensors[name].contiguous().clone() for name in tensors})
-            written = {CONFIG: json.dumps(config, default=list).encode(), WEIGHTS: weights}
-            sums = {name: hashlib.sha256(data).hexdigest() for name, data in written.items()}
+        with replace_folder(location, (SUMS, CONFIG, WEIGHTS)) as new:
             for name, data in {**written, SUMS: json.dumps(sums).encode()}.items():
                 (new / name).write_bytes(data)
-            if location.exists():
-                shutil.rmtree(location)
-            new.rename(location)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
 
 
 @hookimpl

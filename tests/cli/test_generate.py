@@ -12,7 +12,8 @@ from blt_core.pipeline import Pipeline
 FIELDS = {
     "text", "bytes_base64", "ids", "seed", "n_dec", "n_enc", "n_draft", "rounds", "drafted",
     "accepted", "accepted_rounds", "accepted_by_place", "bytes_per_round", "bytes_per_pass",
-    "gigabytes", "prefill_seconds", "seconds", "bytes_per_second", "stop_reason",
+    "gigabytes", "cost", "cost_unit", "prefill_seconds", "seconds", "bytes_per_second",
+    "stop_reason",
 }  # fmt: skip
 
 

@@ -305,7 +305,7 @@ def _last(contracts: Contracts) -> None:
 
 
 PATCHER = Contracts("patcher")
-_common(PATCHER, "bool flags (b, r), one for each new byte,")
+_common(PATCHER, "bool flags (b, r), one for each new byte")
 
 
 @PATCHER.add(
@@ -399,7 +399,7 @@ def _patch_batch(subject: Subject, example: list[tuple[list[int], list[int]]]) -
 _last(ENCODER)
 
 GLOBAL_MODEL = Contracts("global_model")
-_common(GLOBAL_MODEL, "latents (b, m, D), one for each new patch,")
+_common(GLOBAL_MODEL, "latents (b, m, D), one for each new patch")
 _last(GLOBAL_MODEL)
 
 DECODER = Contracts("decoder")
