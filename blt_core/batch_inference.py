@@ -347,11 +347,14 @@ class _Partial:
         """The records of the next batch, if it is there whole; else nothing follows any more."""
         self._file.seek(self._offset)
         line = self._file.readline()
-        if line.endswith(b"\n"):
-            found: list[list[Record]] = json.loads(line)["records"]
-            if [records[0]["index"] for records in found] == [item.index for item in items]:
-                self._offset += len(line)
-                return found
+        try:
+            found: list[list[Record]] = json.loads(line)["records"] if line[-1:] == b"\n" else []
+            indices = [records[0]["index"] for records in found]
+        except (ValueError, TypeError, LookupError):  # damaged: made again
+            indices = []
+        if indices == [item.index for item in items]:
+            self._offset += len(line)
+            return found
         self._file.truncate(self._offset)
         return None
 
@@ -383,4 +386,5 @@ _NOT_OURS = "holds no results of batch inference\n  fix: choose another output"
 
 
 def _dumped(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+    # In ASCII: an id may be text that UTF-8 cannot spell.
+    return json.dumps(value).encode() + b"\n"

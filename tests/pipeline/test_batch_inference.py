@@ -93,6 +93,23 @@ def test_a_batch_that_fails_is_tried_item_by_item(pipeline, items, tmp_path, mon
     assert [each.get("error") for each in records(tmp_path / "out")] == [None, "not this one", None]
 
 
+def test_an_id_may_be_text_that_utf_8_cannot_spell(pipeline, items, tmp_path):
+    path = items(['{"prompt": "a", "id": "\\ud800"}', '{"prompt": "\\ud800", "id": 2}'])
+    assert generate_file(pipeline, path, tmp_path / "out").failed == 1
+    assert [each["id"] for each in records(tmp_path / "out")] == ["\ud800", 2]
+
+
+def test_a_damaged_batch_is_made_again(pipeline, items, tmp_path):
+    path, out = items([{"prompt": text} for text in PROMPTS]), tmp_path / "out"
+    with pytest.raises(Stopped):
+        generate_file(pipeline, path, out, batch=2, watch=stop_after(2))
+    partial = tmp_path / "out.partial"
+    head, first, *_ = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(head + first + b"{\n" + b'{"records": [[]]}\n')
+    generate_file(pipeline, path, out, batch=2)
+    assert [each["index"] for each in records(out)] == list(range(len(PROMPTS)))
+
+
 class Stopped(BaseException):
     """What ends a run early."""
 
