@@ -25,7 +25,7 @@ import attrs
 import torch
 
 from blt_core.errors import DataError, EngineError, RequestError, RunError
-from blt_core.files import parse_json
+from blt_core.files import parse_json, to_json
 from blt_core.storage.folders import file_errors, lock, replace_file
 from blt_core.types import seed_of_prompt
 
@@ -386,5 +386,4 @@ _NOT_OURS = "holds no results of batch inference\n  fix: choose another output"
 
 
 def _dumped(value: object) -> bytes:
-    # In ASCII: an id may be text that UTF-8 cannot spell.
-    return json.dumps(value).encode() + b"\n"
+    return to_json(value).encode() + b"\n"

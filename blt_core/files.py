@@ -9,8 +9,9 @@ from __future__ import annotations
 import codecs
 import fnmatch
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,19 @@ def _below(value: object) -> Iterable[Any]:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()
+
+
+def to_json(value: object) -> str:
+    """A value as one line of JSON in ASCII; floats that JSON cannot spell become ``null``."""
+    return json.dumps(_spelt(value), allow_nan=False)
+
+
+def _spelt(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _spelt(item) for key, item in value.items()}
+    return [_spelt(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 # -- names ---------------------------------------------------------------------------------------

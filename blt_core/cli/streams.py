@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from blt_core.files import to_json
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -58,7 +58,7 @@ def output(result: str | bytes = "") -> None:
 
 def output_json(record: object) -> None:
     """Write one line of JSON. Floats that JSON cannot spell (NaN, infinity) become ``null``."""
-    output(json.dumps(_spelt(record), allow_nan=False))
+    output(to_json(record))
 
 
 def console(width: int) -> Console:
@@ -79,14 +79,6 @@ def console(width: int) -> Console:
 def results() -> TextIO:
     """The stream that results go to; ``sys.stdout`` in a program that runs no command line."""
     return sys.stdout if _claim is None else _claim.results
-
-
-def _spelt(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _spelt(item) for key, item in value.items()}
-    return [_spelt(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 # -- for the command line --------------------------------------------------------------------------
