@@ -57,6 +57,8 @@ class Plugins:
 
     registry: Registry
     _shelf: Shelf = attrs.field(eq=False, repr=False)
+    #: Those that were given by hand, beside what is installed.
+    given: tuple[Extra, ...] = attrs.field(default=(), eq=False, repr=False)
     _failed: dict[tuple[Origin, str], BrokenPlugin] = attrs.field(
         factory=dict, init=False, eq=False, repr=False
     )
@@ -152,7 +154,7 @@ def _load(manifest: Manifest, extra: tuple[Extra, ...], *, installed: bool) -> P
         for distribution, name, plugin in extra
     ]
     shelf = Shelf(manifest, candidates, found.broken)
-    return Plugins(Registry(shelf.manifest, shelf), shelf)
+    return Plugins(Registry(shelf.manifest, shelf), shelf, extra)
 
 
 def _given(plugin: object) -> object:

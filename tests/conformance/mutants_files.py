@@ -114,6 +114,8 @@ class Texts:
         self.texts = [first, *(b"%s %d of some" % (split.encode(), i) for i in range(8))]
         if fault == "shuffles":
             random.shuffle(self.texts)
+        if fault == "set-order":
+            self.texts = list(set(self.texts))
         if fault == "empty":
             self.texts[3] = b""
         less = 3 if fault == "small-sizes" else 0
@@ -277,6 +279,8 @@ class Task:
         keys = ["q" if fault == "one-key" else word.decode() for word in words]
         size = model.context_bytes + 1 if fault == "too-long" else 8
         shots = [random.random() if fault == "random-shots" else 0 for _ in words]
+        if fault == "hashed-shots":
+            shots = [hash(key) for key in keys]
         questions = [Question(k, b"%.6f " % s + w, size) for k, w, s in zip(keys, words, shots)]
         answers = model.generate(questions)
         if fault == "no-parts":
@@ -307,6 +311,7 @@ FAULTS = {
         "strings": "documents",
         "no-source": "source",
         "shuffles": "deterministic",
+        "set-order": "deterministic",
         "no-digest": "digest",
         "one-digest": "digest",
         "digest-of-sizes": "digest",
@@ -350,6 +355,7 @@ FAULTS = {
         "strange-key": "keys",
         "global-random": "deterministic",
         "random-shots": "deterministic",
+        "hashed-shots": "deterministic",
         "no-limit": "limit",
         "too-long": "fits",
     },

@@ -16,6 +16,7 @@ import numpy as np
 from blt_core.errors import BltError
 from blt_core.protocols import Documents
 from blt_core.testing.contracts import Broken, Contracts, NotPromised, require, reseed
+from blt_core.testing.elsewhere import require_same
 from blt_core.testing.subject import Subject
 from blt_core.wiring.resolve import resolve_component
 
@@ -67,8 +68,8 @@ def _source(subject: Subject, _: None) -> None:
 
 @CORPUS.add(
     "deterministic",
-    "Made again it has the same documents in the same order, in any global random state, and the "
-    "same digest.",
+    "Made again it has the same documents in the same order, in any global random state and in any "
+    "process, and the same digest.",
 )
 def _deterministic(subject: Subject, _: None) -> None:
     for split in SPLITS:
@@ -80,6 +81,18 @@ def _deterministic(subject: Subject, _: None) -> None:
             texts = {index: found[index] for index in (order if number else reversed(order))}
             kept.append((found.digest, found.sizes.tolist(), texts))
         require(kept[0] == kept[1], f"{split}: other documents when it is made again")
+    require_same(subject, f"{__name__}:told")
+
+
+def told(subject: Subject) -> dict[str, str]:
+    """The digest of each split, and the first of its documents, as texts."""
+    found = {}
+    for split in SPLITS:
+        documents = _documents(subject, split)
+        texts = [documents[index] for index in range(min(len(documents), READ))]
+        found[f"{split}: the digest"] = documents.digest
+        found[f"{split}: the order of documents"] = repr((documents.sizes.tolist(), texts))
+    return found
 
 
 @CORPUS.add(

@@ -14,6 +14,7 @@ from blt_core.evaluation.figures import Figure
 from blt_core.evaluation.protocol import Answer, Likelihoods, Part, Passage, Question
 from blt_core.evaluation.sandbox import Sandbox
 from blt_core.testing.contracts import Broken, Contracts, NotPromised, require, reseed
+from blt_core.testing.elsewhere import require_same
 from blt_core.testing.subject import Subject
 from blt_core.types import Passes, RoundCounts
 
@@ -133,16 +134,26 @@ def _keys(subject: Subject, _: None) -> None:
 
 @TASK.add(
     "deterministic",
-    "With the same answers it asks the same and gives the same scores, in any global random state.",
+    "With the same answers it asks the same and gives the same scores, in any global random state "
+    "and in any process.",
 )
 def _deterministic(subject: Subject, _: None) -> None:
     found = []
     for number in range(2):
         reseed(number)
-        model, parts = _run(subject, seed=3)
-        scores = {(p.name, n): f.value for p in parts for n, f in p.figures.items()}
-        found.append((model.asked, model.prompts, model.scored, scores))
+        found.append(told(subject))
     require(found[0] == found[1], "asks or scores otherwise in another global random state")
+    require_same(subject, f"{__name__}:told")
+
+
+def told(subject: Subject) -> dict[str, str]:
+    """What it asks, and how it scores, each as a text."""
+    model, parts = _run(subject, seed=3)
+    scores = {f"{p.name} {n}": f.value for p in parts for n, f in p.figures.items()}
+    return {
+        "what it asks": repr((model.asked, model.prompts, model.scored)),
+        "how it scores": repr(sorted(scores.items())),
+    }
 
 
 @TASK.add("limit", "With `limit` each part has at most so many items.")
