@@ -131,7 +131,7 @@ def attend_cached(
     """
     qkv = qkv if span.packing is None else span.packing.unpack(qkv)
     q, kv = rotate_(qkv, heads + shared, angles).split_with_sizes((heads, 2 * shared), dim=-2)
-    cache.write(lane, span, kv)
+    cache.write(lane, span, kv, heads=True)
     k, v = (kv if span.from_start else cache.read(lane, span)).chunk(2, dim=-2)
     attended = attend(q, k, v, span).flatten(-2)
     return attended if span.packing is None else span.packing.pack(attended)

@@ -13,6 +13,7 @@ from functools import cache, cached_property
 from typing import Generic, TypeVar
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,24 @@ SLACK = 32
 _STEP = 16
 
 L = TypeVar("L")
+
+
+@attrs.frozen(eq=False)
+class Slots:
+    """Where the valid rows of a span go: all (p) int64.
+
+    batch_p, places_p: batch row and place in its lane. rows_p: which they are of (b · r); None
+    where all rows are valid.
+    """
+
+    batch_p: Tensor
+    places_p: Tensor
+    rows_p: Tensor | None
+
+    def valid(self, values_br: Tensor) -> Tensor:
+        """(p, …): the valid ones of (b, r, …)."""
+        values = values_br.flatten(0, 1)
+        return values if self.rows_p is None else values.index_select(0, self.rows_p)
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -130,19 +149,16 @@ class Span:
         )[:, None]
 
     @cached_property
-    def slots(self) -> tuple[Tensor, Tensor | None]:
-        """Where the valid rows of all batch rows go, (p) in (b · t), and which they are of (b · r).
-
-        The second is None where all rows are valid.
-        """
-        size = self.size or 1
-        runs = [(s, s + n) for s, n in zip(self.starts, self.counts, strict=True)]
-        places = torch.cat([torch.arange(*run) % size + b * size for b, run in enumerate(runs)])
-        if all(n == self.width for n in self.counts):
-            return places.to(self.device), None
-        first = [torch.arange(n) + b * self.width for b, n in enumerate(self.counts)]
-        both = torch.stack((places, torch.cat(first))).to(self.device)
-        return both[0], both[1]
+    def slots(self) -> Slots:
+        """Where the valid rows of all batch rows go."""
+        counts = np.array(self.counts)
+        batch = np.repeat(np.arange(len(counts)), counts)
+        step = np.arange(len(batch)) - np.repeat(counts.cumsum() - counts, counts)
+        place = (np.repeat(np.array(self.starts), counts) + step) % (self.size or 1)
+        found = torch.from_numpy(np.stack((batch, place, batch * self.width + step)))
+        batch_p, places_p, rows_p = found.to(self.device)
+        whole = all(n == self.width for n in self.counts)
+        return Slots(batch_p, places_p, None if whole else rows_p)
 
 
 @cache
@@ -173,6 +189,7 @@ class RowCache:
         self._window = window
         self._behind = None if window is None else max(window, keep)
         self._size = 0
+        # As they are seen, (b, t, …): those of heads lie in memory as (b, h, t, d).
         self._lanes: dict[str, Tensor] = {}
 
     def rewind(self, lengths: Sequence[int]) -> None:
@@ -199,7 +216,7 @@ class RowCache:
         self.lengths = [self.lengths[row] for row in rows]
         self._settled = [self._settled[row] for row in rows]
         self._lanes = {
-            name: lane.index_select(0, torch.tensor(rows, device=lane.device))
+            name: _chosen(lane, torch.tensor(rows, device=lane.device))
             for name, lane in self._lanes.items()
         }
 
@@ -213,21 +230,23 @@ class RowCache:
         self.lengths = ends
         return Span(starts, tuple(counts), width, self._window, device, self._size)
 
-    def write(self, lane: str, span: Span, values_br: Tensor) -> None:
-        """Store the new rows ``values_br`` (b, r, …) of one lane."""
+    def write(self, lane: str, span: Span, values_br: Tensor, *, heads: bool = False) -> None:
+        """Store the new rows ``values_br`` (b, r, …) of one lane.
+
+        heads: they are (b, r, h, d), to be attended to: the rows of a head are kept side by side,
+        which attention over a batch reads up to four times as fast on a CPU. For all of a lane's
+        life; such a lane has no ``rows``.
+        """
         stored = self._lanes.get(lane)
         if stored is None:
-            shape = len(self.lengths), self._size, *values_br.shape[2:]
-            stored = self._lanes[lane] = values_br.new_zeros(shape)
+            stored = self._lanes[lane] = _blank(values_br, len(self.lengths), self._size, heads)
         if span.start is not None:
             place = span.start % self._size
             if place + span.width <= self._size:
                 stored.narrow(1, place, span.width).copy_(values_br)
                 return
-        places, rows = span.slots
-        values = values_br.flatten(0, 1)
-        values = values if rows is None else values.index_select(0, rows)
-        stored.flatten(0, 1).index_copy_(0, places, values)
+        slots = span.slots
+        stored.index_put_((slots.batch_p, slots.places_p), slots.valid(values_br))
 
     def read(self, lane: str, span: Span) -> Tensor:
         """(b, t, …): the places of one lane that the rows of ``span`` see."""
@@ -297,15 +316,32 @@ class RowCache:
             (b, 0 if behind is None else max(settled - behind, 0), length)
             for b, (settled, length) in enumerate(zip(self._settled, self.lengths, strict=True))
         ]
-        kept = [torch.arange(first, end) for _, first, end in runs]
-        old = torch.cat([p % before + b * before for (b, *_), p in zip(runs, kept, strict=True)])
-        new = torch.cat([p % size + b * size for (b, *_), p in zip(runs, kept, strict=True)])
         device = next(iter(self._lanes.values())).device
-        old, new = torch.stack((old, new)).to(device)
+        rows = torch.cat([torch.full((end - first,), b) for b, first, end in runs]).to(device)
+        kept = torch.cat([torch.arange(first, end) for _, first, end in runs]).to(device)
         for name, lane in self._lanes.items():
-            moved = lane.new_zeros((len(runs), size, *lane.shape[2:]))
-            moved.flatten(0, 1).index_copy_(0, new, lane.flatten(0, 1).index_select(0, old))
+            moved = _blank(lane, len(runs), size, heads=_keeps_heads(lane))
+            moved.index_put_((rows, kept % size), lane[rows, kept % before])
             self._lanes[name] = moved
+
+
+def _blank(like: Tensor, batch: int, size: int, heads: bool) -> Tensor:  # noqa: FBT001
+    """A lane of zeros, (b, t, …), for values (b, r, …)."""
+    if not heads:
+        return like.new_zeros((batch, size, *like.shape[2:]))
+    return like.new_zeros((batch, like.shape[2], size, like.shape[3])).transpose(1, 2)
+
+
+def _keeps_heads(lane: Tensor) -> bool:
+    """Whether the rows of a head lie side by side in a lane."""
+    return not lane.is_contiguous()
+
+
+def _chosen(lane: Tensor, rows: Tensor) -> Tensor:
+    """The batch rows ``rows`` of a lane, which lie in memory as they did."""
+    if not _keeps_heads(lane):
+        return lane.index_select(0, rows)
+    return lane.transpose(1, 2).index_select(0, rows).transpose(1, 2)
 
 
 class LayerCache(RowCache, Generic[L]):

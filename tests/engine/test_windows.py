@@ -57,8 +57,10 @@ def test_bands_equal_dense_windows(rows, window, kv_heads, batch, seed):
 
 
 @examples(12)
-@given(st.sampled_from([None, 1, 4, 8]), st.sampled_from([1, 2, 4]), st.integers(0, 999))
-def test_a_cache_that_settles_and_grows_equals_dense_windows(window, kv_heads, seed):
+@given(
+    st.sampled_from([None, 1, 4, 8]), st.sampled_from([1, 2, 4]), st.booleans(), st.integers(0, 999)
+)
+def test_a_cache_that_settles_and_grows_equals_dense_windows(window, kv_heads, heads, seed):
     """Ragged rows in chunks, rewound and settled; settled rows behind the window are dropped."""
     rng, batch, most = Random(seed), 3, 320
     q = random_rows(batch, most, HEADS, seed)
@@ -87,8 +89,8 @@ def test_a_cache_that_settles_and_grows_equals_dense_windows(window, kv_heads, s
             return out
 
         span = cache.extend(counts, width, CPU)
-        cache.write("k", span, chunk(k))
-        cache.write("v", span, chunk(v))
+        cache.write("k", span, chunk(k), heads=heads)
+        cache.write("v", span, chunk(v), heads=heads)
         keys, values = chunk(k), chunk(v)
         if not span.from_start:
             keys, values = (cache.read(lane, span) for lane in ("k", "v"))
@@ -111,6 +113,35 @@ def test_a_cache_that_settles_and_grows_equals_dense_windows(window, kv_heads, s
         assert cache.nbytes <= 2 * (k.nbytes + v.nbytes), "half of a lane is used"
     else:
         assert most > 3 * ring_size(window), "the ring turns three times at least"
+
+
+@examples(30)
+@given(st.sampled_from([None, 4, 8]), st.booleans(), st.integers(0, 999))
+def test_lanes_keep_their_order_in_memory_whatever_is_done_to_them(window, heads, seed):
+    """Rows of a head stay side by side (or places do) while a lane grows and is reordered."""
+    rng, batch = Random(seed), 3
+    cache, texts = RowCache(batch, window), [[] for _ in range(batch)]
+    for turn in range(12):
+        counts = [rng.randint(0, 9) for _ in range(batch)]
+        counts = [max(count, int(not turn)) for count in counts]
+        span = cache.extend(counts, max(counts), CPU)
+        new = random_rows(batch, max(counts), 2, 100 * seed + turn)
+        cache.write("k", span, new, heads=heads)
+        for b, count in enumerate(counts):
+            texts[b].extend(new[b, :count])
+        if rng.randrange(3) == 0:
+            cache.settle(cache.lengths)
+        if rng.randrange(2):
+            order = [rng.randrange(batch) for _ in range(batch)]
+            cache.reorder(order)
+            texts = [list(texts[b]) for b in order]
+        stored, positions = cache.used("k"), cache.positions(CPU)
+        places = 1 if not heads else 2
+        assert stored.transpose(1, places)[0, 0].is_contiguous()
+        for b, text in enumerate(texts):
+            first = 0 if window is None else max(len(text) - window, 0)
+            at = {int(p): stored[b, i] for i, p in enumerate(positions[b])}
+            assert all((at[i] == text[i]).all() for i in range(first, len(text)))
 
 
 def check_size(cache, window, settled):
