@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from blt_core.caches import ListCache
     from blt_core.component import (
         Ability,
         BuildContext,
@@ -112,6 +113,7 @@ __all__ = [
     "IdScheme",
     "Kind",
     "Latents",
+    "ListCache",
     "Model",
     "Objective",
     "OpenBlock",
@@ -166,6 +168,7 @@ _MODULES = {
     "model": ("Model",),
     "pipeline": ("Generation", "Pipeline"),
     "plugins.loading": ("load_plugins",),
+    "caches": ("ListCache",),
     "protocols": (
         *("ByteScorer", "Cache", "CheckpointFormat", "Corpus", "CostModel", "DecodeOps"),
         *("Decoder", "Drafter", "Encoder", "GlobalModel", "Objective", "Patcher", "Sampler"),

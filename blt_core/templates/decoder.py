@@ -23,6 +23,7 @@ from blt_core import (
     Component,
     DecoderOutput,
     Latents,
+    ListCache,
     Output,
     Rows,
     at_least,
@@ -41,36 +42,15 @@ class MeanParams:
     dim: int = attrs.field(default=32, validator=at_least(1))
 
 
-class Sums:
-    """The sums of all rows up to each one, for each text of a batch.
+def running_mean(x_bnD: Tensor, counts: Sequence[int], cache: ListCache[Tensor] | None) -> Tensor:
+    """(b, n, D): each row's mean with all before it. Row b has ``counts[b]`` new ones.
 
-    Of all rows, so that a rewind finds them; a part keeps nothing on itself but its weights: one
-    instance serves all texts.
+    cache: remembers the sums of all rows up to each one, so that a rewind finds them.
     """
-
-    def __init__(self, batch: int) -> None:
-        self.sums: list[list[Tensor]] = [[] for _ in range(batch)]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Rows read, of each text."""
-        return [len(row) for row in self.sums]
-
-    def rewind(self, lengths: Sequence[int]) -> None:
-        """Forget all rows after the given lengths."""
-        for row, length in zip(self.sums, lengths, strict=True):
-            del row[length:]
-
-    def settle(self, lengths: Sequence[int]) -> None:
-        """No rewind will go below these lengths; what only such a rewind needs may be dropped."""
-
-
-def running_mean(x_bnD: Tensor, counts: Sequence[int], cache: Sums | None) -> Tensor:
-    """(b, n, D): each row's mean with all before it. Row b has ``counts[b]`` new ones."""
-    cache = cache if cache is not None else Sums(len(counts))
+    cache = cache if cache is not None else ListCache(len(counts))
     out_bnD = torch.zeros_like(x_bnD)
     for b, count in enumerate(counts):
-        before = cache.sums[b]
+        before = cache.rows[b]
         start_D = before[-1] if before else torch.zeros_like(x_bnD[b, :1].sum(0))
         sums_nD = start_D + x_bnD[b, :count].cumsum(0)
         at_n = torch.arange(len(before) + 1, len(before) + 1 + count, device=x_bnD.device)
@@ -79,16 +59,12 @@ def running_mean(x_bnD: Tensor, counts: Sequence[int], cache: Sums | None) -> Te
     return out_bnD
 
 
-class Kept(Sums):
-    """The latents of each text, as they are."""
-
-
 @attrs.frozen
 class MeanCache:
     """What a decoder remembers grows apart: byte rows, and latents."""
 
-    rows: Sums
-    latents: Kept
+    rows: ListCache[Tensor]
+    latents: ListCache[Tensor]
 
 
 class MeanDecoder(nn.Module):
@@ -106,7 +82,7 @@ class MeanDecoder(nn.Module):
 
     def new_cache(self, batch: int) -> MeanCache:
         """An empty cache for so many texts."""
-        return MeanCache(Sums(batch), Kept(batch))
+        return MeanCache(ListCache(batch), ListCache(batch))
 
     def forward(
         self,
@@ -120,7 +96,7 @@ class MeanDecoder(nn.Module):
         cache = cache if cache is not None else self.new_cache(len(texts))
         if latents is not None:
             for row, count in enumerate(latents.counts):
-                cache.latents.sums[row].extend(latents.values_bmD[row, :count].unbind(0))
+                cache.latents.rows[row].extend(latents.values_bmD[row, :count].unbind(0))
         if clean is None:
             return DecoderOutput(None, None)
         x_brD = self.embed(clean.ids_br) + self._latents(clean, cache.latents)
@@ -128,14 +104,14 @@ class MeanDecoder(nn.Module):
         hidden_brD = self.hidden(torch.cat((x_brD, mean_brD), -1)).tanh()
         return DecoderOutput(Output(self.head(hidden_brD), hidden_brD), None)
 
-    def _latents(self, clean: Rows, kept: Kept) -> Tensor:
+    def _latents(self, clean: Rows, kept: ListCache[Tensor]) -> Tensor:
         """(b, r, D): the latent that each row reads, mapped; zeros for padding."""
         (b, r), weight = clean.ids_br.shape, self.latent.weight
         read_brD = weight.new_zeros(b, r, weight.shape[1])
         if clean.latent_br is not None:
             for row, count in enumerate(clean.lengths):
                 for i, at in enumerate(clean.latent_br[row, :count].tolist()):
-                    read_brD[row, i] = kept.sums[row][at]
+                    read_brD[row, i] = kept.rows[row][at]
         mapped: Tensor = self.latent(read_brD)
         return mapped
 

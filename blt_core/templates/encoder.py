@@ -1,6 +1,6 @@
 """An encoder: byte states from the mean of all bytes so far, a patch from the mean of its states.
 
-Change ``MeanEncoder``, and ``Sums`` if you remember something else. A byte's state may depend on no
+Change ``MeanEncoder``, and what it remembers. A byte's state may depend on no
 later byte, a patch's embedding on the states of its own bytes alone, and reading with a cache, in
 whatever pieces, must give what reading at once gives.
 
@@ -16,7 +16,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from blt_core import BuildContext, Component, Patches, Rows, at_least, hookimpl
+from blt_core import BuildContext, Component, ListCache, Patches, Rows, at_least, hookimpl
 
 #: What configs call the component.
 NAME = "acme/name"
@@ -30,36 +30,15 @@ class MeanParams:
     dim: int = attrs.field(default=32, validator=at_least(1))
 
 
-class Sums:
-    """The sums of all rows up to each one, for each text of a batch.
+def running_mean(x_bnD: Tensor, counts: Sequence[int], cache: ListCache[Tensor] | None) -> Tensor:
+    """(b, n, D): each row's mean with all before it. Row b has ``counts[b]`` new ones.
 
-    Of all rows, so that a rewind finds them; a part keeps nothing on itself but its weights: one
-    instance serves all texts.
+    cache: remembers the sums of all rows up to each one, so that a rewind finds them.
     """
-
-    def __init__(self, batch: int) -> None:
-        self.sums: list[list[Tensor]] = [[] for _ in range(batch)]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Rows read, of each text."""
-        return [len(row) for row in self.sums]
-
-    def rewind(self, lengths: Sequence[int]) -> None:
-        """Forget all rows after the given lengths."""
-        for row, length in zip(self.sums, lengths, strict=True):
-            del row[length:]
-
-    def settle(self, lengths: Sequence[int]) -> None:
-        """No rewind will go below these lengths; what only such a rewind needs may be dropped."""
-
-
-def running_mean(x_bnD: Tensor, counts: Sequence[int], cache: Sums | None) -> Tensor:
-    """(b, n, D): each row's mean with all before it. Row b has ``counts[b]`` new ones."""
-    cache = cache if cache is not None else Sums(len(counts))
+    cache = cache if cache is not None else ListCache(len(counts))
     out_bnD = torch.zeros_like(x_bnD)
     for b, count in enumerate(counts):
-        before = cache.sums[b]
+        before = cache.rows[b]
         start_D = before[-1] if before else torch.zeros_like(x_bnD[b, :1].sum(0))
         sums_nD = start_D + x_bnD[b, :count].cumsum(0)
         at_n = torch.arange(len(before) + 1, len(before) + 1 + count, device=x_bnD.device)
@@ -76,11 +55,11 @@ class MeanEncoder(nn.Module):
         self.embed = nn.Embedding(context.scheme.size, params.dim)
         self.out = nn.Linear(2 * params.dim, params.latent_dim)
 
-    def new_cache(self, batch: int) -> Sums:
+    def new_cache(self, batch: int) -> ListCache[Tensor]:
         """An empty cache for so many texts."""
-        return Sums(batch)
+        return ListCache(batch)
 
-    def byte_states(self, rows: Rows, cache: Sums | None) -> Tensor:
+    def byte_states(self, rows: Rows, cache: ListCache[Tensor] | None) -> Tensor:
         """(b, r, D): the state of each new byte."""
         x_brD = self.embed(rows.ids_br)
         return torch.cat((x_brD, running_mean(x_brD, rows.lengths, cache)), -1)

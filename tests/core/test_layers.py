@@ -19,6 +19,7 @@ CORE = {
     "resources": "errors",
     "types": "errors",
     "protocols": "",
+    "caches": "",
     "hookspecs": "",
     "component": "errors types",
     "nn": "errors types",
@@ -61,7 +62,7 @@ HOUSES = {
 }
 #: What plugins import of blt_core; the rest may change with any version.
 PUBLIC = (
-    *("component", "hookspecs", "protocols", "types", "errors", "files", "nn", "model"),
+    *("component", "hookspecs", "protocols", "caches", "types", "errors", "files", "nn", "model"),
     *(
         "decoding.drafting",
         "decoding.denoising",
