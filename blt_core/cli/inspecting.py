@@ -41,6 +41,10 @@ def plugins(
             "--profile", help="test: dev is quick, ci tries more, nightly most; or a number."
         ),
     ] = "dev",
+    contracts: Annotated[
+        list[str] | None,
+        typer.Option("--contract", metavar="NAME", help="test: this one alone. Repeats."),
+    ] = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """List the installed components by kind, and the plugins that are broken.
@@ -52,10 +56,11 @@ def plugins(
     if (what or [])[:1] == ["test"]:
         from blt_core.cli.trying import try_contracts
 
-        try_contracts(loaded, what or [], keys or [], profile, as_json=as_json)
+        try_contracts(loaded, what or [], keys or [], profile, contracts or [], as_json=as_json)
         return
-    if keys:
-        raise PluginError("--set is for blt plugins test KIND NAME")
+    if keys or contracts:
+        option = "--set" if keys else "--contract"
+        raise PluginError(f"{option} is for blt plugins test KIND NAME")
     kind: str | None = None
     match what or []:
         case ["show", of_kind, name]:

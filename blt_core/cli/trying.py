@@ -18,11 +18,18 @@ if TYPE_CHECKING:
 
 
 def try_contracts(
-    loaded: Plugins, what: Sequence[str], keys: Sequence[str], profile: str, *, as_json: bool
+    loaded: Plugins,
+    what: Sequence[str],
+    keys: Sequence[str],
+    profile: str,
+    only: Sequence[str],
+    *,
+    as_json: bool,
 ) -> None:
     """Try them and tell how each went. Ends with exit code 1 if one is broken.
 
-    what: ``["test", kind, name]``; keys: ``["draft_bytes=4"]``. Raises PluginError for others.
+    what: ``["test", kind, name]``; keys: ``["draft_bytes=4"]``; only: contracts, without any all.
+    Raises PluginError for others.
     """
     if len(what) != 3:  # noqa: PLR2004 -- test, kind, name
         raise PluginError("expected blt plugins test KIND NAME [--set KEY=VALUE]…")
@@ -38,7 +45,8 @@ def try_contracts(
     table.pop("use", None)
     results: list[Result] = []
     shown = console(120)
-    for result in try_component(kind, name, table, plugins=loaded, profile=profile):  # type: ignore[arg-type]
+    tried = try_component(kind, name, table, plugins=loaded, profile=profile, only=only)  # type: ignore[arg-type]
+    for result in tried:
         results.append(result)
         if not as_json:
             _show(shown, result)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from blt_core.component import Kind
@@ -83,13 +84,32 @@ def try_component(
     plugins: Plugins | None = None,
     profile: ProfileName | Profile = "dev",
     seed: int = 0,
+    only: Collection[str] = (),
 ) -> Iterator[Result]:
     """How each contract of the kind goes for a component, as :func:`check_component` says.
 
-    A component that cannot be built is tried no further.
+    only: names of contracts; without any, all. A component that cannot be built is tried no
+    further. Raises PluginError, before any is tried, for a name that is no contract's.
     """
     tried, subject = profile_of(profile), subject_of(kind, name, table, plugins, seed)
-    for contract in contracts_of(kind, plugins):
+    contracts = _chosen(contracts_of(kind, plugins), kind, only)
+    return _try_all(contracts, subject, tried)
+
+
+def _chosen(contracts: Sequence[Contract], kind: str, only: Collection[str]) -> Sequence[Contract]:
+    if not only:
+        return contracts
+    names = {name if "." in name else f"{kind}.{name}" for name in only}
+    known = {contract.name for contract in contracts}
+    for name in sorted(names - known):
+        close = difflib.get_close_matches(name, known, 1)
+        hint = (f"Did you mean {close[0]!r}?",) if close else ()
+        raise PluginError(f"{kind} has no contract {name!r}", (*hint, f"all: blt docs {kind}"))
+    return [contract for contract in contracts if contract.name in names]
+
+
+def _try_all(contracts: Sequence[Contract], subject: Subject, tried: Profile) -> Iterator[Result]:
+    for contract in contracts:
         result = try_contract(contract, subject, tried)
         yield result
         if not result.passed and contract.name.endswith(".builds"):

@@ -131,6 +131,15 @@ def test_what_the_command_refuses(arguments, message):
     assert message in run.stderr
 
 
+def test_the_command_tries_the_contracts_that_are_named(capsys):
+    options = ["--contract", "finite", "--contract", "cost_model.lines"]
+    assert run(["plugins", "test", "cost_model", "bandwidth", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[:-1]] == ["cost_model.finite", "cost_model.lines"]
+    assert run(["plugins", "test", "cost_model", "bandwidth", "--contract", "finit"]) == 2
+    assert "Did you mean 'cost_model.finite'?" in capsys.readouterr().err
+
+
 def test_what_never_came_up_is_noted(monkeypatch, capsys):
     monkeypatch.setattr("blt_core.cli.inspecting.load_plugins", lambda: PLUGINS)
     arguments = ["plugins", "test", "unmasking", "broken/it", "--profile", "3"]
