@@ -152,6 +152,14 @@ def generated(model: BltForCausalLM, prompt: bytes, count: int) -> list[int]:
     return found[0, ids.shape[1] :].tolist()
 
 
+@torch.inference_mode()
+def chosen(model: BltForCausalLM, prompt: bytes, ids: list[int]) -> list[int]:
+    """The likeliest id at each position of an output: ``ids`` themselves, if they are greedy."""
+    whole = torch.tensor([[*encode(prompt), *ids[:-1]]])
+    found: torch.Tensor = model(whole, use_cache=False).logits[0, -len(ids) :]
+    return found.argmax(-1).tolist()
+
+
 def prompts() -> list[bytes]:
     """Twenty: words, UTF-8 of several scripts, bytes that are no text, short and long ones."""
     rng = Random(1)
