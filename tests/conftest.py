@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.nightly import EXAMPLES, NIGHTLY
+from tests.nightly import CONTRACT_PROFILE, EXAMPLES, NIGHTLY
 
 pytest_plugins = ["tests.engine.coverage"]
 
@@ -29,6 +29,11 @@ torch.set_num_threads(1)
 
 #: A distribution of its own, with tests of its own: packaging/test_external_plugin.py runs them.
 collect_ignore = ["external_plugin"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """How hard this distribution's own components are tried, unless the command says."""
+    config.option.blt_profile = config.option.blt_profile or CONTRACT_PROFILE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

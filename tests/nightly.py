@@ -20,3 +20,7 @@ EXAMPLES = {"ci": 12, "nightly": 50, "thorough": 500}
 def nightly_or(plain: T, nightly: T) -> T:
     """``nightly`` in a nightly run, else ``plain``."""
     return nightly if NIGHTLY else plain
+
+
+#: How hard contracts of components are tried: a number of examples, or the name of a profile.
+CONTRACT_PROFILE = nightly_or("8", "ci")

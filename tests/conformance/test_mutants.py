@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from blt_core.errors import PluginError
@@ -11,6 +9,7 @@ from blt_core.plugins.loading import load_plugins
 from blt_core.testing import Profile, check_component, contracts_of
 from blt_core.testing.contracts import ContractError
 from tests.conformance import mutants_decoding, mutants_files, mutants_parts
+from tests.nightly import nightly_or
 
 MODULES = [mutants_parts, mutants_decoding, mutants_files]
 PLUGINS = load_plugins(
@@ -19,8 +18,8 @@ PLUGINS = load_plugins(
 FAULTS = {kind: faults for module in MODULES for kind, faults in module.FAULTS.items()}
 #: Failing examples need not be made small here.
 QUICK = Profile(12, shrinks=False)
-#: BLT_NIGHTLY=1 tries each fault on three models and three sets of examples.
-SEEDS = (0, 1, 2) if os.environ.get("BLT_NIGHTLY") else (0,)
+#: A nightly run tries each fault on three models and three sets of examples.
+SEEDS = nightly_or((0,), (0, 1, 2))
 
 #: Contracts of all kinds, and those that hold what others have caught before.
 GENERAL = (".builds", ".defaults", ".described", ".engine")
