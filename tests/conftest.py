@@ -6,11 +6,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from tests.nightly import CONTRACT_PROFILE, EXAMPLES, NIGHTLY
+
+# Nothing is fetched while tests run; these libraries read it once, when they are imported.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 pytest_plugins = ["tests.engine.coverage"]
 

@@ -16,8 +16,10 @@ PLUGINS = load_plugins(
     extra=[("blt-mutants", module.__name__.rpartition(".")[2], module) for module in MODULES]
 )
 FAULTS = {kind: faults for module in MODULES for kind, faults in module.FAULTS.items()}
+#: Examples of each contract: enough to find every fault.
+EXAMPLES = nightly_or(6, 12)
 #: Failing examples need not be made small here.
-QUICK = Profile(12, shrinks=False)
+QUICK = Profile(EXAMPLES, shrinks=False)
 #: A nightly run tries each fault on three models and three sets of examples.
 SEEDS = nightly_or((0,), (0, 1, 2))
 
@@ -37,7 +39,7 @@ def test_a_component_without_a_fault_passes(kind):
 )
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_fault_is_found_under_its_contract(kind, fault, contract, seed):
-    profile = Profile(12, shrinks=False, seed=seed)
+    profile = Profile(EXAMPLES, shrinks=False, seed=seed)
     with pytest.raises(ContractError) as found:
         check_component(
             kind, "broken/it", {"fault": fault}, plugins=PLUGINS, profile=profile, seed=seed

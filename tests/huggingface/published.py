@@ -6,7 +6,6 @@ entropies of many texts, so that rounding moves no boundary.
 
 from __future__ import annotations
 
-import os
 import warnings
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,6 @@ from random import Random
 import attrs
 import torch
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from transformers import BltConfig, BltForCausalLM
