@@ -22,9 +22,7 @@ def ids_of(result):
 @pytest.fixture(scope="module")
 def greedy_of(pipeline_of):
     """A function from a model's name to what AR makes of all prompts, as one batch."""
-    return cache(
-        lambda name: pipeline_of(name, max_new_bytes=COUNT).generate(published.prompts())
-    )
+    return cache(lambda name: pipeline_of(name, max_new_bytes=COUNT).generate(published.prompts()))
 
 
 @pytest.mark.slow
