@@ -23,4 +23,4 @@ def nightly_or(plain: T, nightly: T) -> T:
 
 
 #: How hard contracts of components are tried: a number of examples, or the name of a profile.
-CONTRACT_PROFILE = nightly_or("8", "ci")
+CONTRACT_PROFILE = nightly_or("6", "ci")
