@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 import tomli_w
 
-from blt_core.cli.app import run
-
 FOLDER = Path(__file__).parent
 BLT = Path(sys.executable).with_name("blt")
 TORCHRUN = (
@@ -166,13 +164,13 @@ def test_one_process_goes_on_from_what_two_saved(runs, one_process):
     assert losses(runs.folder / "killed") == pytest.approx(one_process, **CLOSE)
 
 
-def test_a_model_that_two_processes_wrote_generates(runs, capsys):
+def test_a_model_that_two_processes_wrote_generates(runs):
     model = str(runs.once("torchrun", STAGE_3, TORCHRUN) / "model")
     sampler = "blt-auto block_bytes=4"  # longer ones than it was trained on are warned of
     arguments = ("--checkpoint", model, "--sampler", sampler, "--prompt", "def ")
     arguments += ("--max-new-bytes", "3", "--json")
-    assert run(["generate", *arguments]) == 0
-    assert len(json.loads(capsys.readouterr().out)["ids"]) == 3
+    record = json.loads(runs.start(str(BLT), "generate", *arguments))
+    assert len(record["ids"]) == 3
 
 
 def test_deepspeed_is_not_imported_before_it_trains(runs):
