@@ -10,6 +10,7 @@ import pytest
 
 from blt_core.plugins.loading import load_plugins
 from blt_core.testing import Profile, check_component
+from blt_core.testing.kit import profile_of
 
 SCORER = {"use": "transformer", "dim": 16, "layers": 1, "heads": 2, "hidden": 24, "window": 8}
 WIDE = {"layers": 1, "heads": 2, "hidden": 24}
@@ -52,8 +53,8 @@ NAMES = [
     for name in PLUGINS.registry.names(kind)
     if (kind, name) not in ELSEWHERE
 ]
-#: Generations take longer than passes.
-PROFILES = {"sampler": Profile(8), "drafter": Profile(10)}
+#: Of a profile's examples: generations take longer than passes.
+SHARES = {"sampler": 0.32, "drafter": 0.4}
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +81,23 @@ def data(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="session")
+def examples(pytestconfig) -> int:
+    """How many each contract is tried on: --blt-profile."""
+    return profile_of(pytestconfig.getoption("--blt-profile") or "ci").examples
+
+
 @pytest.mark.filterwarnings("ignore")  # of other packages
 @pytest.mark.parametrize(("kind", "name"), NAMES)
-def test_it_keeps_its_contracts(kind, name, data):
+def test_it_keeps_its_contracts(kind, name, data, examples):
+    profile = Profile(max(round(examples * SHARES.get(kind, 1.0)), 2))
     for table in {**TABLES, **data}.get((kind, name), [{}]):
-        check_component(kind, name, table, profile=PROFILES.get(kind, "ci"))
+        check_component(kind, name, table, profile=profile)
 
 
-def test_deepspeed_keeps_its_contracts():
+def test_deepspeed_keeps_its_contracts(examples):
     arguments = ("plugins", "test", "training_backend", "deepspeed", "--json")
+    arguments += ("--profile", str(examples))
     run = subprocess.run(
         [sys.executable, "-c", "from blt_core.cli import main; main()", *arguments],
         check=False,

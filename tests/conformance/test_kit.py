@@ -37,13 +37,6 @@ PLUGINS = load_plugins(
 )
 
 
-def blt(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "from blt_core.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], check=False, capture_output=True, text=True
-    )
-
-
 # -- what an author is told ------------------------------------------------------------------------
 
 
@@ -93,10 +86,11 @@ def test_the_same_examples_are_tried_each_time():
 # -- the command line ------------------------------------------------------------------------------
 
 
-def test_the_command_tells_each_contract():
-    run = blt("plugins", "test", "cost_model", "bandwidth", "--set", "bytes_per_parameter=1.0")
-    assert run.returncode == 0, run.stderr
-    lines = run.stdout.splitlines()
+def test_the_command_tells_each_contract(capsys):
+    arguments = ["cost_model", "bandwidth", "--set", "bytes_per_parameter=1.0"]
+    code, told = run(["plugins", "test", *arguments]), capsys.readouterr()
+    assert code == 0, told.err
+    lines = told.out.splitlines()
     assert [line.split()[1] for line in lines[:-1]] == [c.name for c in contracts_of("cost_model")]
     assert lines[-1] == "cost_model 'bandwidth': 8 contracts hold, 0 are broken, 0 do not apply"
 
@@ -125,10 +119,10 @@ def test_a_broken_contract_ends_the_command_with_1(monkeypatch, capsys):
         (["cost_model", "--set", "a=1"], "--set is for blt plugins test"),
     ],
 )
-def test_what_the_command_refuses(arguments, message):
-    run = blt("plugins", *arguments)
-    assert (run.returncode, run.stdout) == (2, "")
-    assert message in run.stderr
+def test_what_the_command_refuses(arguments, message, capsys):
+    code, told = run(["plugins", *arguments]), capsys.readouterr()
+    assert (code, told.out) == (2, "")
+    assert message in told.err
 
 
 def test_the_command_tries_the_contracts_that_are_named(capsys):

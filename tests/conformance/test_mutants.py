@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from blt_core.errors import PluginError
@@ -11,16 +9,19 @@ from blt_core.plugins.loading import load_plugins
 from blt_core.testing import Profile, check_component, contracts_of
 from blt_core.testing.contracts import ContractError
 from tests.conformance import mutants_decoding, mutants_files, mutants_parts
+from tests.nightly import nightly_or
 
 MODULES = [mutants_parts, mutants_decoding, mutants_files]
 PLUGINS = load_plugins(
     extra=[("blt-mutants", module.__name__.rpartition(".")[2], module) for module in MODULES]
 )
 FAULTS = {kind: faults for module in MODULES for kind, faults in module.FAULTS.items()}
+#: Examples of each contract: enough to find every fault.
+EXAMPLES = nightly_or(6, 12)
 #: Failing examples need not be made small here.
-QUICK = Profile(12, shrinks=False)
-#: BLT_NIGHTLY=1 tries each fault on three models and three sets of examples.
-SEEDS = (0, 1, 2) if os.environ.get("BLT_NIGHTLY") else (0,)
+QUICK = Profile(EXAMPLES, shrinks=False)
+#: A nightly run tries each fault on three models and three sets of examples.
+SEEDS = nightly_or((0,), (0, 1, 2))
 
 #: Contracts of all kinds, and those that hold what others have caught before.
 GENERAL = (".builds", ".defaults", ".described", ".engine")
@@ -38,7 +39,7 @@ def test_a_component_without_a_fault_passes(kind):
 )
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_fault_is_found_under_its_contract(kind, fault, contract, seed):
-    profile = Profile(12, shrinks=False, seed=seed)
+    profile = Profile(EXAMPLES, shrinks=False, seed=seed)
     with pytest.raises(ContractError) as found:
         check_component(
             kind, "broken/it", {"fault": fault}, plugins=PLUGINS, profile=profile, seed=seed

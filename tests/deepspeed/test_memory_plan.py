@@ -111,7 +111,15 @@ TABLES: dict[str, Any] = {
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 @pytest.mark.parametrize(
-    ("stage", "weight_dtype"), [(0, "float32"), (2, "bfloat16"), (3, "float32")]
+    ("stage", "weight_dtype"),
+    [
+        pytest.param(
+            *(0, "float32"),
+            marks=pytest.mark.nightly(reason="nothing of it is split: the others hold its formula"),
+        ),
+        (2, "bfloat16"),
+        (3, "float32"),
+    ],
 )
 def test_a_plan_is_within_15_percent_of_the_peak_of_a_process(stage, weight_dtype, tmp_path):
     tables = copy.deepcopy(TABLES)

@@ -146,6 +146,7 @@ def test_two_processes_log_the_losses_of_plain_torch_in_one(
     assert not list(runs.extensions.iterdir())
 
 
+@pytest.mark.nightly(reason="test_backend.py tells as much of bfloat16, in one process and in two")
 def test_bfloat16_weights_log_losses_near_those_of_float32_ones(runs, one_process):
     folder = runs.once("half", {**STAGE_3, "weight_dtype": "bfloat16"}, TORCHRUN)
     found = losses(folder)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
 import re
 import runpy
 import shlex
@@ -25,6 +24,7 @@ import tomli
 from blt_core.cli.app import run
 from blt_core.plugins.loading import _load_default, load_plugins
 from blt_core.testing import contracts, kit
+from tests.nightly import NIGHTLY
 
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -36,7 +36,7 @@ LONGER = {"decoder": 175}
 #: Languages of files; others than these, ``diff`` and ``console`` are not run.
 FILES = ("python", "toml", "json")
 ELIDED = "…"
-#: How hard whole components are tried; with BLT_NIGHTLY=1 as ``--profile dev`` does.
+#: How hard whole components are tried; a nightly run does as ``--profile dev`` does.
 QUICK = contracts.Profile(2)
 
 
@@ -141,7 +141,7 @@ def reader(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    found = Reader(tmp_path, monkeypatch, quick="BLT_NIGHTLY" not in os.environ)
+    found = Reader(tmp_path, monkeypatch, quick=not NIGHTLY)
     yield found
     found.renew()
 

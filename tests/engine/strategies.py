@@ -42,17 +42,16 @@ from tests.engine.runs import (
     self_drafter,
     until_drafter,
 )
+from tests.nightly import EXAMPLES
 
 C = models.CONTEXT
-#: max_examples of the profile "ci" (tests/conftest.py).
-CI_EXAMPLES = 50
 
 INVALID_UTF8 = (b"\xff\xfe", b"\xc3(", b"a\x80", b"\xe2\x82")
 
 
 def examples(count: int) -> Callable[..., object]:
-    """``count`` examples in the profile "ci", ten times as many in "thorough"."""
-    return settings(max_examples=count * max(settings.default.max_examples // CI_EXAMPLES, 1))
+    """``count`` examples in the profile "nightly", and in others as many more or fewer."""
+    return settings(max_examples=count * settings.default.max_examples // EXAMPLES["nightly"])
 
 
 def prompts(*, longest: int = 24) -> st.SearchStrategy[bytes]:

@@ -13,6 +13,7 @@ from blt_core.testing.reference import block_logits, row_logits, true_flags
 from tests.engine import models
 from tests.engine.programs import Machine, same_logits
 from tests.engine.strategies import denoising_indices, examples, model_indices, programs, prompts
+from tests.nightly import nightly_or
 
 
 @examples(150)
@@ -37,17 +38,21 @@ FORCED = ("frontier", "forced")
 def test_a_block_leaves_no_trace_when_its_text_goes_on(index):
     """Forced blocks, then drafts, appended bytes, rewinds to and into a patch, other blocks."""
     steps = "next block draft append block append draft block rewind block next rewind draft"
-    for number in range(12):
+    for number in range(nightly_or(3, 12)):
         machine = Machine(models.model(index), [b"", b"trace of a block"], None)
         machine.next(Random(0))
         machine.run([(name, 31 * number + i) for i, name in enumerate(steps.split())])
+
+
+#: Bytes of a long text: many times what any window of the pool holds.
+LONG = nightly_or(160, 320)
 
 
 @pytest.mark.parametrize("index", range(16))
 def test_long_texts_byte_by_byte_equal_the_full_forward(index):
     """Settled every byte, so that windows drop what lies behind; one row ends early."""
     model, rng = models.model(index), Random(index)
-    ids = [model.scheme.bos, *(rng.choice((32, 97, rng.randrange(256))) for _ in range(320))]
+    ids = [model.scheme.bos, *(rng.choice((32, 97, rng.randrange(256))) for _ in range(LONG))]
     flags = true_flags(model, ids)
     want = row_logits(model, ids, flags)
     state = DecodeState(model, [ids[1:5], ids[1:2]], [400, 400])

@@ -6,7 +6,6 @@ entropies of many texts, so that rounding moves no boundary.
 
 from __future__ import annotations
 
-import os
 import warnings
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,6 @@ from random import Random
 import attrs
 import torch
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from transformers import BltConfig, BltForCausalLM
@@ -150,6 +148,14 @@ def generated(model: BltForCausalLM, prompt: bytes, count: int) -> list[int]:
         pad_token_id=0,
     )
     return found[0, ids.shape[1] :].tolist()
+
+
+@torch.inference_mode()
+def chosen(model: BltForCausalLM, prompt: bytes, ids: list[int]) -> list[int]:
+    """The likeliest id at each position of an output: ``ids`` themselves, if they are greedy."""
+    whole = torch.tensor([[*encode(prompt), *ids[:-1]]])
+    found: torch.Tensor = model(whole, use_cache=False).logits[0, -len(ids) :]
+    return found.argmax(-1).tolist()
 
 
 def prompts() -> list[bytes]:

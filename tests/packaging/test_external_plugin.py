@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -12,21 +11,21 @@ from pathlib import Path
 import pytest
 
 from tests.core.test_layers import PUBLIC
+from tests.nightly import nightly_or
 from tests.packaging.distributions import ROOT, Environment, wheel_of
 
 EXTERNAL = ROOT / "tests" / "external_plugin"
-PROFILE = "ci" if os.environ.get("BLT_NIGHTLY") else "3"
-#: First-party plugins that are lifted out of blt-core; BLT_NIGHTLY=1 lifts more.
+PROFILE = nightly_or("2", "ci")
+#: First-party plugins that are lifted out of blt-core; a nightly run lifts more.
 LIFTED = {
     "cost": ("-k", "cost_model"),
-    **(
+    **nightly_or(
+        {},
         {
             "unmasking": ("-k", "unmasking"),
             "patching": ("-k", "patcher or byte_scorer"),
             "verification": ("-k", "verification"),
-        }
-        if os.environ.get("BLT_NIGHTLY")
-        else {}
+        },
     ),
 }
 PROBE = """
@@ -191,7 +190,7 @@ def test_a_plugin_of_ours_is_lifted_out(plugin, core, tmp_path):
     environment.install(core, wheel_of(tmp_path / "wheels", lift(plugin, tmp_path)))
     without(plugin, environment.site)
     tests = shutil.copy(ROOT / "tests" / "conformance" / "test_first_party.py", tmp_path)
-    options = ("-p", "no:cacheprovider", "-v", *LIFTED[plugin], tests)
+    options = ("-p", "no:cacheprovider", "-v", "--blt-profile", PROFILE, *LIFTED[plugin], tests)
     said = environment.run(tmp_path, environment.python, "-m", "pytest", *options)
     assert "test_it_keeps_its_contracts[" in said
     assert " passed" in said

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -18,13 +17,14 @@ from blt_core.cli.making import files_of, names_of, template_of, write
 from blt_core.errors import BltError, DataError, PluginError
 from blt_core.plugins.loading import load_plugins
 from tests.core.test_layers import PUBLIC
+from tests.nightly import nightly_or
 from tests.packaging.distributions import ROOT, install, run
 
 PLUGINS = load_plugins()
 KINDS = list(PLUGINS.manifest.kinds)
 TEMPLATES = sorted((ROOT / "blt_core" / "templates").glob("*.py"))
-#: How many examples each contract is tried on here; BLT_NIGHTLY=1 does what a new author's CI does.
-PROFILE = "ci" if os.environ.get("BLT_NIGHTLY") else "2"
+#: How many examples each contract is tried on; a nightly run does what a new author's CI does.
+PROFILE = nightly_or("2", "ci")
 
 
 def make(folder: Path, kind: str, name: str) -> Path:

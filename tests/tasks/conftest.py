@@ -11,13 +11,6 @@ from blt_core.types import Passes, RoundCounts
 from tests.cli.conftest import blt, checkpoint  # noqa: F401 -- fixtures
 
 
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch):
-    """Nothing is fetched while tests run."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-
-
 @pytest.fixture
 def pipeline(checkpoint) -> Pipeline:  # noqa: F811
     run = {"checkpoint": str(checkpoint), "dtype": "float64"}

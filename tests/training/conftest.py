@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from blt_core.plugins.loading import load_plugins
 from blt_core.wiring.config import Config
 from blt_plugins.training.run.job import Job
 from blt_plugins.training.run.make_job import make_job
+from blt_plugins.training.run.trainer import Trainer
 
 TINY: Mapping[str, Any] = {
     "schema": 1,
@@ -125,6 +128,39 @@ class Silent:
 def silent() -> type[Silent]:
     """The class of a report that prints nothing."""
     return Silent
+
+
+@pytest.fixture(scope="session")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Where the model of a finished run of the tiny config lies, with these tables changed.
+
+    Each is trained once; whoever changes files takes a copy: ``finished``.
+    """
+    folder = tmp_path_factory.mktemp("finished")
+    texts, made = write_texts(folder / "texts"), {}
+
+    def model(**changes: Mapping[str, Any]) -> Path:
+        key = json.dumps(changes, sort_keys=True)
+        if key not in made:
+            tables = copy.deepcopy(dict(TINY))
+            tables["corpus"]["path"] = str(texts)
+            for name, table in changes.items():
+                tables[name] = {**tables.get(name, {}), **table}
+            config = Config.from_mapping(tables, "tiny.toml")
+            job = make_job(config, load_plugins(), out=folder / str(len(made)))
+            Trainer(job, Silent()).run()
+            made[key] = job.out / "model"
+        return made[key]
+
+    return model
+
+
+@pytest.fixture
+def finished(model_of: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Puts such a model into ``tmp_path / out / model``, for one test alone."""
+    return lambda out="out", **changes: Path(
+        shutil.copytree(model_of(**changes), tmp_path / out / "model")
+    )
 
 
 class Float64OnTheCpu(TorchFunctionMode):

@@ -22,12 +22,9 @@ def sizes(folder) -> object:
 
 
 @pytest.fixture
-def blocks(new_job, silent, tables):
+def blocks(finished):
     """The folder of a model that was trained on blocks of 4 bytes."""
-    tables |= {"objective": BLOCKS, "decoder": {**tables["decoder"], "denoises": True}}
-    job = new_job(steps=2)
-    Trainer(job, silent()).run()
-    return job.out / "model"
+    return finished(train={"steps": 2}, objective=BLOCKS, decoder={"denoises": True})
 
 
 @pytest.fixture

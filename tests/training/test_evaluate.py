@@ -141,11 +141,9 @@ def test_the_bound_of_a_pass_does_not_change_what_is_measured(monkeypatch):
 
 
 @pytest.fixture
-def trained(new_job, silent):
+def trained(model_of):
     """The folder of a trained model whose decoder does not denoise."""
-    job = new_job()
-    Trainer(job, silent()).run()
-    return job.out / "model"
+    return model_of()
 
 
 @pytest.fixture

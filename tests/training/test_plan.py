@@ -170,7 +170,13 @@ def large(planned: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-@pytest.mark.parametrize("objective", ["ar", "blocks"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pytest.param("ar", marks=pytest.mark.nightly(reason="with blocks there is more to plan")),
+        "blocks",
+    ],
+)
 def test_a_plan_is_within_15_percent_of_the_peak_of_a_process(planned, objective, tmp_path):
     tables = large(with_blocks(planned) if objective == "blocks" else planned)
     tables["train"]["scorer"] = {"steps": 0}
@@ -194,7 +200,13 @@ def test_the_phase_of_a_scorer_is_within_15_percent_of_the_peak_of_a_process(pla
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param("ddp", marks=pytest.mark.nightly(reason="its sizes by themselves: below")),
+        "fsdp",
+    ],
+)
 def test_a_plan_is_within_15_percent_of_the_peak_of_two_processes(planned, strategy, tmp_path):
     tables = large(planned)
     # Most memory is what the backend keeps: some 20 million parameters.
@@ -211,7 +223,10 @@ def test_a_plan_is_within_15_percent_of_the_peak_of_two_processes(planned, strat
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-@pytest.mark.parametrize("passes", [2, 4])
+@pytest.mark.parametrize(
+    "passes",
+    [2, pytest.param(4, marks=pytest.mark.nightly(reason="two at once are planned for two"))],
+)
 def test_passes_side_by_side_are_within_15_percent_of_the_peak(planned, passes, tmp_path):
     tables = large(planned)
     tables["train"] |= {"accumulate": passes, "batch_bytes": 2048 * passes, "scorer": {"steps": 0}}

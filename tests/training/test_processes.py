@@ -1,4 +1,4 @@
-"""Several processes train what one does: DDP and FSDP2 under torchrun, on the CPU."""
+"""Several processes train what one does: DDP and FSDP2, on the CPU, one run of them by torchrun."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import tomli_w
 
 from blt_core.loading import read_checkpoint
 from blt_core.plugins.loading import load_plugins
+from tests.training.forks import Forks
 
 pytestmark = pytest.mark.slow
 
@@ -62,15 +63,13 @@ if os.environ.get("PARTS"):
     train.load_plugins = plugins
 main()
 """
-#: The environment of processes that have the parts of a plugin of our own.
-PARTS = {"PARTS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
 
 
 class Runs:
     """Trains the tiny config in a folder of its own; gives the records of a run."""
 
     def __init__(self, folder: Path, tables: dict[str, Any]) -> None:
-        self.folder, self._tables = folder, tables
+        self.folder, self._tables, self.forks = folder, tables, Forks(folder)
         self._made: dict[str, Any] = {}
         (folder / "program.py").write_text(PROGRAM)
 
@@ -85,33 +84,40 @@ class Runs:
         optimizer: str = "adamw",
         env: dict[str, str] | None = None,
         code: int = 0,
+        launcher: bool = False,
         **settings: Any,
     ) -> Any:
         backend = {"use": "torch", "strategy": strategy, "optimizer": optimizer}
         changed = {**self._tables, "training_backend": backend}
-        changed["train"] = {**self._tables["train"], "accumulate": 2, **settings}
+        train = {**self._tables["train"], "accumulate": 2, "tensorboard": False}
+        changed["train"] = {**train, **settings}
         if blocks:
             changed |= {"objective": BLOCKS, "decoder": {**changed["decoder"], "denoises": True}}
         for kind, use in (parts or {}).items():
             changed[kind] = {**changed[kind], "use": use}
-        env = {**(PARTS if parts else {}), **(env or {})}
+        env = {**({"PARTS": "1"} if parts else {}), **(env or {})}
         config = self.folder / f"{out}.toml"
         config.write_text(tomli_w.dumps(changed))
-        launch = [sys.executable]
-        if processes > 1:
-            launch += ["-m", "torch.distributed.run", "--standalone"]
-            launch += ["--nproc-per-node", str(processes)]
         program = [str(self.folder / "program.py"), "train", str(config)]
-        done = subprocess.run(
-            [*launch, *program, "--out", str(self.folder / out)],
+        program += ["--out", str(self.folder / out)]
+        start = self._launch if launcher else self.forks.run
+        done = start(processes, program, env)
+        assert (done.returncode == 0) == (code == 0), done.stderr
+        return records(self.folder / out) if code == 0 else {}, done
+
+    def _launch(
+        self, processes: int, program: list[str], env: dict[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        """As users start a run."""
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        return subprocess.run(
+            [*launch, "--nproc-per-node", str(processes), *program],
             env={**os.environ, "OMP_NUM_THREADS": "1", **env},
             capture_output=True,
             text=True,
             timeout=900,
             check=False,
         )
-        assert (done.returncode == 0) == (code == 0), done.stderr
-        return records(self.folder / out) if code == 0 else {}, done
 
     def once(self, out: str, processes: int, **keys: Any) -> Any:
         """A run that several tests look at, which is made for the first of them."""
@@ -122,7 +128,9 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(lasting_tables, tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("runs"), lasting_tables)
+    runs = Runs(tmp_path_factory.mktemp("runs"), lasting_tables)
+    yield runs
+    runs.forks.close()
 
 
 def records(out: Path) -> dict[tuple[str, int], dict[str, Any]]:
@@ -167,19 +175,17 @@ def test_two_processes_take_the_steps_of_one_with_muon(runs):
     assert_same(alone, two)
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [((1, "ddp"), (2, "fsdp")), ((2, "fsdp"), (2, "ddp"))]
-)
-def test_a_run_goes_on_in_other_processes(runs, before, after):
-    out = f"from-{before[0]}"
-    runs.train(out, *before, env={"HALT": "7"})
-    found, done = runs.train(out, *after)
+def test_a_run_goes_on_in_other_processes(runs):
+    runs.train("moved", 1, "ddp", env={"HALT": "7"})
+    _, done = runs.train("moved", 2, "fsdp", env={"HALT": "11"})
     assert "resumed at model step 5" in done.stderr
+    found, done = runs.train("moved", 2, "ddp")
+    assert "resumed at model step 10" in done.stderr
     assert_same(runs.once("one-False", 1)[0], found)
 
 
 def test_ctrl_c_to_the_launcher_saves_the_state_and_the_same_command_goes_on(runs):
-    _, done = runs.train("pressed", 2, env={"INTERRUPT": "7"}, code=1)
+    _, done = runs.train("pressed", 2, launcher=True, env={"INTERRUPT": "7"}, code=1)
     assert "SIGINT: stopping after this step" in done.stderr
     assert "interrupted at model step 8, which is saved" in done.stderr
     found, done = runs.train("pressed", 2)

@@ -24,6 +24,7 @@ from blt_core.wiring.config import Config
 from blt_plugins.training.backends.torch import TorchBackend, TorchBackendParams
 from blt_plugins.training.run.job import Job
 from blt_plugins.training.run.make_job import make_job
+from blt_plugins.training.run.report import SilentReport
 from blt_plugins.training.run.resume import OtherSettingsError
 from blt_plugins.training.run.trainer import Trainer
 from tests.training.runs import assert_same_run, metrics, sends, stored
@@ -92,6 +93,15 @@ PLACES = {
 
 
 @pytest.fixture(scope="module")
+def whole(lasting_tables, tmp_path_factory) -> Job:
+    """A job that nothing has stopped."""
+    config = Config.from_mapping(lasting_tables, "tiny.toml")
+    job = make_job(config, load_plugins(), out=tmp_path_factory.mktemp("whole"))
+    Trainer(job, SilentReport()).run()
+    return job
+
+
+@pytest.fixture(scope="module")
 def killed(lasting_tables, tmp_path_factory) -> Callable[[str], Job]:
     """Makes the job of a run that was killed at a place, or of ``whole``, which was not."""
     folder = tmp_path_factory.mktemp("killed")
@@ -118,10 +128,7 @@ def test_a_run_that_is_killed_anywhere_goes_on_bit_for_bit(killed, silent, place
     assert not [path for path in again.out.rglob("*") if path.name.startswith(".")]
 
 
-def test_damaged_states_are_passed_over_and_the_run_is_the_same(new_job, silent):
-    whole = new_job("whole")
-    Trainer(whole, silent()).run()
-
+def test_damaged_states_are_passed_over_and_the_run_is_the_same(whole, new_job, silent):
     def stop_at(step: int) -> Path:
         report = silent(sends("model", step, signal.SIGTERM))
         with pytest.raises(RunError, match="interrupted"):
@@ -158,10 +165,7 @@ def test_a_sigterm_after_a_ctrl_c_changes_nothing_and_a_second_ctrl_c_stops_at_o
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("where", [("scorer", 8), ("model", 7)])
-def test_an_interrupt_saves_and_says_how_to_go_on(new_job, silent, where, number):
-    whole = new_job("whole")
-    Trainer(whole, silent()).run()
-
+def test_an_interrupt_saves_and_says_how_to_go_on(whole, new_job, silent, where, number):
     handler = signal.getsignal(number)
     stopped = silent(sends(*where, number))
     with pytest.raises(RunError, match=r"interrupted at \w+ step \d+, .*run the same command") as e:
@@ -178,11 +182,8 @@ def test_an_interrupt_saves_and_says_how_to_go_on(new_job, silent, where, number
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("phase", ["calibration", "scorer", "model"])
 def test_a_signal_within_scores_or_calibration_ends_them_after_the_batch(
-    new_job, silent, monkeypatch, phase, number
+    whole, new_job, silent, monkeypatch, phase, number
 ):
-    whole = new_job("whole")
-    Trainer(whole, silent()).run()
-
     job, batches = new_job("stopped"), []
     patcher = type(job.model.patcher)
     scorer = type(job.model.patcher.byte_scorer)

@@ -26,6 +26,7 @@ from blt_plugins.training.objectives.block_diffusion import (
     BlockDiffusionObjectiveParams,
     ids_from,
 )
+from tests.nightly import nightly_or
 from tests.tiny import config
 
 # -- documents stay apart ------------------------------------------------------------------------
@@ -49,7 +50,7 @@ def model():
 TEXTS = st.lists(st.binary(min_size=1, max_size=60), min_size=2, max_size=4)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=nightly_or(8, 25))
 @given(TEXTS, st.binary(min_size=60, max_size=60), st.integers(5, 70), st.data())
 def test_no_document_is_seen_from_the_rows_of_another(model, texts, noise, context, data):
     chosen = data.draw(st.integers(0, len(texts) - 1))
@@ -120,7 +121,7 @@ def losses_of_rows(model, objective, batch, flags):
     return rows
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=nightly_or(8, 25))
 @given(TEXTS, st.binary(min_size=60, max_size=60), st.integers(5, 70), st.data())
 def test_no_document_changes_the_block_losses_of_another(model, texts, noise, context, data):
     chosen = data.draw(st.integers(0, len(texts) - 1))

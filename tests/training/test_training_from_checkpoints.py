@@ -21,17 +21,16 @@ from tests.training.runs import assert_same_run, metrics, sends, stored, tensors
 
 
 @pytest.fixture
-def further(new_job, silent, tables) -> Callable[..., Job]:
+def further(finished, tables, tmp_path) -> Callable[..., Job]:
     """Makes a job that goes on from the model of a finished run; keys go into its decoder table."""
-    first = new_job("first")
-    Trainer(first, silent()).run()
+    first = finished("first")
     kept = {k: v for k, v in tables.items() if k in {"schema", "corpus", "train"}}
     kept["train"] = {k: v for k, v in kept["train"].items() if k != "scorer"}
 
     def make(out: str = "out", **changes: Any) -> Job:
-        run = {"checkpoint": str(first.out / "model")}
+        run = {"checkpoint": str(first)}
         config = Config.from_mapping({**kept, "run": run} | changes, "more.toml")
-        return make_job(config, load_plugins(), out=first.out.parent / out)
+        return make_job(config, load_plugins(), out=tmp_path / out)
 
     return make
 
