@@ -28,7 +28,7 @@ PROGRAM = """
 import os, signal, time
 from pathlib import Path
 from blt_core.cli import main
-from blt_plugins.training.run.judge import Judge
+from blt_plugins.training.run.together import Together
 from blt_plugins.training.run.trainer import Trainer
 
 look_after = Trainer._look_after
@@ -45,17 +45,17 @@ def halting(self, phase, done, backend):
 
 Trainer._look_after = halting
 if folder := os.environ.get("SCORING"):
-    until_asked = Judge._until_asked
+    each = Together.each
 
-    def scoring(self, items, backend):
-        for number, item in enumerate(until_asked(self, items, backend)):
+    def scoring(self, share):
+        for number, item in enumerate(each(self, share)):
             with Path(folder, os.environ["RANK"]).open("a") as file:
                 file.write(f"{number} ")
             if os.environ["RANK"] == "0":
                 os.kill(os.getpid(), signal.SIGTERM)
             yield item
 
-    Judge._until_asked = scoring
+    Together.each = scoring
 if os.environ.get("PARTS"):
     from blt_plugins.training.cli import train
     from tests.training.parts import plugins
