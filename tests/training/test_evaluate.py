@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 from blt_core.cli.app import run
 from blt_core.compare import repeats

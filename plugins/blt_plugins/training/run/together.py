@@ -81,6 +81,9 @@ class Together:
     def _mean(self, values: Sequence[float]) -> list[float]:
         try:
             return self._backend.mean(values)
-        except BaseException:
+        except RuntimeError as error:
             self._lost = True  # nobody may be left who would hear of it
-            raise
+            raise RunError(
+                f"{self._what}: another process has ended, or does not answer: {error}\n"
+                "  fix: see the messages of the other processes, then run the same command again"
+            ) from error
