@@ -36,8 +36,8 @@ class Together:
     def work(self) -> Iterator[None]:
         """Work that all processes end together.
 
-        Raises Stopped in all of them once one was asked to stop, and OtherProcessError where another one
-        has failed.
+        Raises Stopped in all of them once one was asked to stop, OtherProcessError where another
+        one has failed, and RunError where one has ended or does not answer.
         """
         try:
             yield
