@@ -94,7 +94,11 @@ class TrainingBackend(Protocol):
         ...
 
     def whole(self) -> AbstractContextManager[None]:
-        """Within it the parts of the module can be called themselves, for scores; no training."""
+        """Within it the parts of the module can be called themselves, for scores; no training.
+
+        Calls wait for no other process: each scores a share of its own, in as many calls as that
+        takes.
+        """
         ...
 
     def weights(self) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from blt_core.component import BuildContext
 from blt_core.errors import BltError
 from blt_core.nn import SwiGLU
+from blt_plugins.deepspeed import internals as private
 from blt_plugins.deepspeed.backend import DeepSpeedBackend
 from blt_plugins.deepspeed.resume import TOPOLOGY
 from blt_plugins.deepspeed.settings import DeepSpeedBackendParams
@@ -226,6 +227,30 @@ def after(folder: Path) -> dict[str, Any]:
     }
 
 
+def internals(folder: Path) -> dict[tuple[str, int], str]:
+    """What is wrong with each internal at each stage that uses it; "" for nothing.
+
+    The backend's own checks, which raise at the first, are off.
+    """
+    found: dict[tuple[str, int], str] = {}
+    private.check_package = private.check_engine = lambda *_: None
+    for stage in range(4):
+        run = Run(new_backend(stage))
+        owners = {"deepspeed": [deepspeed_package()], "engine": [run.wrapped]}
+        owners["parameter"] = list(run.module.parameters())
+        for each in private.INTERNALS:
+            if stage in each.stages:
+                problems = {each.problem(owner) for owner in owners[each.owner]}
+                found[each.path, stage] = " ".join(sorted(problems))
+    return found
+
+
+def deepspeed_package() -> Any:
+    import deepspeed
+
+    return deepspeed
+
+
 def reference() -> Iterator[tuple[float, float, dict[str, Tensor]]]:
     """What a plain torch loop gives on all of a step's passes: loss, norm, weights after it."""
     module = new_module()
@@ -252,7 +277,8 @@ def reference() -> Iterator[tuple[float, float, dict[str, Tensor]]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    outcome = {"alone": alone, "pair": pair, "after": after}[sys.argv[2]](Path(sys.argv[3]))
+    cases = {"alone": alone, "pair": pair, "after": after, "internals": internals}
+    outcome = cases[sys.argv[2]](Path(sys.argv[3]))
     BACKENDS.pop().close()
     if int(os.environ.get("RANK", "0")) == 0:
         target = Path(sys.argv[1])

@@ -85,23 +85,30 @@ class Runs:
         env = launch.environment(self.extensions) | {"DS_ACCELERATOR": "cpu"}
         return launch.run(command, env)
 
-    def config(self, out: str, backend: dict[str, Any]) -> str:
-        """A config with this ``[training_backend]``; DeepSpeed computes its layers twice."""
+    def config(self, out: str, backend: dict[str, Any], **train: Any) -> str:
+        """A config with this ``[training_backend]``; DeepSpeed computes its layers twice.
+
+        Further keys go into ``[train]``.
+        """
         tables = copy.deepcopy(dict(TINY))
         tables["corpus"]["path"] = str(self.folder / "texts")
         tables["train"] |= {"steps": 4, "accumulate": 2, "validate_every": 2, "tensorboard": False}
         tables["train"] |= {"checkpoint_every": 2}
         tables["train"]["gradient_checkpointing"] = backend["use"] == "deepspeed"
         tables["train"]["scorer"]["steps"] = 2
+        tables["train"] |= {**train, "scorer": tables["train"]["scorer"] | train.get("scorer", {})}
         tables |= {"objective": BLOCKS, "training_backend": backend}
         tables["decoder"]["denoises"] = True
         config = self.folder / f"{out}.toml"
         config.write_text(tomli_w.dumps(tables))
         return str(config)
 
-    def train(self, out: str, backend: dict[str, Any], launcher: Sequence[str] = ()) -> str:
+    def train(
+        self, out: str, backend: dict[str, Any], launcher: Sequence[str] = (), **train: Any
+    ) -> str:
         """What a run wrote; all of its files lie in ``folder / out``."""
-        command = ("train", self.config(out, backend), "--out", str(self.folder / out))
+        config = self.config(out, backend, **train)
+        command = ("train", config, "--out", str(self.folder / out))
         # DeepSpeed's own port is one for all that run on a machine.
         launcher = [free_port() if word == "PORT" else word for word in launcher]
         written = self.start(*launcher, str(BLT), *command)
@@ -116,9 +123,17 @@ class Runs:
         return self.folder / out
 
 
+def logged(out: Path) -> list[dict[str, Any]]:
+    return list(map(json.loads, (out / "metrics.jsonl").read_text().splitlines()))
+
+
 def losses(out: Path) -> list[float]:
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+    return [record["loss"] for record in logged(out) if "loss" in record]
+
+
+def scores(out: Path) -> dict[str, dict[str, float]]:
+    """What held-out text was scored by, in each phase."""
+    return {record.pop("phase"): record for record in logged(out) if "bits_per_byte" in record}
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +168,29 @@ def test_bfloat16_weights_log_losses_near_those_of_float32_ones(runs, one_proces
     assert found[:2] == pytest.approx(one_process[:2], **CLOSE)  # the scorer's are float32
     assert found[2:] == pytest.approx(one_process[2:], rel=1e-3)
     assert found[2:] != pytest.approx(one_process[2:], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("processes", "stage", "few"),
+    [(2, 0, False), (2, 1, False), (3, 2, False), (2, 3, False), (3, 3, True)],
+)
+def test_scores_are_those_of_one_process_of_plain_torch(runs, processes, stage, few):
+    """Of weights that steps do not change, a window a pass: nothing rounds but the sums."""
+    keys = {"steps": 1, "validate_every": 1, "accumulate": 6, "learning_rate": 1e-30}
+    keys["scorer"] = {"steps": 1, "batch_bytes": 6, "learning_rate": 1e-30}
+    keys |= {"valid_bytes": 1, "valid_drafts": 1} if few else {"valid_drafts": 5}
+    torch = f"scores-torch-{few}"
+    if not (runs.folder / torch).exists():
+        runs.train(torch, {"use": "torch"}, **keys)
+    out = f"scores-{processes}-{stage}-{few}"
+    launcher = (*TORCHRUN[:-2], str(processes), TORCHRUN[-1])
+    runs.train(out, {"use": "deepspeed", "stage": stage}, launcher, **keys)
+    found, wanted = scores(runs.folder / out), scores(runs.folder / torch)
+    names = {"bits_per_byte", "masked_accuracy/1.0", "accepted/blt-s draft_bytes=16"}
+    assert names <= wanted["model"].keys()
+    assert found.keys() == wanted.keys() == {"scorer", "model"}
+    for phase, theirs in wanted.items():
+        assert found[phase] == pytest.approx(theirs, rel=1e-9, abs=0)
 
 
 def test_one_process_goes_on_from_what_two_saved(runs, one_process):

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 from blt_core.cli.app import run
 from blt_core.compare import repeats
 from blt_core.errors import DataError
 from blt_core.pipeline import Pipeline
 from blt_core.testing.reference import block_logits, row_logits, true_flags
-from blt_plugins.training.data.prefixes import prefixes
+from blt_plugins.training.data.prefixes import batched, prefixes
 from blt_plugins.training.data.windows import Texts, cut_windows, make_batch
 from blt_plugins.training.objectives.block_diffusion import sample_starts
 from blt_plugins.training.run.trainer import Trainer
 from blt_plugins.training.scores import accuracy
-from blt_plugins.training.scores.acceptance import acceptance, batched
+from blt_plugins.training.scores.acceptance import acceptance
 from blt_plugins.training.scores.accuracy import STARTS, block_accuracy, masked_accuracy
 from tests.engine.models import model as tiny_model
 from tests.engine.models import shape
@@ -71,20 +70,18 @@ def all_starts(places, count, rng):
 
 @pytest.mark.parametrize("index", MODELS)
 def test_masked_accuracy_is_that_of_each_block_alone(index, monkeypatch):
-    model, size, starts = tiny_model(index), 5, []
+    model, size, drawn = tiny_model(index), 5, []
+    draw = accuracy._drawn
 
     def kept(*arguments):
-        starts.append(all_starts(*arguments))
-        return starts[-1]
+        drawn.append(draw(*arguments))
+        return drawn[-1]
 
-    monkeypatch.setattr(accuracy, "sample_starts", kept)
+    monkeypatch.setattr(accuracy, "sample_starts", all_starts)
+    monkeypatch.setattr(accuracy, "_drawn", kept)
     batch = make_batch(Texts(TEXTS), cut_windows(Texts(TEXTS), 100), model.scheme)
     found = masked_accuracy(model, [batch], size, (0.5, 1.0), seed=3)
-    # The same draws: of starts for every place of the batch, then of noise for every block's byte.
-    rng = torch.Generator().manual_seed(3)
-    torch.rand(batch.targets_br.shape, generator=rng)
-    (start_bn,) = starts
-    noise = torch.rand((*start_bn.shape, size), generator=rng)
+    ((start_bn, noise),) = drawn
     for rate in (0.5, 1.0):
         right = count = 0
         for row, window in enumerate(cut_windows(Texts(TEXTS), 100)):

@@ -195,7 +195,7 @@ def test_a_corpus_without_held_out_text_has_none_prepared(more, tmp_path):
     own = on(more, tmp_path / "out", valid_bytes=0)
     job = make_job(own, load_plugins(), out=tmp_path / "run")
     data = load_data(job.corpus, job.settings, job.model)
-    assert data.valid == []
+    assert (list(data.valid), data.valid.rounds) == ([], 0)
     assert len(data.documents) == 12
     assert len(job.corpus.documents("valid")) == 0
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,12 @@ BLOCKS = {"use": "block-diffusion", "block_bytes": 4, "share": 0.5, "stale_share
 #: ``blt`` whose processes vanish after step HALT of the model, or whose launcher is pressed Ctrl-C
 #: after step INTERRUPT; process 0 goes on once the launcher has told it. With SCORING, a folder,
 #: process 0 gets a SIGTERM in the first batch of held-out text; each leaves the batches it scored.
+#: In a score process 1 fails after its first batch with FAILING, and is gone with DYING.
 PROGRAM = """
 import os, signal, time
 from pathlib import Path
 from blt_core.cli import main
-from blt_plugins.training.run.judge import Judge
+from blt_plugins.training.run.together import Together
 from blt_plugins.training.run.trainer import Trainer
 
 look_after = Trainer._look_after
@@ -46,23 +49,86 @@ def halting(self, phase, done, backend):
 
 Trainer._look_after = halting
 if folder := os.environ.get("SCORING"):
-    until_asked = Judge._until_asked
+    each = Together.each
 
-    def scoring(self, items, backend):
-        for number, item in enumerate(until_asked(self, items, backend)):
+    def scoring(self, share):
+        for number, item in enumerate(each(self, share)):
             with Path(folder, os.environ["RANK"]).open("a") as file:
                 file.write(f"{number} ")
             if os.environ["RANK"] == "0":
                 os.kill(os.getpid(), signal.SIGTERM)
             yield item
 
-    Judge._until_asked = scoring
+    Together.each = scoring
+if (failing := os.environ.get("FAILING")) or os.environ.get("DYING"):
+    each = Together.each
+
+    def breaking(self, share):
+        for item in each(self, share):
+            yield item
+            if os.environ["RANK"] == "1":
+                if failing:
+                    raise OSError("out of luck")
+                os._exit(3)
+
+    Together.each = breaking
 if os.environ.get("PARTS"):
     from blt_plugins.training.cli import train
     from tests.training.parts import plugins
     train.load_plugins = plugins
 main()
 """
+
+#: Scores a module that FSDP2 spreads, before and after ``argv[1]`` steps, in one process thrice as
+#: often as in the other; then trains, and says whether the scores were those of one process.
+UNLIKE = """
+import copy, sys, torch
+from torch import nn
+from blt_core.component import BuildContext
+from blt_plugins.training.backends.torch import TorchBackend, TorchBackendParams
+
+class Layer(nn.Linear):
+    def forward(self, x):
+        return x + super().forward(x)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers, self.head = nn.ModuleList([Layer(8, 8), Layer(8, 8)]), nn.Linear(8, 1)
+
+    def part(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+    def forward(self, x):
+        return self.part(x).mean()
+
+torch.manual_seed(0)
+net, x = Net(), torch.ones(2, 8)
+alone = copy.deepcopy(net)
+backend = TorchBackend(TorchBackendParams(strategy="fsdp"), BuildContext())
+groups = [{"params": list(net.parameters()), "weight_decay": 0.0, "matrices": False}]
+called = backend.start(net, groups, clip=1.0, accumulate=1)
+for _ in range(int(sys.argv[1])):
+    backend.backward([lambda: called(x)])
+    backend.step(0.0)
+for _ in range(2):
+    with backend.whole(), torch.no_grad():
+        for _ in range(1 + 2 * backend.rank):
+            found = net.part(x)
+    same = torch.equal(found, alone.part(x))
+    backend.backward([lambda: called(x)])
+    backend.step(0.0)
+    backend.mean([])
+    assert same
+print("same")
+backend.close()
+"""
+#: Within this a run of a tiny model that fails has ended, long before its collectives give up.
+SECONDS = 120
+#: What held-out text is scored by, beside figures whose names have a /.
+SCORES = ("bits_per_byte", "mean_patch_bytes")
 
 
 class Runs:
@@ -72,6 +138,30 @@ class Runs:
         self.folder, self._tables, self.forks = folder, tables, Forks(folder)
         self._made: dict[str, Any] = {}
         (folder / "program.py").write_text(PROGRAM)
+
+    def config(
+        self,
+        out: str,
+        strategy: str,
+        *,
+        blocks: bool = False,
+        parts: dict[str, str] | None = None,
+        optimizer: str = "adamw",
+        dtype: str = "float32",
+        **settings: Any,
+    ) -> Path:
+        """The config of a run; settings go into [train]."""
+        backend = {"use": "torch", "strategy": strategy, "optimizer": optimizer}
+        changed = {**self._tables, "training_backend": backend, "run": {"dtype": dtype}}
+        train = {**self._tables["train"], "accumulate": 2, "tensorboard": False}
+        changed["train"] = {**train, **settings}
+        if blocks:
+            changed |= {"objective": BLOCKS, "decoder": {**changed["decoder"], "denoises": True}}
+        for kind, use in (parts or {}).items():
+            changed[kind] = {**changed[kind], "use": use}
+        config = self.folder / f"{out}.toml"
+        config.write_text(tomli_w.dumps(changed))
+        return config
 
     def train(
         self,
@@ -84,20 +174,20 @@ class Runs:
         optimizer: str = "adamw",
         env: dict[str, str] | None = None,
         code: int = 0,
+        dtype: str = "float32",
         launcher: bool = False,
         **settings: Any,
     ) -> Any:
-        backend = {"use": "torch", "strategy": strategy, "optimizer": optimizer}
-        changed = {**self._tables, "training_backend": backend}
-        train = {**self._tables["train"], "accumulate": 2, "tensorboard": False}
-        changed["train"] = {**train, **settings}
-        if blocks:
-            changed |= {"objective": BLOCKS, "decoder": {**changed["decoder"], "denoises": True}}
-        for kind, use in (parts or {}).items():
-            changed[kind] = {**changed[kind], "use": use}
+        config = self.config(
+            out,
+            strategy,
+            blocks=blocks,
+            parts=parts,
+            optimizer=optimizer,
+            dtype=dtype,
+            **settings,
+        )
         env = {**({"PARTS": "1"} if parts else {}), **(env or {})}
-        config = self.folder / f"{out}.toml"
-        config.write_text(tomli_w.dumps(changed))
         program = [str(self.folder / "program.py"), "train", str(config)]
         program += ["--out", str(self.folder / out)]
         start = self._launch if launcher else self.forks.run
@@ -131,6 +221,12 @@ def runs(lasting_tables, tmp_path_factory):
     runs = Runs(tmp_path_factory.mktemp("runs"), lasting_tables)
     yield runs
     runs.forks.close()
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def records(out: Path) -> dict[tuple[str, int], dict[str, Any]]:
@@ -196,14 +292,74 @@ def test_ctrl_c_to_the_launcher_saves_the_state_and_the_same_command_goes_on(run
 
 
 def test_a_sigterm_to_one_process_ends_the_scores_of_all_after_the_same_batch(runs, tmp_path):
-    _, done = runs.train("scoring", 2, env={"SCORING": str(tmp_path)}, code=1)
+    keys = {"accumulate": 4}  # passes of a window, of which each process has two to score
+    _, done = runs.train("scoring", 2, env={"SCORING": str(tmp_path)}, code=1, **keys)
     assert "interrupted at scorer step 6, which is saved" in done.stderr
     assert {(tmp_path / rank).read_text() for rank in "01"} == {"0 "}
-    found, done = runs.train("scoring", 2)
+    found, done = runs.train("scoring", 2, **keys)
     assert "resumed at scorer step 6" in done.stderr
-    whole, _ = runs.once("ddp", 2)
+    whole, _ = runs.train("scoring-whole", 2, **keys)
     for name in ("loss", "bits_per_byte"):
         assert [r.get(name) for r in found.values()] == [r.get(name) for r in whole.values()]
+
+
+#: One window of text, so that all processes but one have none; and one draft.
+FEW = {"valid_bytes": 1, "valid_drafts": 1}
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_scores_are_those_of_one_process_in_any_number(runs, few):
+    keys = {"steps": 2, "validate_every": 1, "accumulate": 6, "valid_drafts": 5}
+    keys |= {"dtype": "float64", "blocks": True, **(FEW if few else {})}
+    alone, _ = runs.train(f"scores-{few}-1", 1, **keys)
+    for processes, strategy in ((3, "fsdp"),) if few else ((2, "fsdp"), (3, "ddp")):
+        found, _ = runs.train(f"scores-{few}-{processes}", processes, strategy, **keys)
+        for key, record in alone.items():
+            scores = {k: v for k, v in record.items() if k in SCORES or "/" in k}
+            assert scores == pytest.approx({k: found[key][k] for k in scores}, rel=1e-9, abs=0)
+    names = {name for record in alone.values() for name in record}
+    assert {*SCORES, "masked_accuracy/1.0", "accepted/blt-s draft_bytes=16"} <= names
+
+
+def test_a_score_that_fails_in_one_process_ends_in_all(runs):
+    began = time.monotonic()
+    _, done = runs.train("failing", 2, env={"FAILING": "1"}, code=1)
+    assert time.monotonic() - began < SECONDS
+    assert "out of luck" in done.stderr
+    assert "held-out score of scorer step 6: failed in process 1 of 2" in done.stderr
+
+
+def test_a_process_that_dies_in_a_score_keeps_no_other_waiting(runs):
+    """Started without a launcher, which would end the processes that are left."""
+    config = runs.config("dying", strategy="ddp")
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    command = [sys.executable, str(runs.folder / "program.py"), "train", str(config)]
+    started = [
+        subprocess.Popen(
+            [*command, "--out", str(runs.folder / "dying")],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "DYING": "1", "RANK": rank, **group},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        errors = [process.communicate(timeout=SECONDS)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [1, 3]
+    assert "score of scorer step 6: another process has ended, or does not answer" in errors[0]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_fsdp_scores_as_often_as_each_process_likes_also_before_the_first_step(runs, first):
+    """Otherwise a process waits for the others at each layer, or the run cannot take a step."""
+    program = runs.folder / "unlike.py"
+    program.write_text(UNLIKE)
+    done = runs.forks.run(2, [str(program), str(first)], {})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("same") == 2
 
 
 def test_passes_that_cannot_be_dealt_out_are_refused(runs):

@@ -18,6 +18,7 @@ from blt_core.component import BuildContext, Component
 from blt_core.errors import BltError, CheckpointError, RunError
 from blt_core.nn import read_weights_whole
 from blt_core.types import StateMemory
+from blt_plugins.deepspeed import internals
 from blt_plugins.deepspeed.memory_plan import Zero, zero_memory
 from blt_plugins.deepspeed.process import check_installed, import_deepspeed, join_group, leave_group
 from blt_plugins.deepspeed.resume import TAG, Topology, converted, needs_conversion, read_topology
@@ -30,7 +31,8 @@ BETAS = (0.9, 0.95)
 class DeepSpeedBackend:
     """AdamW on a DeepSpeed engine, which averages over passes and processes by itself.
 
-    Raises PluginError where DeepSpeed is not installed. It is imported by the first ``start``.
+    Raises PluginError where DeepSpeed is not installed. It is imported by the first ``start``,
+    which raises PluginError too where something that is used here is missing in it.
     """
 
     def __init__(self, params: DeepSpeedBackendParams, context: BuildContext) -> None:
@@ -41,6 +43,8 @@ class DeepSpeedBackend:
         self._topology = Topology(params.stage, self.world_size, params.weight_dtype)
         self._package: ModuleType | None = None
         self._running: Any = None
+        self._module, self._device = nn.Module(), torch.device("cpu")
+        self._optimizer: torch.optim.Optimizer | None = None
         self._clip, self._accumulate = 0.0, 1
         if self.world_size > 1 and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -78,8 +82,11 @@ class DeepSpeedBackend:
         if self._spreads_weights:
             read_weights_whole(module)
         optimizer = torch.optim.AdamW(list(groups), lr=0.0, betas=BETAS)
-        self._running, *_ = package.initialize(model=module, optimizer=optimizer, config=config)
-        engine: nn.Module = self._running
+        engine: nn.Module
+        engine, *_ = package.initialize(model=module, optimizer=optimizer, config=config)
+        internals.check_engine(engine, module, self._params.stage)
+        self._running, self._optimizer = engine, optimizer
+        self._module, self._device = module, first.device
         return engine
 
     def backward(self, losses: Iterable[Callable[[], Tensor]]) -> None:
@@ -97,16 +104,16 @@ class DeepSpeedBackend:
             group["lr"] = learning_rate
         norm: Any = None
         if self._params.stage == 0:
-            norm = nn.utils.clip_grad_norm_(engine.module.parameters(), self._clip)
+            norm = nn.utils.clip_grad_norm_(self._module.parameters(), self._clip)
         engine.step()
-        value = float(engine.get_global_grad_norm() if norm is None else norm)
+        value = internals.gradient_norm(engine) if norm is None else float(norm)
         return value if value >= 0 else math.nan  # -1 stands for a norm that is no number
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """Each value's mean over the processes."""
-        device = self._engine().device
+        self._engine()
         # The last one makes a sum of no values a barrier too.
-        sums = torch.tensor([*values, 0.0], dtype=torch.float64, device=device)
+        sums = torch.tensor([*values, 0.0], dtype=torch.float64, device=self._device)
         torch.distributed.all_reduce(sums)
         means: list[float] = (sums[:-1] / self.world_size).tolist()
         return means
@@ -116,11 +123,12 @@ class DeepSpeedBackend:
         engine = self._engine()
         if not self._spreads_weights:
             return contextlib.nullcontext()
-        return whole_module(self._deepspeed(), engine)
+        return whole_module(self._deepspeed(), engine, self._module)
 
     def weights(self) -> dict[str, Tensor]:
         """The float32 ``state_dict`` in process 0, gathered a tensor at a time."""
-        return full_weights(self._deepspeed(), self._engine(), keep=self.rank == 0)
+        self._engine()
+        return full_weights(self._deepspeed(), self._module, keep=self.rank == 0)
 
     def save(self, folder: Path) -> None:
         """Write the engine's checkpoint, a file for each process, and what it depends on."""
@@ -140,14 +148,11 @@ class DeepSpeedBackend:
         if not needs_conversion(read_topology(folder), self._topology, folder):
             self._load(folder, TAG)
             return
-        with converted(folder, first=self.rank == 0, barrier=self._barrier) as universal:
-            config = self._engine()._config  # noqa: SLF001 -- see below
-            # Set for this alone: an engine made with it writes states that lack files.
-            config.load_universal_checkpoint = True
-            try:
-                self._load(universal, "step")
-            finally:
-                config.load_universal_checkpoint = False
+        with (
+            converted(folder, first=self.rank == 0, barrier=self._barrier) as universal,
+            internals.loading_universal(self._engine()),
+        ):
+            self._load(universal, "step")
 
     def memory(self, module: nn.Module, *, processes: int, accumulate: int) -> StateMemory:
         """What each of ``processes`` keeps while it trains ``module``."""
@@ -160,8 +165,9 @@ class DeepSpeedBackend:
     def close(self) -> None:
         """Let the engine and the process group go; the module's weights are not gathered."""
         if self._running is not None:
-            self._running.destroy()
-            self._running = None
+            internals.destroy(self._running)
+            self._running = self._optimizer = None
+            self._module = nn.Module()
         if self._package is not None:
             leave_group(self._package)
             self._package = None
@@ -188,13 +194,14 @@ class DeepSpeedBackend:
         # tensor that counts the steps, which each group would then count up.
         for group, kept in zip(engine.optimizer.param_groups, settings, strict=True):
             group.update(kept)
-        for state in engine.basic_optimizer.state.values():
+        for state in self._optimizer.state.values() if self._optimizer else ():
             state["step"] = state["step"].clone()
 
     def _release(self) -> None:
         if self._running is not None:
             engine, self._running = self._running, None
-            make_plain(self._deepspeed(), engine)
+            make_plain(self._deepspeed(), engine, self._module, self._device)
+            self._module, self._optimizer = nn.Module(), None
 
     def _barrier(self) -> None:
         torch.distributed.barrier()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import shutil
@@ -15,6 +14,7 @@ import attrs
 
 from blt_core.errors import CheckpointError
 from blt_core.files import read_json
+from blt_plugins.deepspeed.internals import convert_to_universal
 
 #: DeepSpeed writes into a folder of this name within the one it is given: this is that one.
 TAG = "."
@@ -101,20 +101,9 @@ def converted(folder: Path, *, first: bool, barrier: Any) -> Iterator[Path]:
 
 def _convert(folder: Path, output: Path) -> str:
     """Run DeepSpeed's converter; what went wrong, or nothing."""
-    from deepspeed.checkpoint import ds_to_universal
-
-    options = argparse.Namespace(
-        input_folder=str(folder),
-        output_folder=str(output),
-        num_extract_workers=1,  # more would be forked from this process
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            ds_to_universal.main(options)
+            convert_to_universal(folder, output)
     except Exception as error:  # noqa: BLE001 -- whatever is wrong in the files
         return f"{type(error).__name__}: {error}"
     return ""

@@ -54,13 +54,24 @@ def _check_ties(module: nn.Module, names: Mapping[int, str]) -> None:
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """Within it every process holds all weights of ``module``."""
+    """Within it every process holds all weights of ``module``, and calls its parts by itself.
+
+    Layers keep their weights after a call; otherwise the next call would gather them again, with
+    all processes.
+    """
+    # The first module that is called would become the root for good: a layer, before any step.
+    module._get_fsdp_state()._lazy_init()  # type: ignore[operator]  # noqa: SLF001 -- nothing public
     units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
+    layers = [unit for unit in units if unit is not module]
+    for layer in layers:
+        layer.set_reshard_after_forward(False, recurse=False)
     for unit in units:
         unit.unshard()
     try:
         yield
     finally:
+        for layer in layers:
+            layer.set_reshard_after_forward(True, recurse=False)
         for unit in units:
             unit.reshard()
 

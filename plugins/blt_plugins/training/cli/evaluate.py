@@ -197,9 +197,9 @@ def _evaluate(
     options: HeldOutOptions,
 ) -> Evaluation:
     from blt_plugins.training.cli.threshold import BATCH_BYTES, load_trained
-    from blt_plugins.training.data.prefixes import PREFIX_BYTES, prefixes
+    from blt_plugins.training.data.prefixes import PREFIX_BYTES, batched, prefixes
     from blt_plugins.training.data.windows import Texts, cut_windows, make_batch, pack, sample
-    from blt_plugins.training.scores.acceptance import GREEDY, MOST_BYTES, acceptance, batched
+    from blt_plugins.training.scores.acceptance import GREEDY, MOST_BYTES, acceptance
     from blt_plugins.training.scores.accuracy import STARTS, block_accuracy
     from blt_plugins.training.scores.held_out import evaluate_model
 

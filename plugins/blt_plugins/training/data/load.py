@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
 
 import attrs
 
@@ -11,10 +13,12 @@ from blt_core.errors import DataError
 from blt_core.model import Model
 from blt_core.protocols import Corpus, Documents
 from blt_plugins.training.corpora.patching import check_patching
-from blt_plugins.training.data.prefixes import PREFIX_BYTES, prefixes
+from blt_plugins.training.data.prefixes import PREFIX_BYTES, batched, prefixes
+from blt_plugins.training.data.shares import Share, deal
 from blt_plugins.training.data.windows import (
     Batch,
     Texts,
+    Window,
     Windows,
     cut_windows,
     make_batch,
@@ -24,39 +28,54 @@ from blt_plugins.training.data.windows import (
 from blt_plugins.training.setup.scorer import trainable_scorer
 from blt_plugins.training.setup.settings import ScorerSettings, TrainSettings
 
+T = TypeVar("T")
+
 
 @attrs.frozen(eq=False)
 class Data:
     """documents and windows to train on; batches to score (``valid``) and to calibrate on.
 
     The batches are no larger than the passes of training: they fit into memory as these do.
-    prefixes: of held-out documents, to judge drafts after.
+    Those to score, and the prefixes, are this process's share; all calibrate on the same text.
+    prefixes: of held-out documents, to judge drafts after, in groups of like length;
+    longest_prefix: in bytes, of those of all processes.
     summary: how much text there is on both sides, in words, and which steps exceed their size.
     ``digest``: names the text, so that a resumed run is sure to read the same.
     """
 
     documents: Documents
     windows: Windows
-    valid: Sequence[Batch]
+    valid: Share[Batch]
     calibration: Sequence[Batch]
-    prefixes: Sequence[bytes]
+    prefixes: Share[list[bytes]]
+    longest_prefix: int
     digest: str
     summary: str
 
 
-def load_data(corpus: Corpus, settings: TrainSettings, model: Model) -> Data:
-    """Index the corpus. Raises DataError where it is unfit."""
+def load_data(
+    corpus: Corpus, settings: TrainSettings, model: Model, *, rank: int = 0, world_size: int = 1
+) -> Data:
+    """Index the corpus, for process ``rank`` of ``world_size``.
+
+    Raises DataError where it is unfit.
+    """
     context = settings.context_bytes or model.context_bytes
     documents, valid = _both_sides(corpus, settings)
     trains = trainable_scorer(model) is not None and settings.scorer.steps > 0
     for texts in (documents, valid):
         check_patching(texts, model, context, trains_scorer=trains, save_dtype=settings.save_dtype)
 
-    def batches(texts: Documents, windows: Windows, size: int, limit: int) -> list[Batch]:
-        groups = pack(sample(windows, size, settings.seed), limit)
-        return [make_batch(texts, group, model.scheme).to(model.device) for group in groups]
+    def batch(texts: Documents, group: Sequence[Window]) -> Batch:
+        return make_batch(texts, group, model.scheme).to(model.device)
 
-    windows, held_out = cut_windows(documents, context), cut_windows(valid, context)
+    def share(groups: Sequence[Sequence[T]]) -> Share[T]:
+        return Share(groups[rank], max(map(len, groups)))
+
+    windows = cut_windows(documents, context)
+    scored = sample(cut_windows(valid, context), settings.valid_bytes, settings.seed)
+    dealt = deal(scored, [window.length for window in scored], world_size)
+    starts = _prefixes(valid, settings, context)
     passes = _pass_bytes(settings, trains_scorer=trains)
     scorer_pass = _pass_size(settings.scorer, settings.accumulate)
     summary = [
@@ -66,9 +85,15 @@ def load_data(corpus: Corpus, settings: TrainSettings, model: Model) -> Data:
     return Data(
         documents,
         windows,
-        batches(valid, held_out, settings.valid_bytes, min(passes.values())),
-        batches(documents, windows, settings.scorer.calibration_bytes, scorer_pass),
-        _prefixes(valid, settings, context),
+        share([list(pack(own, min(passes.values()))) for own in dealt]).map(partial(batch, valid)),
+        [
+            batch(documents, group)
+            for group in pack(
+                sample(windows, settings.scorer.calibration_bytes, settings.seed), scorer_pass
+            )
+        ],
+        share([batched(own) for own in deal(starts, list(map(len, starts)), world_size)]),
+        max(map(len, starts), default=0),
         hashlib.sha256(f"{documents.digest}|{valid.digest}".encode()).hexdigest(),
         "\n".join(summary),
     )

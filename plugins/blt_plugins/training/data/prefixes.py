@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from blt_core.errors import DataError
 from blt_core.protocols import Documents
@@ -26,3 +27,9 @@ def prefixes(documents: Documents, count: int, *, longest: int, seed: int = 0) -
         end = rng.randrange(1, len(text))
         found.append(text[max(end - longest, 0) : end])
     return found
+
+
+def batched(prompts: Sequence[bytes], size: int = 16) -> list[list[bytes]]:
+    """Groups of like length, since a batch computes as many rows for all."""
+    ordered = sorted(prompts, key=len)
+    return [ordered[at : at + size] for at in range(0, len(ordered), size)]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import TypeGuard, TypeVar
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -15,12 +14,14 @@ from torch import nn
 from blt_core.errors import RunError
 from blt_core.protocols import ThresholdPatcher, TrainingBackend
 from blt_plugins.training.data.load import Data
+from blt_plugins.training.data.shares import Share
 from blt_plugins.training.objectives.losses import MODEL, PATCHES, SCORER
 from blt_plugins.training.run.folder import RunFolder
 from blt_plugins.training.run.interrupts import Interrupts, Stopped
 from blt_plugins.training.run.job import BEST, LAST, Job
 from blt_plugins.training.run.phases import Phase
 from blt_plugins.training.run.report import Report
+from blt_plugins.training.run.together import Together
 from blt_plugins.training.scores.calibration import calibrate
 from blt_plugins.training.scores.held_out import HeldOut, evaluate_scorer
 from blt_plugins.training.scores.validation import validate
@@ -30,14 +31,13 @@ from blt_plugins.training.setup.scorer import TrainableScorer, round_parameters,
 #: Blocks that drafts are judged by where the objective does not say how long its own are.
 BLOCK_BYTES = 16
 
-T = TypeVar("T")
-
 
 class Judge:
     """Scores what a run trains, and has the folder keep the best.
 
-    best: the best held-out bits per byte so far. held_out: the last score. Its work ends between
-    two batches, in all processes at the same one, once any of them was asked to stop.
+    best: the best held-out bits per byte so far. held_out: the last score. Each process scores its
+    share of the held-out text. Work ends between two batches, in all processes in the same round,
+    once any of them was asked to stop or has failed.
     """
 
     def __init__(
@@ -78,8 +78,11 @@ class Judge:
                 round_parameters(scorer, getattr(torch, settings.save_dtype))
             if not self._job.calibrates or not isinstance(patcher, ThresholdPatcher):
                 return
-            batches = self._until_asked(self._data.calibration, backend)
-            found = calibrate(patcher, batches, settings.scorer.target_patch_bytes)
+            together = self._together(backend, "calibration")
+            with together.work():
+                # Every process measures all of it, as the threshold depends on each entropy.
+                batches = together.each(Share.whole(self._data.calibration))
+                found = calibrate(patcher, batches, settings.scorer.target_patch_bytes)
         patcher.threshold = of_first(backend, found.threshold)
         self._folder.record(
             phase=PATCHES,
@@ -115,24 +118,20 @@ class Judge:
             f"{source} and at the weights that training starts from ({start})"
         )
 
-    def _until_asked(self, items: Iterable[T], backend: TrainingBackend) -> Iterator[T]:
-        """The items; raises Stopped before the next one once any process was asked to stop.
-
-        Every process must have as many items, since they agree before each.
-        """
-        for item in items:
-            if backend.mean([float(self._interrupts.asked)])[0] > 0:
-                raise Stopped
-            yield item
+    def _together(self, backend: TrainingBackend, what: str) -> Together:
+        return Together(backend, lambda: self._interrupts.asked, what)
 
     def _score_scorer(
         self, phase: Phase, step: int, backend: TrainingBackend, *, alone: bool
     ) -> None:
         scorer = trainable_scorer(self._job.model)
-        if scorer is None or not self._data.valid:
+        if scorer is None or not self._data.valid.rounds:
             return
-        batches = self._until_asked(self._data.valid, backend)
-        held_out = evaluate_scorer(scorer.part, batches, self._job.model.scheme)
+        together = self._together(backend, f"held-out score of {phase.name} step {step}")
+        with together.work():
+            batches = together.each(self._data.valid)
+            scheme = self._job.model.scheme
+            held_out = evaluate_scorer(scorer.part, batches, scheme, together.total)
         self.check_finite("held-out score", held_out.bits_per_byte, phase, step - 1)
         if alone:
             self.held_out, self.best = held_out, held_out.bits_per_byte
@@ -143,25 +142,28 @@ class Judge:
 
     def _score_model(self, phase: Phase, step: int, backend: TrainingBackend) -> None:
         """Score the model, and write it if it is the best so far, or else the last."""
-        job, last = self._job, step == phase.steps
-        if not self._data.valid:
+        job, last, data = self._job, step == phase.steps, self._data
+        if not data.valid.rounds:
             if last:
                 self._folder.write_model(BEST, backend)
             return
         after = job.settings.marker(job.model.scheme)
         trained = block_sizes(getattr(job.objective, "block_bytes", None))
-        scores = validate(
-            job.model,
-            [batch.after(after) for batch in self._data.valid] if after else self._data.valid,
-            self._data.prefixes,
-            job.plugins,
-            block_bytes=max(trained, default=BLOCK_BYTES),
-            between=partial(self._until_asked, backend=backend),
-        )
+        together = self._together(backend, f"held-out scores of {phase.name} step {step}")
+        with together.work():
+            scores = validate(
+                job.model,
+                data.valid.map(lambda batch: batch.after(after)) if after else data.valid,
+                data.prefixes,
+                job.plugins,
+                block_bytes=max(trained, default=BLOCK_BYTES),
+                longest_prefix=data.longest_prefix,
+                processes=together,
+            )
         self.held_out = result = scores.held_out
         score = result.bits_per_byte
         better = is_score(score) and (self.best is None or score < self.best)
-        # Processes of different machines may score apart, and all have to take part in a write.
+        # All have to take part in a write, though a sum may round apart on different machines.
         better = of_first(backend, float(better)) > 0
         self._folder.record(phase=MODEL, step=step, **scores.record())
         if better:

@@ -45,7 +45,13 @@ class Trainer:
         self._scorer_backend = scorer_backend(job.backend, job.model.scheme)
         self._interrupts = Interrupts(report.note)
         self._stopping = False
-        self._data = load_data(job.corpus, job.settings, job.model)
+        self._data = load_data(
+            job.corpus,
+            job.settings,
+            job.model,
+            rank=job.backend.rank,
+            world_size=job.backend.world_size,
+        )
         self._phases = make_phases(
             job.model,
             job.objective,
@@ -98,7 +104,7 @@ class Trainer:
 
     def _end(self) -> TrainResult:
         job, judge = self._job, self._judge
-        if judge.best is None and self._data.valid:
+        if judge.best is None and self._data.valid.rounds:
             raise RunError(
                 f"{job.out / BEST}: not written, since no held-out score was a finite number; the "
                 f"last model is {job.out / LAST}\n  fix: lower the learning rate, or look at "

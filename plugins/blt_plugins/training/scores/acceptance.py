@@ -48,18 +48,24 @@ class Acceptance:
         return tuple(n / of for n, of in zip(self.stood, self.reached, strict=True))
 
 
-def batched(prompts: Sequence[bytes], size: int = 16) -> list[list[bytes]]:
-    """Groups of like length, since a batch computes as many rows for all."""
-    ordered = sorted(prompts, key=len)
-    return [ordered[at : at + size] for at in range(0, len(ordered), size)]
+def acceptance(
+    pipeline: Pipeline,
+    sampler: str,
+    batches: Iterable[Sequence[bytes]],
+    *,
+    longest: int | None = None,
+) -> Acceptance:
+    """Let ``sampler`` draft once after each prompt of each batch, greedily.
 
-
-def acceptance(pipeline: Pipeline, sampler: str, batches: Iterable[Sequence[bytes]]) -> Acceptance:
-    """Let ``sampler`` draft once after each prompt of each batch, greedily."""
+    longest: of all prompts, in bytes, so that each has as much room in whichever batch it is; by
+    default that of its batch.
+    """
     own = pipeline.with_sampler(sampler)
     rounds: list[tuple[int, int, int]] = []
     for prompts in batches:
-        rounds += _first_rounds(own, prompts)
+        size = max(map(len, prompts)) if longest is None else longest
+        room = min(MOST_BYTES, own.model.context_bytes - size)
+        rounds += _first_rounds(own, prompts, room)
     longest = max((drafted for drafted, _, _ in rounds), default=0)
     return Acceptance(
         sampler,
@@ -72,9 +78,13 @@ def acceptance(pipeline: Pipeline, sampler: str, batches: Iterable[Sequence[byte
     )
 
 
-def _first_rounds(pipeline: Pipeline, prompts: Sequence[bytes]) -> list[tuple[int, int, int]]:
-    """(drafted, accepted, committed) of the first round after each prompt that has one."""
-    room = min(MOST_BYTES, pipeline.model.context_bytes - max(map(len, prompts)))
+def _first_rounds(
+    pipeline: Pipeline, prompts: Sequence[bytes], room: int
+) -> list[tuple[int, int, int]]:
+    """(drafted, accepted, committed) of the first round after each prompt that has one.
+
+    room: bytes that may follow a prompt.
+    """
     before = [0] * len(prompts)
     for step in pipeline.steps(prompts, max_new_bytes=room, **GREEDY):
         if not step.round.prefill:

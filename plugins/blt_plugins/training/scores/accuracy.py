@@ -6,19 +6,21 @@ layout, whose rows are those of generation. Axes: b batch rows, r byte rows, n b
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import attrs
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from blt_core.model import Model, patch_layout
 from blt_core.protocols import UNSCORED
 from blt_core.types import Blocks
 from blt_plugins.training.data.windows import Batch
 from blt_plugins.training.objectives.block_diffusion import ids_from, sample_starts
-from blt_plugins.training.scores.held_out import greedy_ids
+from blt_plugins.training.scores.held_out import Total, greedy_ids
 
 Starts = Literal["aligned", "inside"]
 STARTS: tuple[Starts, ...] = ("aligned", "inside")
@@ -97,32 +99,51 @@ def masked_accuracy(
     batches: Iterable[Batch],
     block_bytes: int,
     rates: Sequence[float],
+    total: Total = list,
     *,
     seed: int = 0,
 ) -> dict[str, float]:
     """Share of masked bytes that one pass names right, by the rate at which bytes were masked.
 
     In blocks at an eighth of the patch starts, of the training layout; the same blocks for each
-    rate. A rate without a masked byte has no entry.
+    rate. A rate without a masked byte has no entry. batches: of this process, which may have none;
+    total: adds up what the processes have found.
     """
     sums = {rate: [0, 0] for rate in rates}
-    rng = torch.Generator().manual_seed(seed)
     for batch in batches:
         flags_br = model.patcher.flags(batch.rows, None)
-        opens_br = flags_br & (batch.targets_br != UNSCORED)
-        start_bn = sample_starts(opens_br, opens_br.sum(1) / 8, rng)
-        # Drawn at once, so that what is hidden does not depend on how blocks share out to passes.
-        noise_bnB = torch.rand((*start_bn.shape, block_bytes), generator=rng).to(start_bn.device)
-        for some_bn, noise in _passes(start_bn, noise_bnB):
+        starts, draws = _drawn(batch, flags_br, block_bytes, seed)
+        for some_bn, noise in _passes(starts, draws):
             truth = ids_from(some_bn, batch.targets_br, block_bytes)
             scored = truth != UNSCORED
-            for rate, totals in sums.items():
+            for rate, counts in sums.items():
                 hidden = scored & (noise < rate)
                 given = truth.masked_fill(hidden | ~scored, model.scheme.mask or 0)
                 found = _block_ids(model, batch, flags_br, some_bn, given)[0]
-                totals[0] += int((hidden & (found == truth)).sum())
-                totals[1] += int(hidden.sum())
-    return {str(rate): right / of for rate, (right, of) in sums.items() if of}
+                counts[0] += int((hidden & (found == truth)).sum())
+                counts[1] += int(hidden.sum())
+    shared = list(map(round, total([count for counts in sums.values() for count in counts])))
+    pairs = zip(sums, shared[::2], shared[1::2], strict=True)
+    return {str(rate): right / of for rate, right, of in pairs if of}
+
+
+def _drawn(batch: Batch, flags_br: Tensor, block_bytes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Starts (b, n), 0 for padding, and noise (b, n, B) that decides what a rate hides.
+
+    A row's are drawn by its own ids, so they are the same in whichever batch and process it is.
+    """
+    opens_br = (flags_br & (batch.targets_br != UNSCORED)).cpu()
+    ids_br = batch.rows.ids_br.cpu()
+    starts, noise = [], []
+    for row, length in enumerate(batch.rows.lengths):
+        text = ids_br[row, :length].numpy().tobytes()
+        digest = hashlib.sha256(f"{seed}/".encode() + text).digest()
+        rng = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        opens = opens_br[row : row + 1, :length]
+        starts.append(sample_starts(opens, opens.sum(1) / 8, rng)[0])
+        noise.append(torch.rand((len(starts[-1]), block_bytes), generator=rng))
+    start_bn, noise_bnB = (pad_sequence(each, batch_first=True) for each in (starts, noise))
+    return start_bn.to(flags_br.device), noise_bnB.to(flags_br.device)
 
 
 def _block_ids(

@@ -6,7 +6,7 @@ Axes: b batch rows, r byte rows, V ids.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 import torch
@@ -18,6 +18,9 @@ from blt_core.model import Model
 from blt_core.protocols import UNSCORED, ByteScorer
 from blt_core.types import IdScheme
 from blt_plugins.training.data.windows import Batch
+
+#: Gives the sums over all processes of values that each has summed over its own batches.
+Total = Callable[[Sequence[float]], list[float]]
 
 
 @attrs.frozen
@@ -36,27 +39,36 @@ class HeldOut:
 
 
 @torch.no_grad()
-def evaluate_model(model: Model, batches: Iterable[Batch]) -> HeldOut:
-    """Score whole windows with the model's own patches. Raises DataError without a byte."""
-    patches = [0]
+def evaluate_model(model: Model, batches: Iterable[Batch], total: Total = list) -> HeldOut:
+    """Score whole windows with the model's own patches.
+
+    batches: of this process, which may have none; total: adds up what the processes have found.
+    Raises DataError where none has a byte.
+    """
+    patches = 0
 
     def logits(batch: Batch) -> Tensor:
+        nonlocal patches
         flags = model.patcher.flags(batch.rows, None)
         # Place i is flag i + 1, which is that of target i.
-        patches[0] += int((flags & _bytes(batch, model.scheme)).sum())
+        patches += int((flags & _bytes(batch, model.scheme)).sum())
         output = model.forward(batch.rows, flags).clean
         if output is None:
             raise ValueError("the decoder gave no output for clean rows")
         return output.logits
 
-    result = _evaluate(logits, batches, model.scheme)
-    return attrs.evolve(result, mean_patch_bytes=result.bytes / max(patches[0], 1))
+    sums = _sums(logits, batches, model.scheme)
+    *shared, opened = total([*sums, patches])
+    result = _score(shared)
+    return attrs.evolve(result, mean_patch_bytes=result.bytes / max(round(opened), 1))
 
 
 @torch.no_grad()
-def evaluate_scorer(scorer: ByteScorer, batches: Iterable[Batch], scheme: IdScheme) -> HeldOut:
-    """Score whole windows with the byte scorer. Raises DataError without a byte."""
-    return _evaluate(lambda batch: scorer.logits(batch.rows, None), batches, scheme)
+def evaluate_scorer(
+    scorer: ByteScorer, batches: Iterable[Batch], scheme: IdScheme, total: Total = list
+) -> HeldOut:
+    """Score whole windows with the byte scorer; batches and total as in :func:`evaluate_model`."""
+    return _score(total(_sums(lambda batch: scorer.logits(batch.rows, None), batches, scheme)))
 
 
 def greedy_ids(logits: Tensor, scheme: IdScheme) -> Tensor:
@@ -70,9 +82,10 @@ def _bytes(batch: Batch, scheme: IdScheme) -> Tensor:
     return (batch.targets_br != UNSCORED) & (batch.targets_br != scheme.eos)
 
 
-def _evaluate(
+def _sums(
     logits: Callable[[Batch], Tensor], batches: Iterable[Batch], scheme: IdScheme
-) -> HeldOut:
+) -> tuple[float, int, int, int]:
+    """Nats; then how many targets are bytes, how many are named right, and how many there are."""
     nats, size, right, scored = 0.0, 0, 0, 0
     for batch in batches:
         targets = batch.targets_br.flatten()
@@ -83,6 +96,12 @@ def _evaluate(
         right += int((greedy_ids(found, scheme) == targets).sum())
         scored += int((targets != UNSCORED).sum())
         size += int(_bytes(batch, scheme).sum())
+    return nats, size, right, scored
+
+
+def _score(sums: Sequence[float]) -> HeldOut:
+    """The score of what :func:`_sums` gives, added up; a mean of processes may round counts."""
+    nats, (size, right, scored) = sums[0], map(round, sums[1:])
     if size == 0:
         raise DataError("no held-out text to score: the documents are empty")
     return HeldOut(nats / math.log(2) / size, size, right / scored)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import attrs
@@ -14,8 +14,9 @@ from blt_core.plugins.loading import Plugins
 from blt_core.storage.tensors import model_config
 from blt_core.wiring.config import Config
 from blt_core.wiring.resolve import resolve
+from blt_plugins.training.data.shares import Share
 from blt_plugins.training.data.windows import Batch
-from blt_plugins.training.scores.acceptance import acceptance, batched
+from blt_plugins.training.scores.acceptance import acceptance
 from blt_plugins.training.scores.accuracy import masked_accuracy
 from blt_plugins.training.scores.held_out import HeldOut, evaluate_model
 
@@ -26,12 +27,28 @@ SELF_DRAFTS = "blt-s draft_bytes=16"
 T = TypeVar("T")
 
 
-class Between(Protocol):
-    """Looks up between batches; it may raise to end the work there."""
+class Processes(Protocol):
+    """How the processes of a run score together; each calls the same methods in the same order."""
 
-    def __call__(self, items: Iterable[T], /) -> Iterable[T]:
-        """The items themselves."""
+    def each(self, share: Share[T], /) -> Iterator[T]:
+        """This process's batches; it may raise before one of them to end the work in all."""
         ...
+
+    def total(self, values: Sequence[float], /) -> list[float]:
+        """The sum of each value over the processes."""
+        ...
+
+
+class OneProcess:
+    """A process that scores all by itself."""
+
+    def each(self, share: Share[T], /) -> Iterator[T]:
+        """Its batches."""
+        return iter(share)
+
+    def total(self, values: Sequence[float], /) -> list[float]:
+        """Its values."""
+        return list(values)
 
 
 @attrs.frozen
@@ -70,31 +87,35 @@ class Scores:
 
 def validate(
     model: Model,
-    batches: Sequence[Batch],
-    prefixes: Sequence[bytes],
+    batches: Share[Batch],
+    prefixes: Share[list[bytes]],
     plugins: Plugins,
     *,
     block_bytes: int,
-    between: Between = iter,
+    longest_prefix: int | None = None,
+    processes: Processes | None = None,
 ) -> Scores:
     """Score ``model`` on held-out windows, and its drafts after held-out prefixes.
 
-    between: what the batches of each score are read through.
+    Each process scores its share; the scores are those of all of it, the same in every process.
+    longest_prefix: in bytes, of all processes; None for that of each group.
     """
-    held_out = evaluate_model(model, between(batches))
+    each, total = (processes or OneProcess()).each, (processes or OneProcess()).total
+    held_out = evaluate_model(model, each(batches), total)
     denoises = bool(getattr(model.decoder, "denoises", False))
     if not math.isfinite(held_out.bits_per_byte):
         denoises = False  # nothing can be drafted from logits that are no numbers
     samplers = (SELF_DRAFTS, f"blt-dv block_bytes={block_bytes} start=aligned")
-    pipeline = _pipeline(model, plugins) if prefixes else None
+    pipeline = _pipeline(model, plugins) if prefixes.rounds else None
     accepted = {}
     for sampler in samplers if denoises and pipeline else ():
-        found = acceptance(pipeline, sampler, between(batched(prefixes))).accepted_share
-        if found is not None:
-            accepted[sampler] = found
+        found = acceptance(pipeline, sampler, each(prefixes), longest=longest_prefix)
+        stood, drafted = map(round, total([found.accepted, found.drafted]))
+        if drafted:
+            accepted[sampler] = stood / drafted
     return Scores(
         held_out,
-        masked_accuracy(model, between(batches), block_bytes, RATES) if denoises else {},
+        masked_accuracy(model, each(batches), block_bytes, RATES, total) if denoises else {},
         accepted,
     )
 

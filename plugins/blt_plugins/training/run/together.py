@@ -1,0 +1,89 @@
+"""Work between steps that the processes of a run do together: a batch at a time, to one end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+from blt_core.errors import RunError
+from blt_core.protocols import TrainingBackend
+from blt_plugins.training.data.shares import Share
+from blt_plugins.training.run.interrupts import Stopped
+
+T = TypeVar("T")
+
+
+class OtherProcessError(RunError):
+    """The work has failed in another process, whose own message says why."""
+
+
+class Together:
+    """Agrees with the other processes before each batch, so that none waits for one that has ended.
+
+    Within :meth:`work` every process calls the same methods in the same order. Before each round,
+    each sum and the end they tell each other whether any was asked to stop, or has failed; a
+    process that fails tells it where the others ask next. One that dies without a word is found out
+    by the backend's collectives: at once where its connection closes, or after their timeout.
+    """
+
+    def __init__(self, backend: TrainingBackend, asked: Callable[[], bool], what: str) -> None:
+        """asked: whether this process was asked to stop. what: the work, in messages."""
+        self._backend, self._asked, self._what = backend, asked, what
+        self._lost = False
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Work that all processes end together.
+
+        Raises Stopped in all of them once one was asked to stop, OtherProcessError where another
+        one has failed, and RunError where one has ended or does not answer.
+        """
+        try:
+            yield
+            self._agree()
+        except (Stopped, OtherProcessError):
+            raise
+        except Exception:
+            if not self._lost:
+                self._tell_failure()
+            raise
+
+    def each(self, share: Share[T]) -> Iterator[T]:
+        """The batches of this process; in a round that it has none for, it only agrees."""
+        for number in range(share.rounds):
+            self._agree(may_stop=True)
+            yield from share.batches[number : number + 1]
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """The sum of each value over the processes, in float64, the same in all of them."""
+        self._agree()
+        return [mean * self._backend.world_size for mean in self._mean(values)]
+
+    def _agree(self, *, may_stop: bool = False, failed: bool = False) -> None:
+        backend = self._backend
+        flags = [float(failed and rank == backend.rank) for rank in range(backend.world_size)]
+        stopped, *others = self._mean([float(self._asked()), *flags])
+        if failed:
+            return
+        if found := [str(rank) for rank, flag in enumerate(others) if flag > 0]:
+            raise OtherProcessError(
+                f"{self._what}: failed in process {', '.join(found)} of {backend.world_size} "
+                "(counted from 0)\n  fix: see the message of that process"
+            )
+        if may_stop and stopped > 0:
+            raise Stopped
+
+    def _tell_failure(self) -> None:
+        with suppress(Exception):  # the failure itself is what is to be raised
+            self._agree(failed=True)
+
+    def _mean(self, values: Sequence[float]) -> list[float]:
+        try:
+            return self._backend.mean(values)
+        except RuntimeError as error:
+            self._lost = True  # nobody may be left who would hear of it
+            raise RunError(
+                f"{self._what}: another process has ended, or does not answer: {error}\n"
+                "  fix: see the messages of the other processes, then run the same command again"
+            ) from error
