@@ -38,7 +38,7 @@ FORCED = ("frontier", "forced")
 def test_a_block_leaves_no_trace_when_its_text_goes_on(index):
     """Forced blocks, then drafts, appended bytes, rewinds to and into a patch, other blocks."""
     steps = "next block draft append block append draft block rewind block next rewind draft"
-    for number in range(nightly_or(3, 12)):
+    for number in range(12):
         machine = Machine(models.model(index), [b"", b"trace of a block"], None)
         machine.next(Random(0))
         machine.run([(name, 31 * number + i) for i, name in enumerate(steps.split())])
