@@ -51,7 +51,8 @@ INVALID_UTF8 = (b"\xff\xfe", b"\xc3(", b"a\x80", b"\xe2\x82")
 
 def examples(count: int) -> Callable[..., object]:
     """``count`` examples in the profile "nightly", and in others as many more or fewer."""
-    return settings(max_examples=count * settings.default.max_examples // EXAMPLES["nightly"])
+    share = settings.default.max_examples / EXAMPLES["nightly"]
+    return settings(max_examples=max(round(count * share), 1))
 
 
 def prompts(*, longest: int = 24) -> st.SearchStrategy[bytes]:
