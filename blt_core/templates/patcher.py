@@ -9,13 +9,11 @@ Contracts: docs/kinds/patcher.md
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import attrs
 import torch
 from torch import Tensor
 
-from blt_core import BuildContext, Component, Rows, at_least, hookimpl
+from blt_core import BuildContext, Component, ListCache, Rows, at_least, hookimpl
 
 #: What configs call the component.
 NAME = "acme/name"
@@ -28,30 +26,6 @@ class LinesParams:
     max_patch_bytes: int = attrs.field(default=8, validator=at_least(1))
 
 
-class PatchSizes:
-    """How many bytes the open patch of each batch row had after each byte.
-
-    Of all bytes, so that a rewind finds it; a patcher that looks back further keeps more here, and
-    nothing on itself: one instance serves all texts.
-    """
-
-    def __init__(self, batch: int) -> None:
-        self.sizes: list[list[int]] = [[] for _ in range(batch)]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Bytes read, of each batch row."""
-        return [len(row) for row in self.sizes]
-
-    def rewind(self, lengths: Sequence[int]) -> None:
-        """Forget all bytes after the given lengths."""
-        for row, length in zip(self.sizes, lengths, strict=True):
-            del row[length:]
-
-    def settle(self, lengths: Sequence[int]) -> None:
-        """No rewind will go below these lengths; what only such a rewind needs may be dropped."""
-
-
 class Lines:
     """A byte opens a patch after a line feed, and after ``max_patch_bytes`` bytes."""
 
@@ -59,16 +33,16 @@ class Lines:
         self.max_patch_bytes = params.max_patch_bytes
         self._line_feed = ord("\n") + context.scheme.byte_offset
 
-    def new_cache(self, batch: int) -> PatchSizes:
-        """An empty cache for so many texts."""
-        return PatchSizes(batch)
+    def new_cache(self, batch: int) -> ListCache[int]:
+        """An empty cache: how many bytes the open patch of each text had after each byte."""
+        return ListCache(batch)
 
-    def flags(self, rows: Rows, cache: PatchSizes | None) -> Tensor:
+    def flags(self, rows: Rows, cache: ListCache[int] | None) -> Tensor:
         """(b, r) bool: for each new byte, whether the byte after it opens a patch."""
-        cache = cache if cache is not None else PatchSizes(len(rows.lengths))
+        cache = cache if cache is not None else ListCache(len(rows.lengths))
         flags_br = torch.zeros(rows.ids_br.shape, dtype=torch.bool)
         for b, count in enumerate(rows.lengths):
-            sizes = cache.sizes[b]
+            sizes = cache.rows[b]
             for i, token in enumerate(rows.ids_br[b, :count].tolist()):
                 first = not sizes  # BOS, a patch of its own
                 size = sizes[-1] + 1 if sizes else 1
