@@ -65,9 +65,14 @@ def _check_probs(drafter: Drafter, draft: Draft, size: int) -> None:
         wanted = (len(draft.ids), longest, size)
         text = f"gave probabilities of shape {shape}; expected {wanted}"
         raise broken(drafter, text, _PROBABILITIES)
-    for row, ids in enumerate(draft.ids):
-        if not all(draft.probs(row, size)[place, token] > 0 for place, token in enumerate(ids)):
-            text = f"drafted {ids}, of which some have a probability of 0"
+    at = [(row, place, token) for row, ids in enumerate(draft.ids)
+          for place, token in enumerate(ids)]  # fmt: skip
+    if not at or probs is None:
+        return
+    possible = (probs[tuple(zip(*at, strict=True))] > 0).tolist()
+    for (row, _, _), drawn in zip(at, possible, strict=True):
+        if not drawn:
+            text = f"drafted {draft.ids[row]}, of which some have a probability of 0"
             raise broken(drafter, text, _PROBABILITIES)
 
 

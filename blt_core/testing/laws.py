@@ -87,9 +87,9 @@ def joint_law(
         text, reached = open_texts.popitem()
         for ids, probability in drafts(chains, text, most, bound):
             stands, following = law(ids, *chains.given(text, ids))
-            outcomes = stands[:, None] * following
+            outcomes = (stands[:, None] * following).tolist()
             for j, token in itertools.product(range(len(ids) + 1), range(IDS)):
-                mass = reached * probability * float(outcomes[j, token])
+                mass = reached * probability * outcomes[j][token]
                 if mass:
                     new = (*text, *ids[:j], token)
                     into = open_texts if len(new) < size else done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from math import isnan
 from typing import TYPE_CHECKING
 
@@ -107,12 +108,14 @@ class Sampling:
             if any(isnan(each) for row in highest.tolist() for each in row):
                 raise RunError(NO_NUMBERS)
             return [ids[:count] for ids, count in zip(best.tolist(), rows, strict=True)]
+        at = [(row, place) for row, count in enumerate(rows) for place in range(count)]
         scores = self.probabilities(logits_brV).log()
-        size = scores.shape[-1]
-        return [
-            (scores[row, :count] + draws.noise(row, begin, count, size, stream)).argmax(-1).tolist()
-            for row, (begin, count) in enumerate(zip(positions, rows, strict=True))
-        ]
+        if len(at) < scores.shape[0] * scores.shape[1]:
+            scores = scores[[row for row, _ in at], [place for _, place in at]]
+        bytes_at = [(row, positions[row] + place) for row, place in at]
+        noise = draws.noise_at(bytes_at, scores.shape[-1], stream)
+        drawn = iter((scores.view(noise.shape) + noise).argmax(-1).tolist())
+        return [list(islice(drawn, count)) for count in rows]
 
     def margin(self, logits_V: Tensor, draws: Draws, position: int) -> float:
         """How close the pick for batch row 0 came to being another id.
@@ -185,11 +188,16 @@ class Draws:
         Of the bytes at ``position`` and after it. Added to log-probabilities, its maximum is a draw
         from them; two distributions that share it draw the same id as far as they agree.
         """
+        places = [(row, place) for place in range(position, position + count)]
+        return self.noise_at(places, size, stream)
+
+    def noise_at(self, places: Sequence[tuple[int, int]], size: int, stream: int = 0) -> Tensor:
+        """:meth:`noise` (n, size) of n bytes anywhere: a batch row and a position of each."""
         import numpy as np
         from torch import from_numpy
 
-        keys = [self._key(row, place, stream) for place in range(position, position + count)]
-        states = np.array(keys, np.uint64).reshape(count, 1) ^ np.arange(size, dtype=np.uint64)
+        keys = [self._key(row, position, stream) for row, position in places]
+        states = np.array(keys, np.uint64).reshape(-1, 1) ^ np.arange(size, dtype=np.uint64)
         uniform = ((_mix_all(states) >> np.uint64(12)) + 0.5) * 2.0**-52  # in (0, 1)
         return from_numpy(-np.log(-np.log(uniform)))
 

@@ -13,6 +13,7 @@ import pytest
 from blt_core import ConfigError, Pipeline
 from blt_core.errors import RequestError
 from blt_core.plugins.loading import load_plugins
+from tests.nightly import nightly_or
 from tests.tiny import config, write_checkpoint
 
 Q, STOPS = "gives_q", "stops_early"
@@ -52,7 +53,15 @@ def wrapped(inner):
 
 
 ONE = list(wrapped(list(leaves())))
-ALL = [*leaves(), *ONE, *wrapped(ONE)]
+TWO = list(wrapped(ONE))
+#: Of wrappers over wrappers the plain run tries these; the others ask for the same abilities.
+OF_TWO = nightly_or(("replay", "rejection"), tuple(NEEDS))
+PAIRS = [
+    pytest.param(*drafter[1:], verification, id=f"{drafter[0]}-{verification}")
+    for drafters, verifications in (([*leaves(), *ONE], NEEDS), (TWO, OF_TWO))
+    for drafter in drafters
+    for verification in verifications
+]
 PROMPTS = ["the the the ", "ab"]
 GREEDY, DRAWN = {"temperature": 0.0}, {"temperature": 0.9, "top_p": 0.95}
 
@@ -96,9 +105,7 @@ def with_checkpoint(table, checkpoint):
     return table
 
 
-@pytest.mark.parametrize("verification", NEEDS)
-@pytest.mark.parametrize(("table", "abilities", "fits"), [each[1:] for each in ALL],
-                         ids=[each[0] for each in ALL])  # fmt: skip
+@pytest.mark.parametrize(("table", "abilities", "fits", "verification"), PAIRS)
 def test_pair(ar, checkpoint, table, abilities, fits, verification):
     sampler = {
         "use": "speculative",

@@ -118,10 +118,10 @@ class _Recorded(Draws):
         self.asked.append((row, position, stream))
         return Draws.uniform(self, row, position, stream)
 
-    def noise(self, row: int, position: int, count: int, size: int, stream: int = 0) -> Tensor:
+    def noise_at(self, places: Sequence[tuple[int, int]], size: int, stream: int = 0) -> Tensor:
         """As without the list."""
-        self.asked.extend((row, place, stream) for place in range(position, position + count))
-        return Draws.noise(self, row, position, count, size, stream)
+        self.asked.extend((row, position, stream) for row, position in places)
+        return Draws.noise_at(self, places, size, stream)
 
 
 @UNMASKING.add(

@@ -2,7 +2,8 @@
 
 Drafted ids x_1 … x_k were drawn from q_1 … q_k, each given those before it; the model has p_1 … p_k
 at these places, and p_{k+1} after them. Both laws are functions of these alone, in float64, so that
-tests can sum them up exactly. Axes: k drafted bytes, V ids.
+tests can sum them up exactly. Axes: k drafted bytes, V ids; before them any that drafts of one
+length have in common, as those of a batch.
 """
 
 from __future__ import annotations
@@ -14,59 +15,64 @@ from torch import Tensor
 
 from blt_core.types import AcceptanceLaw
 
-#: law(ids, q_kV, p_jV), with k + 1 rows of p.
-DraftLaw = Callable[[Sequence[int], Tensor, Tensor], AcceptanceLaw]
+#: law(ids_k, q_kV, p_jV), with k + 1 rows of p.
+DraftLaw = Callable[["Sequence[int] | Tensor", Tensor, Tensor], AcceptanceLaw]
 
 
-def rejection(ids: Sequence[int], q_kV: Tensor, p_jV: Tensor) -> AcceptanceLaw:
+def rejection(ids_k: Sequence[int] | Tensor, q_kV: Tensor, p_jV: Tensor) -> AcceptanceLaw:
     """Speculative sampling (arXiv 2211.17192): x_i stands with probability min(1, p_i / q_i).
 
     The first that does not is replaced by a draw from the positive part of p_i - q_i.
     """
-    count = len(ids)
-    p, q = _of(p_jV, ids), _of(q_kV, ids)
-    keeps = torch.minimum(torch.ones_like(p), p / q)
-    reach = torch.cat((keeps.new_ones(1), keeps.cumprod(0)))
-    stands = torch.cat((reach[:-1] * (1 - keeps), reach[-1:]))
-    return AcceptanceLaw(stands, torch.cat((_residual(p_jV[:count] - q_kV), p_jV[count:])))
+    ratio_k, p_kV, last_V = _compared(ids_k, q_kV, p_jV)
+    keeps_k = ratio_k.clamp(max=1)
+    reach_j = _cat(torch.ones_like(last_V[..., :1]), keeps_k.cumprod(-1))
+    stands_j = _cat(reach_j[..., :-1] * (1 - keeps_k), reach_j[..., -1:])
+    return AcceptanceLaw(stands_j, _next(p_kV - q_kV, last_V))
 
 
-def block(ids: Sequence[int], q_kV: Tensor, p_jV: Tensor) -> AcceptanceLaw:
+def block(ids_k: Sequence[int] | Tensor, q_kV: Tensor, p_jV: Tensor) -> AcceptanceLaw:
     """Block verification (arXiv 2403.10444): decides for the draft as a whole.
 
     It accepts as many bytes as ``rejection`` or more, on average.
     """
-    count = len(ids)
-    p, q = _of(p_jV, ids).tolist(), _of(q_kV, ids).tolist()
-    weight, weights = 1.0, [1.0]
-    for i in range(count):
-        weight = min(weight * p[i] / q[i], 1.0)
-        weights.append(weight)
-    excess = [weights[i] * p_jV[i] - q_kV[i] for i in range(count)]
-    keeps = []
-    for i in range(count):
-        left = float(excess[i].clamp(min=0).sum())
-        below = left + 1 - weights[i]
-        keeps.append(left / below if below > 0 else 1.0)
-    keeps.append(weights[count])
-    # The longest beginning whose own coin says so stands; an empty one always may.
-    keeps[0] = 1.0
-    stands, longer = [0.0] * (count + 1), 1.0
-    for j in range(count, -1, -1):
-        stands[j] = longer * keeps[j]
-        longer *= 1 - keeps[j]
-    rows = [_residual(each[None])[0] for each in excess]
-    return AcceptanceLaw(p_jV.new_tensor(stands), torch.stack([*rows, p_jV[count]]))
+    ratio_k, p_kV, last_V = _compared(ids_k, q_kV, p_jV)
+    weights = [torch.ones_like(last_V[..., 0])]
+    for i in range(ratio_k.shape[-1]):
+        weights.append((weights[-1] * ratio_k[..., i]).clamp(max=1))
+    weight_j = torch.stack(weights, -1)
+    excess_kV = weight_j[..., :-1, None] * p_kV - q_kV
+    left_k = excess_kV.clamp(min=0).sum(-1)
+    below_k = left_k + 1 - weight_j[..., :-1]
+    # An empty beginning always may stand; of the others, the longest whose own coin says so does.
+    keeps_j = _cat(_share(left_k, below_k, 1.0), weight_j[..., -1:])
+    keeps_j[..., 0] = 1
+    longer_j = (1 - keeps_j).flip(-1).cumprod(-1).flip(-1)
+    stands_j = keeps_j * _cat(longer_j[..., 1:], torch.ones_like(keeps_j[..., :1]))
+    return AcceptanceLaw(stands_j, _next(excess_kV, last_V))
 
 
-def _of(probs: Tensor, ids: Sequence[int]) -> Tensor:
-    """The probability of each drafted id, in float64."""
-    return probs[: len(ids)].gather(1, torch.tensor(ids).view(-1, 1))[:, 0]
+def _compared(
+    ids_k: Sequence[int] | Tensor, q_kV: Tensor, p_jV: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(p / q of each drafted id, p at the drafted places, p after them)."""
+    p_kV, last_V = p_jV[..., :-1, :], p_jV[..., -1, :]
+    at = torch.as_tensor(ids_k, dtype=torch.long)[..., None]
+    return (p_kV.gather(-1, at) / q_kV.gather(-1, at))[..., 0], p_kV, last_V
 
 
-def _residual(excess: Tensor) -> Tensor:
-    """The positive part, as a distribution; any where there is none, since it is not drawn from."""
-    positive = excess.clamp(min=0)
-    total = positive.sum(-1, keepdim=True)
-    even = torch.full_like(positive, 1 / positive.shape[-1])
-    return torch.where(total > 0, positive / total.where(total > 0, torch.ones_like(total)), even)
+def _next(excess_kV: Tensor, last_V: Tensor) -> Tensor:
+    """The law of the id after j that stand: of the excess, its positive part; any where none is."""
+    positive = excess_kV.clamp(min=0)
+    even = 1 / positive.shape[-1]
+    return torch.cat((_share(positive, positive.sum(-1, True), even), last_V[..., None, :]), -2)
+
+
+def _share(part: Tensor, whole: Tensor, otherwise: float) -> Tensor:
+    """``part / whole``; ``otherwise`` where the whole is nothing."""
+    there = whole > 0
+    return torch.where(there, part / whole.where(there, 1.0), otherwise)
+
+
+def _cat(first: Tensor, second: Tensor) -> Tensor:
+    return torch.cat((first, second), -1)

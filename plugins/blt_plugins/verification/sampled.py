@@ -53,25 +53,31 @@ class SampledVerification:
     ) -> tuple[list[int], list[int]]:
         """(accepted ids of each row, the id after them)."""
         probs = sampling.probabilities(logits_brV)
-        accepted, own = [], []
-        for row, (ids, begin, on) in enumerate(zip(draft.ids, positions, active, strict=True)):
-            if not on:
-                accepted.append(0)
-                own.append(-1)
+        accepted, own = [0] * len(active), [-1] * len(active)
+        for count in {len(ids) for ids in draft.ids}:
+            rows = [b for b, on in enumerate(active) if on and len(draft.ids[b]) == count]
+            if not rows:
                 continue
-            p = probs[row, : len(ids) + 1]
-            law = self.law(ids, draft.probs(row, p.shape[-1]), p)
-            stands = _draw(law.stands_j, draws.uniform(row, begin, _STANDS))
-            accepted.append(stands)
-            own.append(_draw(law.next_jV[stands], draws.uniform(row, begin, _NEXT)))
+            ids_bk = torch.tensor([draft.ids[row] for row in rows], dtype=torch.long)
+            q_bkV = torch.stack([draft.probs(row, probs.shape[-1]) for row in rows])
+            law = self.law(ids_bk, q_bkV, probs[rows, : count + 1])
+            keys = [(row, positions[row]) for row in rows]
+            stands = _drawn(law.stands_j, [draws.uniform(*key, _STANDS) for key in keys])
+            laws_bV = law.next_jV[range(len(rows)), stands]
+            following = _drawn(laws_bV, [draws.uniform(*key, _NEXT) for key in keys])
+            for row, kept, token in zip(rows, stands, following, strict=True):
+                accepted[row], own[row] = kept, token
         return accepted, own
 
 
-def _draw(probs: Tensor, uniform: float) -> int:
-    """The first place where the sum of the probabilities exceeds ``uniform``."""
-    sums = probs.cumsum(0)
-    place = int(torch.searchsorted(sums, uniform * float(sums[-1]), right=True))
-    return min(place, int(probs.nonzero()[-1]))
+def _drawn(probs_bX: Tensor, uniforms: Sequence[float]) -> list[int]:
+    """For each row the first place where the sum of the probabilities exceeds its number."""
+    sums_bX = probs_bX.cumsum(-1)
+    reached = torch.tensor(uniforms, dtype=sums_bX.dtype)[:, None] * sums_bX[:, -1:]
+    places = torch.searchsorted(sums_bX, reached, right=True)[:, 0]
+    last = probs_bX.shape[-1] - 1 - (probs_bX > 0).flip(-1).int().argmax(-1)
+    found: list[int] = torch.minimum(places, last).tolist()
+    return found
 
 
 class RejectionVerification(SampledVerification):
