@@ -51,6 +51,7 @@ class Program:
         self.texts = [[model.scheme.bos, *ids] for ids in prompts]
         self.known = [0, 0]
         self.settled = [0, 0]
+        self._true: dict[tuple[int, ...], list[bool]] = {}
 
     def run(self, steps: Sequence[Step]) -> None:
         """All operations; a first pass reads the prompts."""
@@ -144,8 +145,10 @@ class Program:
 
     def _flags(self, row: int) -> list[bool]:
         """Flags 0 to n of a text, those that are not known cleared."""
-        text, known = self.texts[row], self.known[row]
-        return true_flags(self.model, text)[: known + 1] + [False] * (len(text) - known)
+        text, known = tuple(self.texts[row]), self.known[row]
+        if text not in self._true:
+            self._true[text] = true_flags(self.model, text)
+        return self._true[text][: known + 1] + [False] * (len(text) - known)
 
     def _hold(self, what: str, row: int, got: Tensor) -> None:
         text = self.texts[row]
