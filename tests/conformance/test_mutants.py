@@ -16,10 +16,9 @@ PLUGINS = load_plugins(
     extra=[("blt-mutants", module.__name__.rpartition(".")[2], module) for module in MODULES]
 )
 FAULTS = {kind: faults for module in MODULES for kind, faults in module.FAULTS.items()}
-#: Examples of each contract: enough to find every fault.
+#: Examples of each contract: enough to find every fault; generations take longer than passes.
 EXAMPLES = nightly_or(6, 12)
-#: Failing examples need not be made small here.
-QUICK = Profile(EXAMPLES, shrinks=False)
+OF_KIND = nightly_or({"sampler": 4, "drafter": 4}, {})
 #: A nightly run tries each fault on three models and three sets of examples.
 SEEDS = nightly_or((0,), (0, 1, 2))
 
@@ -28,9 +27,14 @@ GENERAL = (".builds", ".defaults", ".described", ".engine")
 NO_FAULT = ["drafter.identical", "patcher.saved", "unmasking.fills"]
 
 
+def profile(kind, seed=0):
+    """Failing examples need not be made small here."""
+    return Profile(OF_KIND.get(kind, EXAMPLES), shrinks=False, seed=seed)
+
+
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_component_without_a_fault_passes(kind):
-    check_component(kind, "broken/it", {}, plugins=PLUGINS, profile=QUICK)
+    check_component(kind, "broken/it", {}, plugins=PLUGINS, profile=profile(kind))
 
 
 @pytest.mark.parametrize(
@@ -39,11 +43,9 @@ def test_a_component_without_a_fault_passes(kind):
 )
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_fault_is_found_under_its_contract(kind, fault, contract, seed):
-    profile = Profile(EXAMPLES, shrinks=False, seed=seed)
+    table, options = {"fault": fault}, {"plugins": PLUGINS, "seed": seed}
     with pytest.raises(ContractError) as found:
-        check_component(
-            kind, "broken/it", {"fault": fault}, plugins=PLUGINS, profile=profile, seed=seed
-        )
+        check_component(kind, "broken/it", table, profile=profile(kind, seed), **options)
     assert found.value.contract == f"{kind}.{contract}", str(found.value)
 
 
