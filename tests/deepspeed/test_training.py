@@ -30,6 +30,7 @@ DEEPSPEED = (
 #: Sums in another order round apart.
 CLOSE = {"rel": 0, "abs": 1e-6}
 STAGE_3 = {"use": "deepspeed", "stage": 3}
+WHOLE = pytest.mark.nightly(reason="each process has all weights at stage 2 too, which is tried")
 BLOCKS = {"use": "block-diffusion", "block_bytes": 4, "share": 0.5, "stale_share": 0.5}
 
 #: Goes through all that needs no training, then names what of DeepSpeed was imported.
@@ -100,7 +101,7 @@ class Runs:
         tables = copy.deepcopy(dict(TINY))
         tables["corpus"]["path"] = str(self.folder / "texts")
         tables["train"] |= {"steps": 4, "accumulate": 2, "validate_every": 2, "tensorboard": False}
-        tables["train"] |= {"checkpoint_every": 2}
+        tables["train"] |= {"checkpoint_every": 2, "valid_drafts": 2}  # drafting takes long
         tables["train"]["gradient_checkpointing"] = backend["use"] == "deepspeed"
         tables["train"]["scorer"]["steps"] = 2
         tables["train"] |= {**train, "scorer": tables["train"]["scorer"] | train.get("scorer", {})}
@@ -187,7 +188,13 @@ def test_bfloat16_weights_log_losses_near_those_of_float32_ones(runs, one_proces
 
 @pytest.mark.parametrize(
     ("processes", "stage", "few"),
-    [(2, 0, False), (2, 1, False), (3, 2, False), (2, 3, False), (3, 3, True)],
+    [
+        pytest.param(2, 0, False, marks=WHOLE),
+        pytest.param(2, 1, False, marks=WHOLE),
+        (3, 2, False),
+        (2, 3, False),
+        (3, 3, True),
+    ],
 )
 def test_scores_are_those_of_one_process_of_plain_torch(runs, processes, stage, few):
     """Of weights that steps do not change, a window a pass: nothing rounds but the sums."""
