@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tests.training.forks import Forks
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("program.py")
@@ -44,11 +45,7 @@ def run(command: Sequence[str], env: Mapping[str, str]) -> str:
             process.communicate()
 
 
-def run_program(case: str, result: Path, folder: Path, extensions: Path, world: int) -> None:
-    """Run a case of program.py in ``world`` processes; one is run without a launcher."""
-    command = [sys.executable, str(PROGRAM), str(result), case, str(folder)]
-    if world > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", f"{world}"]
-        command[1:1] = torchrun
-    output = run(command, environment(extensions))
-    assert result.exists(), output
+def run_program(forks: Forks, case: str, result: Path, folder: Path, world: int) -> None:
+    """Run a case of program.py in ``world`` processes; one is run as without a launcher."""
+    done = forks.run(world, [str(PROGRAM), str(result), case, str(folder)], {}, seconds=SECONDS)
+    assert result.exists(), done.stderr

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.training.forks import Forks
+
 FOLDER = Path(__file__).parent
 NEAR = {"rtol": 0.0, "atol": 1e-6}
 pytestmark = pytest.mark.slow
@@ -33,19 +35,18 @@ launch, program = neighbour("launch"), neighbour("program")
 class Outcomes:
     """The result of each program, and the folder in which they worked."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.work, self.extensions = folder, folder / "work", folder / "extensions"
-        self.extensions.mkdir()
+    def __init__(self, folder: Path, forks: Forks) -> None:
+        self.folder, self.work = folder, folder / "work"
         for case, world in (("alone", 1), ("pair", 2), ("after", 1)):
-            launch.run_program(case, folder / f"{case}.pt", self.work, self.extensions, world)
+            launch.run_program(forks, case, folder / f"{case}.pt", self.work, world)
 
     def of(self, case: str) -> dict[str, Any]:
         return torch.load(self.folder / f"{case}.pt")
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    return Outcomes(tmp_path_factory.mktemp("deepspeed"))
+def outcomes(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Outcomes:
+    return Outcomes(tmp_path_factory.mktemp("deepspeed"), forks)
 
 
 @pytest.fixture(scope="module")
@@ -167,5 +168,5 @@ def test_a_state_that_lost_its_files_is_a_checkpoint_error(outcomes):
     assert "DeepSpeed cannot convert this state" in message
 
 
-def test_nothing_is_compiled(outcomes):
-    assert list(outcomes.extensions.iterdir()) == []
+def test_nothing_is_compiled(outcomes, extensions):
+    assert list(extensions.iterdir()) == []

@@ -158,12 +158,11 @@ def neighbour(name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> dict[tuple[str, int], str]:
+def installed(tmp_path_factory, forks) -> dict[tuple[str, int], str]:
     """What is wrong in the installed version, with an engine of each stage."""
     folder = tmp_path_factory.mktemp("internals")
-    (folder / "extensions").mkdir()
     result = folder / "internals.pt"
-    neighbour("launch").run_program("internals", result, folder, folder / "extensions", 1)
+    neighbour("launch").run_program(forks, "internals", result, folder, 1)
     return torch.load(result)
 
 

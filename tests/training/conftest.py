@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from blt_core.wiring.config import Config
 from blt_plugins.training.run.job import Job
 from blt_plugins.training.run.make_job import make_job
 from blt_plugins.training.run.trainer import Trainer
+from tests.training.forks import Forks
 
 TINY: Mapping[str, Any] = {
     "schema": 1,
@@ -161,6 +162,14 @@ def finished(model_of: Callable[..., Path], tmp_path: Path) -> Callable[..., Pat
     return lambda out="out", **changes: Path(
         shutil.copytree(model_of(**changes), tmp_path / out / "model")
     )
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Processes that begin with what training imports, for all tests."""
+    made = Forks(tmp_path_factory.mktemp("forks"))
+    yield made
+    made.close()
 
 
 class Float64OnTheCpu(TorchFunctionMode):

@@ -7,14 +7,13 @@ launch of a run that was done.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
+
+from tests.training.forks import Forks
 
 pytestmark = pytest.mark.slow
 
@@ -54,20 +53,13 @@ BACKENDS = {
 OTHERS = pytest.mark.nightly(reason="each backend, and each of both ends, is tried once without it")
 
 
-def launched(folder: Path, tables: dict[str, Any], fail: str) -> list[dict[str, Any]]:
+def launched(forks: Forks, folder: Path, tables: dict[str, Any], fail: str) -> list[dict[str, Any]]:
     """What is left in each of two processes."""
     (folder / "program.py").write_text(PROGRAM)
     (folder / "config.toml").write_text(tomli_w.dumps(tables))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [str(folder / "program.py"), str(folder), str(folder / "config.toml")]
-    done = subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", *command, "--out", str(folder / "out")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "FAIL": fail, "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    env = {"FAIL": fail, "DS_ACCELERATOR": "cpu"}
+    done = forks.run(2, [*command, "--out", str(folder / "out")], env)
     assert all((folder / rank).exists() for rank in "01"), done.stderr
     return [json.loads((folder / rank).read_text()) for rank in "01"]
 
@@ -85,10 +77,10 @@ def launched(folder: Path, tables: dict[str, Any], fail: str) -> list[dict[str, 
     ],
     ids=lambda value: {"": "done", "1": "failed"}.get(value, value),
 )
-def test_nothing_lives_on_threads_when_the_command_returns(tables, tmp_path, backend, fail):
+def test_nothing_lives_on_threads_when_the_command_returns(forks, tables, tmp_path, backend, fail):
     tables["train"] |= {"steps": 2, "accumulate": 2, "validate_every": 2}
     tables["train"]["scorer"]["steps"] = 2
-    found = launched(tmp_path, {**tables, "training_backend": BACKENDS[backend]}, fail)
+    found = launched(forks, tmp_path, {**tables, "training_backend": BACKENDS[backend]}, fail)
     code = 1 if fail else 0
     left = {"code": code, "group": False, "threads": ["MainThread"], "native": []}
     assert found == [left, left]

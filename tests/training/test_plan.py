@@ -31,6 +31,7 @@ from blt_plugins.training.objectives.losses import MODEL, SCORER
 from blt_plugins.training.planning.plan import Planner, even_flags, full_batch, traced_phases
 from blt_plugins.training.planning.tracing import Moment, trace_pass, trace_score
 from blt_plugins.training.setup.config import plan_training
+from tests.nightly import nightly_or
 from tests.peaks import measured_peak
 
 BLOCKS = {"use": "block-diffusion", "share": 0.5, "inside_share": 0.2, "stale_share": 0.3}
@@ -385,26 +386,44 @@ def test_a_world_size_without_a_plan_is_refused(config, capsys):
 
 # -- the recipes ---------------------------------------------------------------------------------
 
+#: Of this part of the context: tracing takes time for each tile of attention.
+SHORTER = nightly_or(64, 8)
+
+
+def shortened(name: str) -> Planner:
+    """The planner of a recipe, with less context."""
+    config = load_config(resource("configs") / f"{name}.toml")
+    train = copy.deepcopy(dict(config.tables["train"]))
+    train["context_bytes"] //= SHORTER
+    for phase in (train, train["scorer"]):
+        phase["batch_bytes"] //= SHORTER
+    return Planner(config.with_table("train", train), load_plugins())
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "global_model", "encoder"), [("train-1b", 1.28e9, 19e6), ("train-3b", 2.82e9, 26e6)]
 )
-def test_the_recipes_have_the_paper_s_sizes_and_need_less_in_more_processes(
-    name, global_model, encoder
-):
-    config = load_config(resource("configs") / f"{name}.toml")
-    train = copy.deepcopy(dict(config.tables["train"]))
-    # An eighth of the context: tracing takes time for each tile of attention.
-    train["context_bytes"] //= 8
-    for phase in (train, train["scorer"]):
-        phase["batch_bytes"] //= 8
-    found = Planner(config.with_table("train", train), load_plugins())
+def test_the_recipes_have_the_paper_s_sizes(name, global_model, encoder):
+    found = shortened(name)
     sizes = found.model.parameter_counts()
     assert sizes.global_model == pytest.approx(global_model, rel=0.005)
     assert sizes.encoder == pytest.approx(encoder, rel=0.03)
     assert sizes.decoder == pytest.approx(160e6, rel=0.015)
     assert sizes.scorer == pytest.approx(99.5e6, rel=0.001)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train-1b",
+        pytest.param("train-3b", marks=pytest.mark.nightly(reason="train-1b has the same parts")),
+    ],
+)
+def test_the_recipes_need_less_in_more_processes(name):
+    found = shortened(name)
+    sizes = found.model.parameter_counts()
     few, many = found.plan(8), found.plan(64)
     assert many.phases[-1].peak < few.phases[-1].peak
     assert many.phases[0].peak == few.phases[0].peak, "a scorer is never sharded"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -134,8 +133,8 @@ SCORES = ("bits_per_byte", "mean_patch_bytes")
 class Runs:
     """Trains the tiny config in a folder of its own; gives the records of a run."""
 
-    def __init__(self, folder: Path, tables: dict[str, Any]) -> None:
-        self.folder, self._tables, self.forks = folder, tables, Forks(folder)
+    def __init__(self, folder: Path, tables: dict[str, Any], forks: Forks) -> None:
+        self.folder, self.tables, self.forks = folder, tables, forks
         self._made: dict[str, Any] = {}
         (folder / "program.py").write_text(PROGRAM)
 
@@ -152,9 +151,9 @@ class Runs:
     ) -> Path:
         """The config of a run; settings go into [train]."""
         backend = {"use": "torch", "strategy": strategy, "optimizer": optimizer}
-        changed = {**self._tables, "training_backend": backend, "run": {"dtype": dtype}}
-        train = {**self._tables["train"], "accumulate": 2, "tensorboard": False}
-        changed["train"] = {**train, **settings}
+        changed = {**self.tables, "training_backend": backend, "run": {"dtype": dtype}}
+        train = {**self.tables["train"], "accumulate": 2, "tensorboard": False}
+        changed["train"] = {**train, "valid_drafts": 4, **settings}  # drafting takes long
         if blocks:
             changed |= {"objective": BLOCKS, "decoder": {**changed["decoder"], "denoises": True}}
         for kind, use in (parts or {}).items():
@@ -217,16 +216,8 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(lasting_tables, tmp_path_factory):
-    runs = Runs(tmp_path_factory.mktemp("runs"), lasting_tables)
-    yield runs
-    runs.forks.close()
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
+def runs(lasting_tables, tmp_path_factory, forks):
+    return Runs(tmp_path_factory.mktemp("runs"), lasting_tables, forks)
 
 
 def records(out: Path) -> dict[tuple[str, int], dict[str, Any]]:
@@ -309,7 +300,8 @@ FEW = {"valid_bytes": 1, "valid_drafts": 1}
 
 @pytest.mark.parametrize("few", [False, True])
 def test_scores_are_those_of_one_process_in_any_number(runs, few):
-    keys = {"steps": 2, "validate_every": 1, "accumulate": 6, "valid_drafts": 5}
+    scorer = {**runs.tables["train"]["scorer"], "steps": 2}
+    keys = {"steps": 2, "validate_every": 1, "accumulate": 6, "valid_drafts": 5, "scorer": scorer}
     keys |= {"dtype": "float64", "blocks": True, **(FEW if few else {})}
     alone, _ = runs.train(f"scores-{few}-1", 1, **keys)
     for processes, strategy in ((3, "fsdp"),) if few else ((2, "fsdp"), (3, "ddp")):
@@ -332,24 +324,11 @@ def test_a_score_that_fails_in_one_process_ends_in_all(runs):
 def test_a_process_that_dies_in_a_score_keeps_no_other_waiting(runs):
     """Started without a launcher, which would end the processes that are left."""
     config = runs.config("dying", strategy="ddp")
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    command = [sys.executable, str(runs.folder / "program.py"), "train", str(config)]
-    started = [
-        subprocess.Popen(
-            [*command, "--out", str(runs.folder / "dying")],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "DYING": "1", "RANK": rank, **group},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    try:
-        errors = [process.communicate(timeout=SECONDS)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [1, 3]
-    assert "score of scorer step 6: another process has ended, or does not answer" in errors[0]
+    command = [str(runs.folder / "program.py"), "train", str(config)]
+    command += ["--out", str(runs.folder / "dying")]
+    done = runs.forks.run(2, command, {"DYING": "1"}, seconds=SECONDS)
+    assert done.codes == [1, 3]
+    assert "score of scorer step 6: another process has ended, or does not answer" in done.stderr
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -381,17 +360,17 @@ def test_tied_weights_are_trained_by_two_processes_as_by_one(runs, strategy):
 
 def test_fsdp_refuses_a_weight_that_two_layers_share(runs):
     parts = {"global_model": "acme/layers"}
-    tables, runs._tables = (
-        runs._tables,
+    tables, runs.tables = (
+        runs.tables,
         {
-            **runs._tables,
-            "global_model": {**runs._tables["global_model"], "layers": 2},
+            **runs.tables,
+            "global_model": {**runs.tables["global_model"], "layers": 2},
         },
     )
     try:
         _, done = runs.train("shared", 2, "fsdp", parts=parts, code=1)
     finally:
-        runs._tables = tables
+        runs.tables = tables
     assert "fsdp gathers layers one at a time, and global_model.stack.layers.0.mlp.down.weight" in (
         done.stderr
     )

@@ -8,8 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,9 +31,7 @@ from tests.training.runs import assert_same_run, metrics, sends, stored
 KILLED = """
 import json, os, re, shutil, signal, sys
 from pathlib import Path
-import safetensors.torch, torch
-import matplotlib.figure, torch._dynamo  # what a run imports, once for all of them
-torch.set_num_threads(1)
+import safetensors.torch
 
 calls_left = 0
 
@@ -102,14 +98,15 @@ def whole(lasting_tables, tmp_path_factory) -> Job:
 
 
 @pytest.fixture(scope="module")
-def killed(lasting_tables, tmp_path_factory) -> Callable[[str], Job]:
+def killed(lasting_tables, tmp_path_factory, forks) -> Callable[[str], Job]:
     """Makes the job of a run that was killed at a place, or of ``whole``, which was not."""
     folder = tmp_path_factory.mktemp("killed")
     train = {**lasting_tables["train"], "tensorboard": False}
     tables = {**lasting_tables, "train": train}
     arguments = map(json.dumps, (tables, str(folder), {**PLACES, "whole": ("(?!)", 1)}))
-    command = [sys.executable, "-c", KILLED, *(text.strip('"') for text in arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    (folder / "killed.py").write_text(KILLED)
+    command = [str(folder / "killed.py"), *(text.strip('"') for text in arguments)]
+    done = forks.run(1, command, {})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {**dict.fromkeys(PLACES, -signal.SIGKILL), "whole": 0}
     config = Config.from_mapping(tables, "tiny.toml")

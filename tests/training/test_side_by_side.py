@@ -15,6 +15,7 @@ from blt_plugins.training.backends.side_by_side import SideBySide
 from blt_plugins.training.backends.torch import TorchBackend
 from blt_plugins.training.run.job import Job
 from blt_plugins.training.run.trainer import Trainer
+from tests.nightly import nightly_or
 
 
 class Two(nn.Module):
@@ -95,7 +96,8 @@ def trained(job: Job, report: Any) -> tuple[dict[tuple[str, int], float], dict[s
     ids=["plain", "checkpointing", "bfloat16"],
 )
 def test_a_run_is_that_of_passes_one_after_another_bit_for_bit(new_job, tables, silent, changed):
-    keys = {"accumulate": 4, "batch_bytes": 1024, **changed}
+    keys = {"accumulate": 4, "batch_bytes": 1024, "steps": nightly_or(4, 12), **changed}
+    keys |= {"valid_drafts": 1, "scorer": {"steps": nightly_or(2, 8)}}  # drafting takes long
     tables["objective"] = {"use": "block-diffusion", "block_bytes": 4, "stale_share": 0.5}
     tables["decoder"]["denoises"] = True
     before = torch.get_num_threads()
