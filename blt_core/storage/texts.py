@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -18,10 +19,25 @@ def visible_files(folder: Path, pattern: str = "**/*") -> list[Path]:
 
     Raises ValueError or NotImplementedError for what is no glob below a folder.
     """
-    found = [path for path in folder.glob(pattern) if path.is_file()]
     shown = [part for part in Path(pattern).parts if _is_hidden(part)]
+    found = [path for path in _matches(folder, pattern, shown) if path.is_file()]
     files = [path for path in found if not _hides(path.relative_to(folder), shown)]
     return sorted(files, key=lambda path: path.relative_to(folder).parts)
+
+
+def _matches(folder: Path, pattern: str, shown: Sequence[str]) -> Iterable[Path]:
+    """What is below ``folder`` and matches; without most of what is hidden, as an environment."""
+    anywhere, _, name = pattern.partition("/")
+    if shown or anywhere != "**" or not name.strip("/") or name.startswith("/"):
+        return folder.glob(pattern)
+    return {path for each in _visible_folders(folder) for path in each.glob(name)}
+
+
+def _visible_folders(folder: Path) -> Iterator[Path]:
+    """``folder`` and what is below and not hidden; links are not followed, nor does ``**``."""
+    for path, names, _ in os.walk(folder):
+        names[:] = [name for name in names if not _is_hidden(name)]
+        yield Path(path)
 
 
 def _hides(path: Path, shown: Sequence[str]) -> bool:

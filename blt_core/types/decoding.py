@@ -62,7 +62,9 @@ class Draft:
             return self.probs_bkV[row, : len(ids)]
         import torch
 
-        return torch.eye(size, dtype=torch.float64)[ids]
+        probs = torch.zeros(len(ids), size, dtype=torch.float64)
+        probs[torch.arange(len(ids)), torch.tensor(ids, dtype=torch.int64)] = 1.0
+        return probs
 
     def cut(self, limit: Sequence[int]) -> Draft:
         """This draft with at most ``limit[b]`` ids in each row, and the q of no more places."""

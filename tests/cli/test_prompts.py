@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -14,13 +13,13 @@ import pytest
 
 from blt_core.cli import inputs
 from blt_core.errors import DataError, RequestError
+from tests.forks import BLT, forks
 
 #: Of the tiny model.
 CONTEXT = 300
 LONG = (
     f"more than {CONTEXT} bytes exceed the model's context of {CONTEXT} bytes. Shorten the prompt"
 )
-RUN = [sys.executable, "-c", "from blt_core.cli import main; main()"]
 
 
 def refused(outcome, *parts):
@@ -36,13 +35,11 @@ def refused(outcome, *parts):
 @pytest.mark.parametrize("option", [("--prompt-file", "/dev/zero"), ()], ids=["file", "stdin"])
 def test_a_file_without_an_end_is_refused_like_any_that_is_too_long(run_config, option):
     with Path("/dev/zero").open("rb") as endless:
-        done = subprocess.run(
-            [*RUN, "generate", str(run_config()), *option],
-            check=False, stdin=endless, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-    assert (done.returncode, done.stdout) == (2, "")
-    assert f"{option[-1] if option else 'stdin'}: {LONG}" in done.stderr
-    assert "Traceback" not in done.stderr
+        done = forks().run(BLT, ["generate", run_config(), *option], stdin=endless)
+    assert (done.returncode, done.stdout) == (2, b"")
+    said = done.stderr.decode()
+    assert f"{option[-1] if option else 'stdin'}: {LONG}" in said
+    assert "Traceback" not in said
 
 
 class Endless(io.RawIOBase):

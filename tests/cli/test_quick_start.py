@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests.forks import BLT_IMPORTS, forks
+
 #: Prints, after what a command line prints, the modules that it has imported.
 RUN = """
 import json, sys
@@ -20,13 +22,10 @@ HEAVY = {"torch", "numpy", "safetensors", "transformers", "deepspeed", "matplotl
 HEAVY |= {"structlog", "rich.traceback"}
 
 
-def imported(*arguments: str, **environment: str) -> tuple[str, set[str]]:
-    """What a command line prints, and the modules that it imports."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, *arguments], check=False, capture_output=True, text=True,
-        env={**os.environ, **environment}, timeout=300,
-    )  # fmt: skip
-    out, _, last = done.stdout.rstrip("\n").rpartition("\n")
+def imported(*arguments: str, first: str = "import blt_core.cli.app") -> tuple[str, set[str]]:
+    """What a command line prints, and the modules that it imports; ``first`` is what any does."""
+    done = forks(first).run(RUN, arguments)
+    out, _, last = done.stdout.decode().rstrip("\n").rpartition("\n")
     assert last.startswith("["), done.stderr
     code, modules = json.loads(last)
     assert code == 0, done.stderr
@@ -119,12 +118,13 @@ def test_the_core_is_imported_without_torch_and_gives_its_names_when_they_are_us
 
 
 def test_generating_imports_the_plugins_of_its_model_alone():
-    _, modules = imported("generate", "--prompt", "x", "--max-new-bytes", "2")
+    _, modules = imported("generate", "--prompt", "x", "--max-new-bytes", "2", first=BLT_IMPORTS)
     assert {"checkpoints", "demo", "sampling", "local"} <= plugins_among(modules)
     assert not {"training", "deepspeed", "huggingface"} & plugins_among(modules)
 
 
 def test_a_sampler_imports_the_drafter_that_it_nests_alone():
     # Not `demo --sampler ar`: the table that an option replaces is checked too.
-    _, modules = imported("generate", "demo-ar", "--prompt", "x", "--max-new-bytes", "2")
+    short = ("--prompt", "x", "--max-new-bytes", "2")
+    _, modules = imported("generate", "demo-ar", *short, first=BLT_IMPORTS)
     assert not {"drafting", "unmasking", "verification"} & plugins_among(modules)

@@ -1,4 +1,7 @@
-"""Real processes: what is on stdout, closed and full streams, readers that go away, Ctrl-C."""
+"""Processes: what is on stdout, closed and full streams, readers that go away, Ctrl-C.
+
+Those that need no torch are started anew; the others are forks of one that has imported it.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,19 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-BLT = [sys.executable, "-c", "from blt_core.cli import main; main()"]
+from tests.forks import BLT as MAIN
+from tests.forks import forks, reading
+
+BLT = [sys.executable, "-c", MAIN]
 
 
 @pytest.fixture
 def generate(run_config):
-    return [*BLT, "generate", str(run_config()), "--prompt", "x", "--max-new-bytes", "200"]
+    return ["generate", str(run_config()), "--prompt", "x", "--max-new-bytes", "200"]
 
 
 def shell(command, redirection):
@@ -31,23 +38,45 @@ def shell(command, redirection):
     return done.returncode, done.stderr
 
 
-def test_a_reader_that_has_enough_ends_the_run_quietly(generate):
-    with subprocess.Popen(generate, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.read(1)
-        process.stdout.close()
-        assert process.wait(timeout=300) == 0
-        assert process.stderr.read() == b""
+@pytest.fixture
+def error(tmp_path):
+    """A file to be the stderr of a fork."""
+    with (tmp_path / "error").open("w+") as file:
+        yield file
 
 
-def test_a_full_disk_is_one_message_and_exit_code_1(generate):
-    code, error = shell(generate, "> /dev/full")
+def said(error) -> str:
+    error.seek(0)
+    return error.read()
+
+
+def fork(arguments, out, error):
+    """Run a command with these streams: (code, stderr)."""
+    with Path(os.devnull).open() as nothing:
+        code = forks().start(MAIN, arguments, streams=(nothing, out, error)).wait()
+    return code, said(error)
+
+
+def test_a_reader_that_has_enough_ends_the_run_quietly(generate, error):
+    with reading() as (read, write), Path(os.devnull).open() as nothing:
+        process = forks().start(MAIN, generate, streams=(nothing, write, error))
+        write.close()
+        read.read(1)
+        read.close()
+        assert process.wait() == 0
+    assert said(error) == ""
+
+
+def test_a_full_disk_is_one_message_and_exit_code_1(generate, error):
+    with Path("/dev/full").open("wb") as full:
+        code, error = fork(generate, full, error)
     assert code == 1
     assert "Traceback" not in error
     assert "cannot read or write" in error
 
 
-#: Commands that end at once, each with a result.
-QUICK = (("--help",), ("cost",), ("plugins", "--json"))
+#: Commands that end at once, each with a result; none of them imports torch.
+QUICK = (("--help",), ("cost",), ("cost", "--n-dec", "512", "--n-enc", "128", "--json"))
 
 
 def pipe(command):
@@ -80,15 +109,21 @@ def test_a_closed_stdout_is_refused_and_a_closed_stderr_is_not(command):
     assert shell([*BLT, *command], "2>&- > /dev/null")[0] == 0
 
 
-def test_a_report_that_nobody_can_read_ends_no_run(generate):
-    done = subprocess.run(
-        ["sh", "-c", 'exec "$@" 2> /dev/full', "sh", *generate],
-        check=False,
-        capture_output=True,
-        timeout=300,
-    )
-    assert done.returncode == 0
-    assert len(done.stdout) == 200
+def test_a_long_listing_does_as_much(error):
+    command = ("plugins", "--json")
+    with reading() as (read, write):
+        read.close()
+        assert fork(command, write, error) == (0, "")
+    with Path("/dev/full").open("wb") as full:
+        code, text = fork(command, full, error)
+    assert (code, text.count("\n")) == (1, 1), text
+    assert "No space left on device" in text
+
+
+def test_a_report_that_nobody_can_read_ends_no_run(generate, tmp_path):
+    with (tmp_path / "out").open("wb") as out, Path("/dev/full").open("wb") as full:
+        assert forks().start(MAIN, generate, streams=(full, out, full)).wait() == 0
+    assert (tmp_path / "out").stat().st_size == 200
 
 
 NOISY = """
@@ -146,16 +181,9 @@ def noisy(tmp_path):
     (info / "entry_points.txt").write_text(
         "[blt_core]\nnoisy = blt_noisy\n[blt_core.commands]\nnoisy = blt_noisy:command\n"
     )
-    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
 
     def call(*arguments):
-        return subprocess.run(
-            [*BLT, *map(str, arguments)],
-            check=False,
-            capture_output=True,
-            env={**os.environ, "PYTHONPATH": path},
-            timeout=300,
-        )
+        return forks().run(MAIN, arguments, paths=[tmp_path])
 
     return call
 
@@ -192,29 +220,28 @@ Pipeline.from_config({{"schema": 1, "run": {{"checkpoint": {str(checkpoint)!r}}}
 assert sys.stdout is before and not structlog.is_configured()
 print("mine")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, timeout=300
-    )
+    done = forks().run(program)
     assert (done.returncode, done.stdout) == (0, b"mine\n"), done.stderr
 
 
-def test_a_closed_stdin_is_refused_where_it_is_read(generate):
-    code, error = shell([*BLT, "generate", generate[4], "--prompt-file", "-"], "<&-")
-    assert code == 2
-    assert "stdin is closed" in error
+def test_a_closed_stdin_is_refused_where_it_is_read(generate, error, tmp_path):
+    with (tmp_path / "out").open("wb") as out:
+        command = ["generate", generate[1], "--prompt-file", "-"]
+        assert forks().start(MAIN, command, streams=(None, out, error)).wait() == 2
+    assert "stdin is closed" in said(error)
 
 
-def test_ctrl_c_says_so_and_exits_with_1(generate):
+def test_ctrl_c_says_so_and_exits_with_1(generate, error):
     # More than can be written before somebody reads: it cannot be done before the signal comes.
     command = [*generate[:-1], "250", *["--prompt", "y"] * 400]
-    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    command[2] = heard + command[2]  # whoever runs the tests in the background has it ignored
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.read(1)  # it generates
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert error.decode().strip().splitlines()[-1] == "interrupted"
+    with reading() as (read, write), Path(os.devnull).open() as nothing:
+        process = forks().start(MAIN, command, streams=(nothing, write, error))
+        write.close()
+        read.read(1)  # it generates
+        os.kill(process.pid, signal.SIGINT)
+        read.read()
+        assert process.wait() == 1
+    assert said(error).strip().splitlines()[-1] == "interrupted"
 
 
 def test_a_narrow_terminal_encoding_costs_characters_not_the_command():

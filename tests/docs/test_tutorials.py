@@ -8,6 +8,7 @@ the output of a command ``…`` stands for any lines; times are not compared, an
 
 from __future__ import annotations
 
+import ast
 import importlib
 import io
 import re
@@ -20,10 +21,12 @@ import attrs
 import pytest
 import structlog
 import tomli
+from hypothesis import strategies as st
 
 from blt_core.cli.app import run
 from blt_core.plugins.loading import _load_default, load_plugins
 from blt_core.testing import contracts, kit
+from blt_core.testing.kinds import texts
 from tests.nightly import NIGHTLY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +41,7 @@ FILES = ("python", "toml", "json")
 ELIDED = "…"
 #: How hard whole components are tried; a nightly run does as ``--profile dev`` does.
 QUICK = contracts.Profile(2)
+QUICK_DRAWS = 500
 
 
 @attrs.frozen
@@ -71,6 +75,21 @@ def changed(source: str, diff: str) -> str:
     after = "".join(line[1:] + "\n" for line in lines if line[0] in " +")
     assert source.count(before) == 1, f"stands in the file {source.count(before)} times:\n{before}"
     return source.replace(before, after)
+
+
+def on_page(contract: contracts.Contract, expected: str) -> contracts.Contract:
+    """A contract that is tried on the example that a page shows, where that can be read.
+
+    That no smaller one breaks it is searched for in a nightly run: most of the time goes into that.
+    """
+    of_it = expected.partition(f"BROKEN {contract.name} ")[2].partition("BROKEN ")[0]
+    example = re.search(r"^ +smallest example: (.+)$", of_it, re.MULTILINE)
+    try:
+        ast.literal_eval(example[1] if example else "-")
+    except (ValueError, SyntaxError):
+        return contract
+    made = st.builds(lambda: ast.literal_eval(example[1]))
+    return attrs.evolve(contract, examples=lambda _: made)
 
 
 class Reader:
@@ -117,12 +136,15 @@ class Reader:
             patch.setattr(sys, "stdout", printed)
             patch.setattr(sys, "stderr", printed)
             if shown:  # of a broken component only the contracts that the page shows
-                every = kit.contracts_of
+                every, at_once = kit.contracts_of, expected if self.quick else ""
                 patch.setattr(
-                    kit, "contracts_of", lambda *a: [c for c in every(*a) if c.name in shown]
+                    kit,
+                    "contracts_of",
+                    lambda *a: [on_page(c, at_once) for c in every(*a) if c.name in shown],
                 )
             elif self.quick:
                 patch.setitem(contracts.PROFILES, "dev", QUICK)
+                patch.setattr(texts, "LAW_DRAWS", QUICK_DRAWS)
             if program == "blt":
                 run(arguments)
             elif program == "python":

@@ -69,15 +69,25 @@ def test_drafts_of_the_decoder_change_no_id(name, draft_bytes, pipeline_of, gree
 
 @pytest.mark.parametrize("name", ["plain", "three hashes"])
 def test_in_bfloat16_drafts_part_from_ar_at_near_ties_alone(name, pipeline_of):
-    pipeline = pipeline_of(name, max_new_bytes=COUNT, dtype="bfloat16")
+    pipeline = pipeline_of(name, max_new_bytes=nightly_or(32, COUNT), dtype="bfloat16")
     samplers = {"ar": "ar", "drafts": "blt-s draft_bytes=8"}
     prompts = published.prompts()[: nightly_or(4, 10)]
     _, drafts = compare(pipeline, samplers, prompts)
     assert drafts.near_ties == len(drafts.differences) < len(prompts)
 
 
-@pytest.mark.parametrize("sampler", ["ar", "blt-s draft_bytes=5"])
-@pytest.mark.parametrize("name", ["plain", "projection, small windows"])
+#: Each of two models with one of two samplers; with both in a nightly run.
+BATCHED = nightly_or(
+    [("plain", "blt-s draft_bytes=5"), ("projection, small windows", "ar")],
+    [
+        (name, sampler)
+        for name in ("plain", "projection, small windows")
+        for sampler in ("ar", "blt-s draft_bytes=5")
+    ],
+)
+
+
+@pytest.mark.parametrize(("name", "sampler"), BATCHED)
 def test_a_batch_of_unequal_prompts_equals_single_runs(name, sampler, pipeline_of):
     pipeline = pipeline_of(name, max_new_bytes=40).with_sampler(sampler)
     prompts = published.prompts()

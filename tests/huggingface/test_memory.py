@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from safetensors.torch import save_file
 
 from blt_plugins.huggingface.reading import tables_of
 from blt_plugins.huggingface.tensors import layout_of
+from tests.forks import forks
 from tests.huggingface import published
 
 SHAPE = published.Shape(
@@ -64,10 +63,8 @@ def big(tmp_path_factory):
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_peak_is_at_most_1_15_of_the_weights(dtype, big, folder_of):
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(folder_of("plain")), str(big), dtype],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = forks().run(LOAD, [folder_of("plain"), big, dtype])
+    assert done.returncode == 0, done.stderr.decode()
     found = json.loads(done.stdout)
     assert found["weights"] > 200e6
     assert found["peak"] <= 1.15 * found["weights"], found

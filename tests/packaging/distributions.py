@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import attrs
 
+from tests.forks import Forks, forks
+from tests.nightly import nightly_or
+
 ROOT = Path(__file__).resolve().parents[2]
+#: How hard the kit tries components of other distributions, as options of pytest. Laws are counted
+#: in thousands of texts: the plain run does so for this package's own, in tests/conformance.
+KIT = nightly_or(("--blt-profile", "2", "-k", "not law"), ("--blt-profile", "ci"))
 BUILD = """
 import os, sys
 from hatchling.build import build_wheel
@@ -43,7 +51,7 @@ def wheel_of(folder: Path, source: Path) -> Path:
     return wheel
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Environment:
     """A Python with the libraries that blt-core needs, and of blt-core what is installed in it."""
 
@@ -53,8 +61,9 @@ class Environment:
     def new(cls, folder: Path) -> Environment:
         """An empty one. The libraries are links to those of this Python, blt-core's own aside."""
         venv.create(folder / "env", symlinks=True)
-        libraries = folder / "libraries"
-        libraries.mkdir()
+        # Hypothesis reads the source of all that is in no folder of this name, to learn from it.
+        libraries = folder / "libraries" / "site-packages"
+        libraries.mkdir(parents=True)
         for place in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
             for each in Path(place).iterdir():
                 if "blt" not in each.name and each.suffix != ".pth":
@@ -80,26 +89,57 @@ class Environment:
         pip = (sys.executable, "-m", "pip", "--python", self.python)
         subprocess.run([*pip, "install", *options, *wheels], check=True, timeout=600)
 
-    def run(self, cwd: Path, *arguments: object, **environment: str) -> str:
-        """What a program of it prints. AssertionError, with all that it said, if it fails."""
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-        kept |= {"OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+    @functools.cached_property
+    def _forks(self) -> Forks:
+        """Forks of its interpreter, which has imported torch and nothing of what is installed."""
+        return Forks("import torch", self.python, _variables(), self.folder)
+
+    def python_prints(self, cwd: Path, code: str) -> str:
+        """What a program of a new process prints."""
         done = subprocess.run(
-            [str(each) for each in arguments], cwd=cwd, env=kept, check=False,
+            [self.python, "-c", code], cwd=cwd, env=_variables(), check=True,
             capture_output=True, text=True, timeout=600,
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
         return done.stdout
 
+    def pytest(self, cwd: Path, *arguments: object) -> str:
+        """What its pytest prints. AssertionError, with all that it said, if it fails."""
+        return self._run(cwd, "import pytest; raise SystemExit(pytest.main())", "-c", arguments, {})
+
     def blt(self, cwd: Path, *arguments: object, **environment: str) -> str:
-        """What a command line prints."""
-        return self.run(cwd, self.folder / "bin" / "blt", *arguments, **environment)
+        """What a command line prints. AssertionError, with all that it said, if it fails."""
+        program = self.folder / "bin" / "blt"
+        return self._run(cwd, program.read_text(), program, arguments, environment)
+
+    def _run(
+        self,
+        cwd: Path,
+        code: str,
+        name: str | Path,
+        arguments: Iterable[object],
+        environment: Mapping[str, str],
+    ) -> str:
+        env = _variables() | environment
+        done = self._forks.run(code, arguments, cwd=cwd, env=env, name=str(name))
+        said = done.stdout.decode()
+        assert done.returncode == 0, said[-6000:] + done.stderr.decode()[-6000:]
+        return said
+
+    def close(self) -> None:
+        """End the process that is forked, if there is one."""
+        if "_forks" in self.__dict__:
+            self._forks.close()
 
 
-def run(site: Path, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run Python in ``folder``, with what is installed in ``site`` before all else."""
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=folder, check=False, capture_output=True,
-        text=True, timeout=600,
-        env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )  # fmt: skip
+def _variables() -> dict[str, str]:
+    """Of the environment variables those that an installation may know."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def run(
+    code: str, *arguments: object, cwd: Path, paths: Iterable[Path] = ()
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program that finds ``paths`` before all else; torch alone has been imported there."""
+    env = {**os.environ, "COLUMNS": "200"}
+    return forks("import torch").run(code, arguments, cwd=cwd, paths=paths, env=env)

@@ -1,16 +1,26 @@
-"""Real processes beside distributions whose metadata is damaged: they are named, and all works."""
+"""Processes beside distributions whose metadata is damaged: they are named, and all works."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
+import attrs
 import pytest
+
+from tests.forks import BLT, forks
 
 METADATA = "Metadata-Version: 2.1\nName: {}\nVersion: 1.0\n"
 
 pytestmark = pytest.mark.slow
+
+
+@attrs.frozen
+class Done:
+    """What a command line ended with, and wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 @pytest.fixture
@@ -26,14 +36,13 @@ def blt(tmp_path):
         (info / "entry_points.txt").write_text(text)
     (tmp_path / "site" / "acme_leaves.py").write_text("raise SystemExit(0)\n")
     (tmp_path / "site" / "acme_slow.py").write_text("from blt_core import hookimpl\n")
-    paths = [*filter(None, [os.environ.get("PYTHONPATH")]), str(tmp_path / "site")]
 
-    def blt(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", "from blt_core.cli import main; main()", *arguments],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "400"},
-            cwd=tmp_path, check=False, capture_output=True, text=True, timeout=300,
+    def blt(*arguments: str) -> Done:
+        done = forks().run(
+            BLT, arguments, cwd=tmp_path, paths=[tmp_path / "site"],
+            env={**os.environ, "COLUMNS": "400"},
         )  # fmt: skip
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     blt.site = tmp_path / "site"
     return blt

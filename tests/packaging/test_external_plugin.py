@@ -12,10 +12,9 @@ import pytest
 
 from tests.core.test_layers import PUBLIC
 from tests.nightly import nightly_or
-from tests.packaging.distributions import ROOT, Environment, wheel_of
+from tests.packaging.distributions import KIT, ROOT, Environment, wheel_of
 
 EXTERNAL = ROOT / "tests" / "external_plugin"
-PROFILE = nightly_or("2", "ci")
 #: First-party plugins that are lifted out of blt-core; a nightly run lifts more.
 LIFTED = {
     "cost": ("-k", "cost_model"),
@@ -60,13 +59,14 @@ def external(core, tmp_path_factory):
     environment = Environment.new(folder)
     environment.install(core, wheel_of(folder / "wheels", source))
     shutil.rmtree(source / "src")  # what is imported is what is installed
-    return environment, source
+    yield environment, source
+    environment.close()
 
 
 @pytest.mark.slow
 def test_nothing_of_the_checkout_is_seen(external):
     environment, folder = external
-    found = json.loads(environment.run(folder, environment.python, "-c", PROBE))
+    found = json.loads(environment.python_prints(folder, PROBE))
     assert found["names"] == ["blt-acme", "blt-core"]
     assert not any(Path(each).is_relative_to(ROOT) for each in found["path"] + found["files"])
 
@@ -74,8 +74,8 @@ def test_nothing_of_the_checkout_is_seen(external):
 @pytest.mark.slow
 def test_its_own_tests_pass(external):
     environment, folder = external
-    options = ("-v", "-p", "no:cacheprovider", "--blt-profile", PROFILE)
-    said = environment.run(folder, environment.python, "-m", "pytest", *options)
+    options = ("-v", "-p", "no:cacheprovider", *KIT)
+    said = environment.pytest(folder, *options)
     for kind in ("drafter", "patcher", "global_model", "cost_model"):
         assert said.count(f"[{kind}.") > 6
     assert "plugins of blt-acme 1.2.3, blt-core" in said
@@ -183,15 +183,23 @@ def without(plugin: str, site: Path) -> None:
     points.write_text("\n".join(kept) + "\n")
 
 
+@pytest.fixture
+def emptied(tmp_path):
+    """An environment with nothing of ours in it."""
+    made = Environment.new(tmp_path)
+    yield made
+    made.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("plugin", LIFTED)
-def test_a_plugin_of_ours_is_lifted_out(plugin, core, tmp_path):
-    environment = Environment.new(tmp_path)
+def test_a_plugin_of_ours_is_lifted_out(plugin, core, emptied, tmp_path):
+    environment = emptied
     environment.install(core, wheel_of(tmp_path / "wheels", lift(plugin, tmp_path)))
     without(plugin, environment.site)
     tests = shutil.copy(ROOT / "tests" / "conformance" / "test_first_party.py", tmp_path)
-    options = ("-p", "no:cacheprovider", "-v", "--blt-profile", PROFILE, *LIFTED[plugin], tests)
-    said = environment.run(tmp_path, environment.python, "-m", "pytest", *options)
+    options = ("-p", "no:cacheprovider", "-v", *KIT, *LIFTED[plugin], tests)
+    said = environment.pytest(tmp_path, *options)
     assert "test_it_keeps_its_contracts[" in said
     assert " passed" in said
     listed = json.loads(environment.blt(tmp_path, "plugins", "--json"))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.packaging.distributions import ROOT, run, wheel_of
+
 PROBE = """
 import json
 import blt_core
@@ -29,21 +27,15 @@ print(json.dumps({
 
 def probe(tmp_path: Path, *paths: Path, code: str = PROBE) -> dict:
     """Run ``code`` away from the checkout, with ``paths`` before everything else."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True,
-        capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+    done = run(code, cwd=tmp_path, paths=paths)
+    assert done.returncode == 0, done.stderr.decode()
     return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def unpacked_wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
-    subprocess.run(build, check=True, capture_output=True, timeout=900)
-    [wheel] = folder.glob("*.whl")
-    shutil.unpack_archive(wheel, folder / "site", "zip")
+    shutil.unpack_archive(wheel_of(folder, ROOT), folder / "site", "zip")
     return folder / "site"
 
 

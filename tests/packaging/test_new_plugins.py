@@ -17,14 +17,11 @@ from blt_core.cli.making import files_of, names_of, template_of, write
 from blt_core.errors import BltError, DataError, PluginError
 from blt_core.plugins.loading import load_plugins
 from tests.core.test_layers import PUBLIC
-from tests.nightly import nightly_or
-from tests.packaging.distributions import ROOT, install, run
+from tests.packaging.distributions import KIT, ROOT, install, run
 
 PLUGINS = load_plugins()
 KINDS = list(PLUGINS.manifest.kinds)
 TEMPLATES = sorted((ROOT / "blt_core" / "templates").glob("*.py"))
-#: How many examples each contract is tried on; a nightly run does what a new author's CI does.
-PROFILE = nightly_or("2", "ci")
 
 
 def make(folder: Path, kind: str, name: str) -> Path:
@@ -46,14 +43,16 @@ def made(tmp_path_factory):
 def test_one_of_each_kind_passes_its_own_tests(made):
     folder, sources = made
     tests = [source / "tests" for source in sources]
-    options = ("--import-mode=importlib", "-p", "no:cacheprovider", "-v", "--blt-profile", PROFILE)
-    done = run(folder / "site", folder, "-m", "pytest", *options, *tests)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+    options = ("--import-mode=importlib", "-p", "no:cacheprovider", "-v", *KIT)
+    code = "import pytest; raise SystemExit(pytest.main())"
+    done = run(code, *options, *tests, cwd=folder, paths=[folder / "site"])
+    said = done.stdout.decode()
+    assert done.returncode == 0, said[-6000:] + done.stderr.decode()
     for kind in KINDS:
-        passed = re.findall(rf"\[{kind}\.([\w-]+)\] PASSED", done.stdout)
+        passed = re.findall(rf"\[{kind}\.([\w-]+)\] PASSED", said)
         assert {"builds", "defaults", "described"} < set(passed), kind
-    assert done.stdout.count("test_the_example_is_a_config PASSED") == len(KINDS)
-    assert done.stdout.count("SKIPPED") <= len(KINDS), "contracts that hardly any promises"
+    assert said.count("test_the_example_is_a_config PASSED") == len(KINDS)
+    assert said.count("SKIPPED") <= len(KINDS), "contracts that hardly any promises"
 
 
 def test_what_is_made_is_linted_and_formatted(made):

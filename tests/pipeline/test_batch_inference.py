@@ -10,6 +10,7 @@ import pytest
 from blt_core.batch_inference import WINDOW, generate_file, score_file
 from blt_core.errors import DataError, RequestError
 from blt_core.pipeline import Pipeline
+from tests.nightly import nightly_or
 
 PROMPTS = ["abcdef", "a", "xyz " * 5, "", "q", "abc", "hello there"]
 
@@ -124,8 +125,14 @@ def stop_after(count):
     return watch
 
 
-@pytest.mark.parametrize("stops", range(5))
-@pytest.mark.parametrize("torn", [0, 1, 30])
+#: After how many batches, and how many bytes are lost; all pairs in a nightly run.
+STOPS = nightly_or(
+    [(0, 0), (0, 30), (1, 1), (2, 30), (3, 0), (4, 1)],
+    [(stops, torn) for stops in range(5) for torn in (0, 1, 30)],
+)
+
+
+@pytest.mark.parametrize(("stops", "torn"), STOPS)
 def test_a_run_that_was_stopped_goes_on_to_the_same_records(
     pipeline, items, tmp_path, stops, torn, monkeypatch
 ):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from blt_core.evaluation.sandbox import make_sandbox
 from blt_core.pipeline import Pipeline
 from blt_core.types import Passes, RoundCounts
 from tests.cli.conftest import blt, checkpoint  # noqa: F401 -- fixtures
+from tests.nightly import NIGHTLY
 
 
 @pytest.fixture
@@ -27,6 +30,22 @@ def write(tmp_path):
         return path
 
     return call
+
+
+@pytest.fixture
+def _piqa_alone(tmp_path, monkeypatch):
+    """Of the harness's own tasks one: it reads thousands of files to find all, in a nightly run."""
+    from lm_eval.tasks import manager
+
+    from blt_plugins.tasks import harness
+
+    if not NIGHTLY:
+        own = Path(manager.__file__).parent
+        shutil.copytree(own / "piqa", tmp_path / "own" / "piqa")
+        monkeypatch.setattr(manager, "__file__", str(tmp_path / "own" / "manager.py"))
+    harness._all_tasks.cache_clear()
+    yield
+    harness._all_tasks.cache_clear()
 
 
 class Scripted:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from pathlib import Path
 
 import lm_eval
 import pytest
 from lm_eval.api.instance import Instance
-from lm_eval.tasks import TaskManager, manager
+from lm_eval.tasks import TaskManager
 
 from blt_core.component import BuildContext
 from blt_core.errors import DataError
@@ -18,10 +16,8 @@ from blt_core.evaluation.asking import Asker, Silent
 from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.running import run_task
 from blt_core.evaluation.store import Store
-from blt_plugins.tasks import harness
 from blt_plugins.tasks.harness import ByteModel
 from blt_plugins.tasks.lm_eval import LmEval, LmEvalParams
-from tests.nightly import NIGHTLY
 
 CHOICES = [
     {"question": "import numpy as", "choices": [" np", " xx"], "answer": 0},
@@ -187,18 +183,6 @@ def test_edges_of_requests(pipeline):
     with_repeats = requests("generate_until", settings[2])[0]
     twice = model.generate_until([with_repeats, with_repeats])
     assert twice[0] != twice[1], "repeats of a sampled text have draws of their own"
-
-
-@pytest.fixture
-def _piqa_alone(tmp_path, monkeypatch):
-    """Of the harness's own tasks one: it reads thousands of files to find all, in a nightly run."""
-    if not NIGHTLY:
-        own = Path(manager.__file__).parent
-        shutil.copytree(own / "piqa", tmp_path / "own" / "piqa")
-        monkeypatch.setattr(manager, "__file__", str(tmp_path / "own" / "manager.py"))
-    harness._all_tasks.cache_clear()
-    yield
-    harness._all_tasks.cache_clear()
 
 
 @pytest.mark.usefixtures("_piqa_alone")

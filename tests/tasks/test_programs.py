@@ -15,6 +15,7 @@ from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.running import run_task
 from blt_core.evaluation.sandbox import why_not
 from blt_plugins.tasks.programs import ProgramParams, make_humaneval, make_mbpp, pass_at
+from tests.nightly import nightly_or
 
 needs_namespaces = pytest.mark.skipif(bool(why_not()), reason=f"no namespaces here: {why_not()}")
 
@@ -33,12 +34,13 @@ def mbpp(path, **params):
 
 
 @needs_namespaces
-def test_all_canonical_solutions_pass_and_none_without_its_body(problems, scripted):
+def test_canonical_solutions_pass_and_none_without_its_body(problems, scripted):
     right = scripted(lambda q: problems[q.key]["canonical_solution"].encode() + b"\ndef more")
     # As many at a time as it likes; the sandbox does not mind.
     right.judge = lambda _, found: [*ThreadPoolExecutor(2).map(lambda make: make(), found.values())]
-    [part] = humaneval(seconds=20).run(right, None)
-    assert part.items == len(problems) == 164
+    assert len(problems) == 164
+    [part] = humaneval(seconds=20).run(right, nightly_or(32, None))
+    assert part.items == nightly_or(32, 164)
     assert part.figures["pass@1"].value == 1.0
     assert part.figures["python"].value == 1.0
     data = part.told.pop("data")

@@ -333,6 +333,12 @@ def test_the_command_prints_a_table_and_the_record_that_scripts_rely_on(
     assert names == ["ar", "blt-s"]
 
 
+def refused(done, message):
+    assert done.code == 2
+    assert message in done.err
+    assert done.out == b""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -345,15 +351,17 @@ def test_the_command_prints_a_table_and_the_record_that_scripts_rely_on(
         (("--task", "held-out path=.", "--rounds", "3"), "--rounds: goes with FILES"),
         (("file.txt", "--limit", "3"), "--limit: goes with --task"),
         ((), "give held-out FILES, or --task"),
-        (("--task", "lm-eval:no_such_task"), "lm-eval has no task, group or tag"),
         (("--task", "humaneval path=nowhere"), "nowhere: No such file"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(blt, checkpoint, arguments, message):
-    done = blt("evaluate", checkpoint, *arguments)
-    assert done.code == 2
-    assert message in done.err
-    assert done.out == b""
+    refused(blt("evaluate", checkpoint, *arguments), message)
+
+
+@pytest.mark.usefixtures("_piqa_alone")
+def test_a_task_that_lm_eval_has_not_is_refused(blt, checkpoint):
+    done = blt("evaluate", checkpoint, "--task", "lm-eval:no_such_task")
+    refused(done, "lm-eval has no task, group or tag")
 
 
 def test_held_out_text_as_a_task_is_what_evaluate_scores(blt, checkpoint, tmp_path):
