@@ -15,7 +15,6 @@ from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.running import run_task
 from blt_core.evaluation.sandbox import why_not
 from blt_plugins.tasks.programs import ProgramParams, make_humaneval, make_mbpp, pass_at
-from tests.nightly import nightly_or
 
 needs_namespaces = pytest.mark.skipif(bool(why_not()), reason=f"no namespaces here: {why_not()}")
 
@@ -39,8 +38,8 @@ def test_canonical_solutions_pass_and_none_without_its_body(problems, scripted):
     # As many at a time as it likes; the sandbox does not mind.
     right.judge = lambda _, found: [*ThreadPoolExecutor(2).map(lambda make: make(), found.values())]
     assert len(problems) == 164
-    [part] = humaneval(seconds=20).run(right, nightly_or(32, None))
-    assert part.items == nightly_or(32, 164)
+    [part] = humaneval(seconds=20).run(right, None)
+    assert part.items == 164
     assert part.figures["pass@1"].value == 1.0
     assert part.figures["python"].value == 1.0
     data = part.told.pop("data")
