@@ -1,4 +1,4 @@
-"""Processes that begin with DeepSpeed imported: that takes nearly all of the time of a tiny run."""
+"""Processes that begin with DeepSpeed imported: each test would pay for that anew."""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ DEEPSPEED = (
 #: Sums in another order round apart.
 CLOSE = {"rel": 0, "abs": 1e-6}
 STAGE_3 = {"use": "deepspeed", "stage": 3}
-WHOLE = pytest.mark.nightly(reason="each process has all weights at stage 2 too, which is tried")
+WHOLE = pytest.mark.nightly(
+    reason="test_scores_are_those_of_one_process_of_plain_torch[3-2-False]: all weights there too"
+)
 BLOCKS = {"use": "block-diffusion", "block_bytes": 4, "share": 0.5, "stale_share": 0.5}
 
 #: Goes through all that needs no training, then names what of DeepSpeed was imported.
@@ -101,7 +103,7 @@ class Runs:
         tables = copy.deepcopy(dict(TINY))
         tables["corpus"]["path"] = str(self.folder / "texts")
         tables["train"] |= {"steps": 4, "accumulate": 2, "validate_every": 2, "tensorboard": False}
-        tables["train"] |= {"checkpoint_every": 2, "valid_drafts": 2}  # drafting takes long
+        tables["train"] |= {"checkpoint_every": 2, "valid_drafts": 2}
         tables["train"]["gradient_checkpointing"] = backend["use"] == "deepspeed"
         tables["train"]["scorer"]["steps"] = 2
         tables["train"] |= {**train, "scorer": tables["train"]["scorer"] | train.get("scorer", {})}

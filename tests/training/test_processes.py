@@ -153,7 +153,7 @@ class Runs:
         backend = {"use": "torch", "strategy": strategy, "optimizer": optimizer}
         changed = {**self.tables, "training_backend": backend, "run": {"dtype": dtype}}
         train = {**self.tables["train"], "accumulate": 2, "tensorboard": False}
-        changed["train"] = {**train, "valid_drafts": 4, **settings}  # drafting takes long
+        changed["train"] = {**train, "valid_drafts": 4, **settings}
         if blocks:
             changed |= {"objective": BLOCKS, "decoder": {**changed["decoder"], "denoises": True}}
         for kind, use in (parts or {}).items():

@@ -97,7 +97,7 @@ def trained(job: Job, report: Any) -> tuple[dict[tuple[str, int], float], dict[s
 )
 def test_a_run_is_that_of_passes_one_after_another_bit_for_bit(new_job, tables, silent, changed):
     keys = {"accumulate": 4, "batch_bytes": 1024, "steps": nightly_or(4, 12), **changed}
-    keys |= {"valid_drafts": 1, "scorer": {"steps": nightly_or(2, 8)}}  # drafting takes long
+    keys |= {"valid_drafts": 1, "scorer": {"steps": nightly_or(2, 8)}}
     tables["objective"] = {"use": "block-diffusion", "block_bytes": 4, "stale_share": 0.5}
     tables["decoder"]["denoises"] = True
     before = torch.get_num_threads()
