@@ -12,8 +12,10 @@ install() { # install EXTRAS: once, and again when the dependencies change
     wanted="$1 $(cat pyproject.toml constraints.txt | cksum)"
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "installing into $VENV ..." >&2
-        # Modules are compiled when they are imported: most never are.
-        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
+        # Modules are compiled when they are imported, which most never are, unless that is turned off.
+        local compile="--no-compile"
+        [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || compile="--compile"
+        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$compile" \
             --constraint constraints.txt --editable ".$1" >&2
         echo "$wanted" >"$stamp"
     fi
