@@ -55,7 +55,7 @@ def wrapped(inner):
 ONE = list(wrapped(list(leaves())))
 TWO = list(wrapped(ONE))
 #: Of wrappers over wrappers the plain run tries these; the others ask for the same abilities.
-OF_TWO = nightly_or(("replay", "rejection"), tuple(NEEDS))
+OF_TWO = nightly_or(("replay",), tuple(NEEDS))
 PAIRS = [
     pytest.param(*drafter[1:], verification, id=f"{drafter[0]}-{verification}")
     for drafters, verifications in (([*leaves(), *ONE], NEEDS), (TWO, OF_TWO))
