@@ -120,6 +120,15 @@ def test_a_long_listing_does_as_much(error):
     assert "No space left on device" in text
 
 
+def test_a_long_listing_needs_a_stdout_and_no_stderr(error, tmp_path):
+    command = ("plugins", "--json")
+    refused = "stdout is closed: there is nowhere to write results\n"
+    assert fork(command, None, error) == (2, refused)
+    with Path(os.devnull).open() as nothing, (tmp_path / "out").open("wb") as out:
+        assert forks().start(MAIN, command, streams=(nothing, out, None)).wait() == 0
+    assert json.loads((tmp_path / "out").read_text())["broken"] == []
+
+
 def test_a_report_that_nobody_can_read_ends_no_run(generate, tmp_path):
     with (tmp_path / "out").open("wb") as out, Path("/dev/full").open("wb") as full:
         assert forks().start(MAIN, generate, streams=(full, out, full)).wait() == 0
