@@ -6,12 +6,17 @@ that lets either decide looks repeatable until it is run again.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Seconds until the other process counts as stuck.
 PATIENCE = 300.0
-_CALL = "import sys; from blt_core.testing.elsewhere import tell; tell(sys.argv[1])"
+_SERVE = "from blt_core.testing.elsewhere import serve; serve()"
 
 
 def require_same(subject: Subject, told: str) -> None:
@@ -47,23 +52,14 @@ def require_same(subject: Subject, told: str) -> None:
                     "seed": subject.seed,
                     "given": [(d, n, m) for (d, n, _), m in zip(given, modules, strict=True)],
                     "told": told,
+                    "path": [entry or os.getcwd() for entry in sys.path],  # noqa: PTH109
                 }
             )
         )
-        seed = "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0"
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109
-        process = subprocess.run(  # noqa: S603 -- Python itself, and what it is to import
-            [sys.executable, "-c", _CALL, str(order)],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PATIENCE,
-            check=False,
-        )
         answer = order.with_suffix(".told")
-        if process.returncode or not answer.is_file():
-            last = (process.stderr.strip() or "no message").splitlines()[-1]
+        failed = _other_python(os.getpid()).answer(order)
+        if failed or not answer.is_file():
+            last = (failed or "no message").splitlines()[-1]
             raise Broken(f"it fails in a process of its own: {last}")
         there: dict[str, str] = json.loads(answer.read_text())
     here = _told(told, subject)
@@ -82,12 +78,89 @@ def _told(told: str, subject: Subject) -> dict[str, str]:
     return found
 
 
+class _OtherPython:
+    """A Python that hashes texts otherwise, and forks for each question: it imports torch once."""
+
+    def __init__(self) -> None:
+        seed = "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0"
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109
+        self._process = subprocess.Popen(  # noqa: S603 -- Python itself, and what it is to import
+            [sys.executable, "-c", _SERVE],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+        )
+        self._owner = os.getpid()
+        atexit.register(self.close)
+
+    def answer(self, order: Path) -> str:
+        """What it failed with, or nothing: ``tell`` has answered then.
+
+        Raises subprocess.TimeoutExpired when it takes longer than PATIENCE.
+        """
+        questions, ends = self._process.stdin, self._process.stdout
+        if questions is None or ends is None:
+            raise ValueError("it has no pipes")
+        questions.write(f"{json.dumps(str(order))}\n".encode())
+        if not select.select([ends], [], [], PATIENCE)[0]:
+            self.close()
+            _other_python.cache_clear()
+            raise subprocess.TimeoutExpired(_SERVE, PATIENCE)
+        failed: str = json.loads(ends.readline() or '"the process ended"')
+        return failed.strip()
+
+    def close(self) -> None:
+        """End it and its forks. A fork of the process that has started it leaves it alone."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        if os.getpid() == self._owner and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+@functools.cache
+def _other_python(_process: int) -> _OtherPython:
+    """That of a process, by its number: a fork has its own."""
+    return _OtherPython()
+
+
+def serve() -> None:
+    """What the other Python does: ``tell`` for each file that stdin names, and how it failed."""
+    importlib.import_module("blt_core.testing.kit")
+    ends = os.dup(1)
+    os.dup2(2, 1)  # what components print is no answer
+    for line in sys.stdin:
+        failed = Path(json.loads(line)).with_suffix(".failed")
+        child = os.fork()
+        if child == 0:
+            _tell_and_end(json.loads(line), failed)
+        os.waitpid(child, 0)
+        said = failed.read_text(errors="replace") if failed.is_file() else ""
+        os.write(ends, f"{json.dumps(said)}\n".encode())
+
+
+def _tell_and_end(path: str, failed: Path) -> None:
+    """``tell``, and the end of this process."""
+    try:
+        tell(path)
+    except BaseException:  # noqa: BLE001 -- it is said, whatever it is
+        failed.write_text(traceback.format_exc())
+    finally:
+        os._exit(0)
+
+
 def tell(path: str) -> None:
-    """What the other process does: answer what the file ``path`` asks, in a file beside it."""
+    """What a fork of it does: answer what the file ``path`` asks, in a file beside it."""
     from blt_core.plugins.loading import load_plugins
     from blt_core.testing.kit import subject_of
 
     order = json.loads(Path(path).read_text())
+    sys.path[:] = order["path"]
+    importlib.invalidate_caches()
     given = [(d, n, importlib.import_module(module)) for d, n, module in order["given"]]
     plugins = load_plugins(extra=given)
     subject = subject_of(order["kind"], order["name"], order["table"], plugins, order["seed"])

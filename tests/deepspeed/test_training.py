@@ -202,7 +202,7 @@ def test_bfloat16_weights_log_losses_near_those_of_float32_ones(runs, one_proces
         pytest.param(2, 0, False, marks=WHOLE),
         pytest.param(2, 1, False, marks=WHOLE),
         (3, 2, False),
-        (2, 3, False),
+        pytest.param(2, 3, False, marks=pytest.mark.nightly(reason="three hold shares of 3 below")),
         (3, 3, True),
     ],
 )
