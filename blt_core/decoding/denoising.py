@@ -31,6 +31,24 @@ class Filled(NamedTuple):
     passes: int
     logits_bBV: Tensor | None
 
+    def probabilities(self, block: OpenBlock, sampling: Sampling) -> Tensor:
+        """(b, B): how likely each byte that was masked was when it was filled in; of others 1."""
+        if self.logits_bBV is None:
+            return torch.ones(len(block.ids), max(map(len, block.ids), default=0))
+        size = self.logits_bBV.shape[1]
+        belief_bBV = sampling.belief(self.logits_bBV)
+        ids = torch.tensor([list(row) or [0] * size for row in block.ids])
+        found = belief_bBV.gather(-1, ids[..., None])[..., 0]
+        given = torch.tensor([[place < n for place in range(size)] for n in block.given])
+        return found.masked_fill(given, 1.0)
+
+    def over(self, before: Filled, places_bB: Tensor) -> Filled:
+        """Both as one: of ``places_bB``, which were masked again, this one's logits hold."""
+        logits = before.logits_bBV
+        if logits is not None and self.logits_bBV is not None:
+            logits = torch.where(places_bB[..., None], self.logits_bBV, logits)
+        return Filled(before.passes + self.passes, logits)
+
 
 def fill(
     ops: DecodeOps,

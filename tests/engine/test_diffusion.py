@@ -128,12 +128,50 @@ def test_cascade_runs_no_scorer_and_closes_patches_only_where_its_inner_drafter_
 CLOSURES = st.sampled_from(["forced", "none"])
 
 
-def blt_d(size: int, unmasking: Unmasking, closure: str = "forced") -> BlockDiffusion:
-    params = BlockDiffusionParams(block_bytes=size, unmasking=unmasking, closure=closure)
+#: Probabilities below which a byte is masked again, or ends its block; 0: never.
+BOUNDS = st.sampled_from([0.0, 0.02, 0.1, 0.3, 1.0])
+
+
+def blt_d(size: int, unmasking: Unmasking, closure: str = "forced", **keys) -> BlockDiffusion:
+    params = BlockDiffusionParams(block_bytes=size, unmasking=unmasking, closure=closure, **keys)
     return BlockDiffusion(params, C)
 
 
-def defined_blt_d(model, request, size, unmasking, closure) -> tuple[bytes, int, int]:
+class DefinedBlock:
+    """A block after ``ids``, filled by the definition over the plain reference."""
+
+    def __init__(self, model, ids: list[int], flags: list[bool], size: int) -> None:
+        self.model, self.text, self.flags = model, ids, flags
+        self.ids = [model.scheme.mask] * size
+        self.likely, self.passes = [1.0] * size, 0
+
+    def fill(self, unmasking: Unmasking, draws: Draws) -> None:
+        scheme = self.model.scheme
+        while scheme.mask in self.ids:
+            self.passes += 1
+            logits = block_logits(self.model, self.text, self.flags, self.ids, len(self.text))
+            logits = logits.clone()
+            logits[:, list(scheme.never_output)] = float("-inf")
+            probs = logits.double().softmax(-1)
+            masked = torch.tensor([[token == scheme.mask for token in self.ids]])
+            places = unmasking.select(probs[None], masked, [len(self.text)], draws)[0]
+            for place in places.nonzero().flatten().tolist():
+                self.ids[place] = int(logits[place].argmax())
+                self.likely[place] = float(probs[place].max())
+
+    def mask_again(self, bound: float) -> None:
+        for place, likely in enumerate(self.likely):
+            if likely < bound:
+                self.ids[place] = self.model.scheme.mask
+
+    def kept(self, bound: float, least: int) -> list[int]:
+        unsure = [p for p, likely in enumerate(self.likely) if likely < bound and p >= least]
+        return self.ids[: min([*unsure, len(self.ids)])]
+
+
+def defined_blt_d(
+    model, request, size, unmasking, closure, remask=0.0, keep=0.0
+) -> tuple[bytes, int, int]:
     """(output, blocks, decoder passes) by the definition, over the plain reference."""
     scheme = model.scheme
     ids = [scheme.bos, *scheme.encode(request.prompt)]
@@ -148,32 +186,30 @@ def defined_blt_d(model, request, size, unmasking, closure) -> tuple[bytes, int,
             row[list(scheme.never_output)] = float("-inf")
             first = [int(row.argmax())]
             ids, flags = ids + first, [*flags, False]
-        block = [scheme.mask] * (size - len(first))
         blocks += 1
-        while scheme.mask in block:
-            passes += 1
-            logits = block_logits(model, ids, flags, block, len(ids)).clone()
-            logits[:, list(scheme.never_output)] = float("-inf")
-            masked = torch.tensor([[token == scheme.mask for token in block]])
-            fill = unmasking.select(logits.softmax(-1)[None], masked, [len(ids)], draws)[0].tolist()
-            best = logits.argmax(-1).tolist()
-            block = [b if f else old for old, b, f in zip(block, best, fill, strict=True)]
-        ids = ids + block
-        block = first + block
-        if scheme.eos in block:
-            output += scheme.decode(block[: block.index(scheme.eos)])
+        block = DefinedBlock(model, ids, flags, size - len(first))
+        block.fill(unmasking, draws)
+        block.mask_again(remask)
+        block.fill(unmasking, draws)
+        passes += block.passes
+        new = block.kept(keep, 1 - len(first))
+        ids = ids + new
+        if scheme.eos in first + new:
+            output += scheme.decode((first + new)[: (first + new).index(scheme.eos)])
             break
-        output += scheme.decode(block)
+        output += scheme.decode(first + new)
     return output[: request.max_new_bytes], blocks, passes
 
 
 @examples(80)
-@given(st.data(), denoising_indices, st.integers(1, 16), rules(), CLOSURES)
-def test_blt_d_does_what_its_definition_says(data, index, size, unmasking, closure):
+@given(st.data(), denoising_indices, st.integers(1, 16), rules(), CLOSURES, BOUNDS, BOUNDS)
+def test_blt_d_does_what_its_definition_says(data, index, size, unmasking, closure, remask, keep):
     [request] = data.draw(batches(index, rows=1, stops=False))
     model = models.model(index)
-    [done] = run(model, blt_d(size, unmasking, closure), [request])
-    output, blocks, passes = defined_blt_d(model, request, size, unmasking, closure)
+    sampler = blt_d(size, unmasking, closure, remask=remask, keep=keep)
+    [done] = run(model, sampler, [request])
+    defined = defined_blt_d(model, request, size, unmasking, closure, remask, keep)
+    output, blocks, passes = defined
     assert bytes(done.output) == output
     assert (done.rounds, done.passes.decoder) == (blocks, passes)
     if closure == "forced":
@@ -190,15 +226,17 @@ def test_blt_d_does_what_its_definition_says(data, index, size, unmasking, closu
     rules(),
     st.sampled_from([0.0, 0.7, 1.3]),
     CLOSURES,
+    st.tuples(BOUNDS, BOUNDS),
 )
 def test_blt_d_in_a_batch_gives_what_each_request_gives_alone(
-    data, index, size, unmasking, temperature, closure
+    data, index, size, unmasking, temperature, closure, bounds
 ):
     batch = data.draw(batches(index))
     sampling = Sampling(temperature, top_p=0.9 if temperature else None)
-    together = run(models.model(index), blt_d(size, unmasking, closure), batch, sampling)
+    sampler = blt_d(size, unmasking, closure, remask=bounds[0], keep=bounds[1])
+    together = run(models.model(index), sampler, batch, sampling)
     for request, got in zip(batch, together, strict=True):
-        [alone] = run(models.model(index), blt_d(size, unmasking, closure), [request], sampling)
+        [alone] = run(models.model(index), sampler, [request], sampling)
         assert bytes(got.output) == bytes(alone.output)
         assert (got.passes, got.rounds, got.stop_reason) == (
             alone.passes,
@@ -339,14 +377,20 @@ def test_a_rule_that_draws_gives_in_a_batch_what_it_gives_alone(data, index, siz
         assert (bytes(got.output), got.passes) == (bytes(alone.output), alone.passes)
 
 
-@given(st.lists(st.booleans(), min_size=5, max_size=5), st.integers(0, 99), st.floats(0, 1))
-def test_confidence_fills_what_exceeds_alpha_else_the_best(row, seed, alpha):
+@given(
+    st.lists(st.booleans(), min_size=5, max_size=5),
+    st.integers(0, 99),
+    st.floats(0, 1),
+    st.none() | st.floats(0, 1),
+)
+def test_confidence_fills_what_exceeds_alpha_else_the_best(row, seed, alpha, last):
     probs = beliefs(1, seed)
     top = probs[0].amax(-1).tolist()
     masked = [i for i, on in enumerate(row) if on]
-    rule = Confidence(ConfidenceParams(alpha=alpha), C)
+    rule = Confidence(ConfidenceParams(alpha=alpha, last_alpha=last), C)
     chosen = chosen_by(rule, probs, torch.tensor([row]))[0]
-    expected = {i for i in masked if top[i] > alpha} or (
+    rise = 0.0 if last is None else (last - alpha) / 4
+    expected = {i for i in masked if top[i] > alpha + rise * i} or (
         {max(masked, key=top.__getitem__)} if masked else set()
     )
     assert {i for i, on in enumerate(chosen.tolist()) if on} == expected

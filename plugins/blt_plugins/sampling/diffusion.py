@@ -6,10 +6,10 @@ from typing import Literal
 
 import attrs
 
-from blt_core.component import BuildContext, Component, at_least, nested
-from blt_core.decoding.denoising import STREAM, fill
+from blt_core.component import BuildContext, Component, at_least, between, nested
+from blt_core.decoding.denoising import STREAM, Filled, fill
 from blt_core.protocols import DecodeOps, Unmasking
-from blt_core.types import Draws, Round, Sampling
+from blt_core.types import Draws, OpenBlock, Round, Sampling
 
 
 @attrs.frozen(kw_only=True)
@@ -18,11 +18,17 @@ class BlockDiffusionParams:
 
     closure: "forced", as in the paper, counts the open patch as closed where the block begins.
     "none" has the model itself predict a block's first byte, and the rest read the newest latent.
+
+    remask: bytes that were filled in with less probability than this are masked again, once, and
+    filled in with all of the others known. keep: a block ends before the first byte, but its own
+    first, that was filled in with less probability than this; the next one begins there.
     """
 
     block_bytes: int = attrs.field(default=8, validator=at_least(1))
     unmasking: Unmasking = nested("unmasking", default="confidence")
     closure: Literal["forced", "none"] = "forced"
+    remask: float = attrs.field(default=0.0, validator=between(0, 1))
+    keep: float = attrs.field(default=0.0, validator=between(0, 1))
 
 
 class BlockDiffusion:
@@ -38,6 +44,7 @@ class BlockDiffusion:
         self.block_bytes = params.block_bytes
         self.unmasking = params.unmasking
         self.closure = params.closure
+        self.remask, self.keep = params.remask, params.keep
 
     def check(self, sampling: Sampling) -> None:
         """Every sampling setting is served."""
@@ -63,9 +70,33 @@ class BlockDiffusion:
             return [[] for _ in ops.lengths]
         forced = self.closure == "forced"
         block = ops.open_block(size, start="frontier", closure=self.closure, scored=forced)
-        fill(ops, block, self.unmasking, sampling, draws)
-        ops.append(block.ids)
-        return [list(ids) for ids in block.ids]
+        filled = fill(ops, block, self.unmasking, sampling, draws)
+        if self.remask:
+            filled = self._filled_again(ops, block, filled, sampling, draws)
+        new = self._kept(block, filled, sampling)
+        ops.append(new)
+        return new
+
+    def _filled_again(
+        self, ops: DecodeOps, block: OpenBlock, filled: Filled, sampling: Sampling, draws: Draws
+    ) -> Filled:
+        """What was filled in with little probability is masked, and filled in again, in place."""
+        unsure_bB = filled.probabilities(block, sampling) < self.remask
+        for row, place in unsure_bB.nonzero().tolist():
+            if block.ids[row]:
+                block.ids[row][place] = ops.scheme.mask
+        again = fill(ops, block, self.unmasking, sampling, draws)
+        return again.over(filled, unsure_bB)
+
+    def _kept(self, block: OpenBlock, filled: Filled, sampling: Sampling) -> list[list[int]]:
+        """The bytes of each block that end before the first unsure one; one at least."""
+        if not self.keep:
+            return [list(ids) for ids in block.ids]
+        sure_bB = filled.probabilities(block, sampling) >= self.keep
+        if self.closure == "forced":  # without, the model itself has said the byte before
+            sure_bB[:, 0] = True
+        counts = sure_bB.long().cumprod(-1).sum(-1).tolist()
+        return [list(ids[:count]) for ids, count in zip(block.ids, counts, strict=True)]
 
 
 BLOCK_DIFFUSION = Component(
