@@ -52,6 +52,8 @@ def require_same(subject: Subject, told: str) -> None:
                     "seed": subject.seed,
                     "given": [(d, n, m) for (d, n, _), m in zip(given, modules, strict=True)],
                     "told": told,
+                    "folder": os.getcwd(),  # noqa: PTH109
+                    "environment": dict(os.environ),
                     "path": [entry or os.getcwd() for entry in sys.path],  # noqa: PTH109
                 }
             )
@@ -59,7 +61,7 @@ def require_same(subject: Subject, told: str) -> None:
         answer = order.with_suffix(".told")
         failed = _other_python(os.getpid()).answer(order)
         if failed or not answer.is_file():
-            last = (failed or "no message").splitlines()[-1]
+            last = (failed or "it ended without an answer").splitlines()[-1]
             raise Broken(f"it fails in a process of its own: {last}")
         there: dict[str, str] = json.loads(answer.read_text())
     here = _told(told, subject)
@@ -109,7 +111,7 @@ class _OtherPython:
             self.close()
             _other_python.cache_clear()
             raise subprocess.TimeoutExpired(_SERVE, PATIENCE)
-        failed: str = json.loads(ends.readline() or '"the process ended"')
+        failed: str = json.loads(ends.readline() or '"the process has ended"')
         return failed.strip()
 
     def close(self) -> None:
@@ -159,6 +161,9 @@ def tell(path: str) -> None:
     from blt_core.testing.kit import subject_of
 
     order = json.loads(Path(path).read_text())
+    os.chdir(order["folder"])
+    os.environ.clear()
+    os.environ.update(order["environment"])
     sys.path[:] = order["path"]
     importlib.invalidate_caches()
     given = [(d, n, importlib.import_module(module)) for d, n, module in order["given"]]

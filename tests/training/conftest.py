@@ -34,6 +34,9 @@ TINY: Mapping[str, Any] = {
         "validate_every": 6,
         "valid_bytes": 300,
         "checkpoint_every": 5,
+        # Drawing takes longer than all of the steps.
+        "tensorboard": False,
+        "plot": False,
         "scorer": {
             "steps": 8, "batch_bytes": 256, "calibration_bytes": 500, "warmup_steps": 2,
             "learning_rate": 1e-2,

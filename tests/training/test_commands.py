@@ -32,7 +32,9 @@ def trained(finished) -> Path:
     return finished()
 
 
-def test_train_writes_a_model_and_says_where(blt, config, tmp_path):
+def test_train_writes_a_model_and_says_where(blt, tables, config, tmp_path):
+    tables["train"]["plot"] = True
+    config.write_text(tomli_w.dumps(tables))
     outcome = blt("train", config, "--out", tmp_path / "out")
     assert outcome.code == 0
     score, losses, model = outcome.out.splitlines()

@@ -107,7 +107,7 @@ def test_figures_of_one_number_are_logged_as_numbers(new_job, silent, value):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_figure_that_is_no_number_leaves_the_log_valid_json(new_job, silent, value):
-    job, trainer = train(new_job, silent, lambda loss, _: (loss, {"x_loss": value}))
+    job, trainer = train(new_job, silent, lambda loss, _: (loss, {"x_loss": value}), plot=True)
     trainer.run()  # the plot of the losses leaves it out
 
     def refuse(name: str) -> None:

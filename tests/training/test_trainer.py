@@ -208,10 +208,10 @@ def test_events_of_tensorboard_tell_what_the_metrics_tell(new_job, silent):
         if (phase, step) == ("model", 7):
             raise KeyboardInterrupt
 
-    job = new_job()
+    job = new_job(tensorboard=True)
     with pytest.raises(KeyboardInterrupt):
         Trainer(job, silent(stop)).run()
-    Trainer(new_job(), silent()).run()
+    Trainer(new_job(tensorboard=True), silent()).run()
     events = EventAccumulator(str(job.out / "tensorboard"))
     events.Reload()
     losses = {(r["phase"], r["step"]): r["loss"] for r in metrics(job.out) if "loss" in r}
@@ -221,6 +221,15 @@ def test_events_of_tensorboard_tell_what_the_metrics_tell(new_job, silent):
         for event in events.Scalars(f"{phase}/loss")
     }
     assert found == pytest.approx(losses, rel=1e-6)
+
+
+@pytest.mark.parametrize("plot", [True, False])
+def test_losses_are_drawn_if_they_are_to_be(new_job, silent, plot):
+    job = new_job(plot=plot, steps=2)
+    result = Trainer(job, silent()).run()
+    assert result.plot == (job.out / "losses.png" if plot else None)
+    drawn = [path.read_bytes()[:4] for path in job.out.glob("*.png")]
+    assert drawn == ([b"\x89PNG"] if plot else [])
 
 
 # -- a scorer alone --------------------------------------------------------------------------------

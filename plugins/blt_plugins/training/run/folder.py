@@ -150,9 +150,9 @@ class RunFolder:
         return {k: t.detach().cpu().contiguous() for k, t in state.items() if k not in trained}
 
     def plot(self) -> Path | None:
-        """Draw the losses; None where that is another process's task, or matplotlib is missing."""
-        path = self._job.out / "losses.png"
-        return path if self._main and plot_losses(self._metrics, path) else None
+        """Draw the losses, if asked to; None if not, in other processes, and without matplotlib."""
+        path, wanted = self._job.out / "losses.png", self._main and self._job.settings.plot
+        return path if wanted and plot_losses(self._metrics, path) else None
 
     def close(self) -> None:
         """Write out what is buffered."""

@@ -24,7 +24,7 @@ from blt_plugins.training.run.states import Found, TrainingState
 #: Settings that may change when a run is resumed, since no step depends on them.
 FREE = (
     *("out", "log_every", "checkpoint_every", "validate_every", "keep_states"),
-    *("valid_drafts", "tensorboard"),
+    *("valid_drafts", "tensorboard", "plot"),
 )
 
 

@@ -52,7 +52,8 @@ class TrainSettings:
     validate_every, checkpoint_every, log_every: in steps. keep_states: how many states are kept.
     valid_bytes: held-out text that is scored (0: none). valid_drafts: held-out prefixes after which
     drafts of a denoising decoder are judged (0: none). shuffle_bytes: of the text that is in memory
-    and shuffled at a time. tensorboard: whether to write its events.
+    and shuffled at a time. tensorboard: whether to write its events. plot: whether to draw the
+    losses at the end.
     save_dtype: of the models written; the training state is always kept as it is.
     """
 
@@ -79,6 +80,7 @@ class TrainSettings:
     log_every: int = attrs.field(default=1, validator=at_least(1))
     valid_drafts: int = attrs.field(default=32, validator=at_least(0))
     tensorboard: bool = True
+    plot: bool = True
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     out: str | None = attrs.field(default=None, converter=attrs.converters.optional(expand_home))
     scorer: ScorerSettings = attrs.field(factory=ScorerSettings)
