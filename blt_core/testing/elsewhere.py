@@ -86,12 +86,13 @@ class _OtherPython:
     def __init__(self) -> None:
         seed = "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0"
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with it
         self._process = subprocess.Popen(  # noqa: S603 -- Python itself, and what it is to import
             [sys.executable, "-c", _SERVE],
             env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._said,
             bufsize=0,
             start_new_session=True,
         )
@@ -103,20 +104,36 @@ class _OtherPython:
 
         Raises subprocess.TimeoutExpired when it takes longer than PATIENCE.
         """
+        try:
+            failed = self._answer(order)
+        except BaseException:  # its answer to this question must not be read as one to the next
+            self.close()
+            raise
+        if failed is None:
+            self._said.seek(0)
+            failed = self._said.read().decode(errors="replace").strip() or "the process has ended"
+            self.close()
+        return failed.strip()
+
+    def _answer(self, order: Path) -> str | None:
+        """As ``answer``; None if the process has ended."""
         questions, ends = self._process.stdin, self._process.stdout
         if questions is None or ends is None:
             raise ValueError("it has no pipes")
-        questions.write(f"{json.dumps(str(order))}\n".encode())
+        try:
+            questions.write(f"{json.dumps(str(order))}\n".encode())
+        except BrokenPipeError:
+            return None
         if not select.select([ends], [], [], PATIENCE)[0]:
-            self.close()
-            _other_python.cache_clear()
             raise subprocess.TimeoutExpired(_SERVE, PATIENCE)
-        failed: str = json.loads(ends.readline() or '"the process has ended"')
-        return failed.strip()
+        line = ends.readline()
+        failed: str | None = json.loads(line) if line else None
+        return failed
 
     def close(self) -> None:
         """End it and its forks. A fork of the process that has started it leaves it alone."""
-        for pipe in (self._process.stdin, self._process.stdout):
+        _other_python.cache_clear()
+        for pipe in (self._process.stdin, self._process.stdout, self._said):
             if pipe is not None:
                 pipe.close()
         if os.getpid() == self._owner and self._process.poll() is None:
@@ -132,25 +149,40 @@ def _other_python(_process: int) -> _OtherPython:
 
 def serve() -> None:
     """What the other Python does: ``tell`` for each file that stdin names, and how it failed."""
+    # What components print is no answer, and what they read no question.
+    questions, ends = os.fdopen(os.dup(0)), os.dup(1)
+    os.dup2(2, 1)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     importlib.import_module("blt_core.testing.kit")
-    ends = os.dup(1)
-    os.dup2(2, 1)  # what components print is no answer
-    for line in sys.stdin:
-        failed = Path(json.loads(line)).with_suffix(".failed")
+    for line in questions:
+        order = Path(json.loads(line))
         child = os.fork()
         if child == 0:
-            _tell_and_end(json.loads(line), failed)
-        os.waitpid(child, 0)
+            _tell_and_end(order)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        failed = _failed(order)
         said = failed.read_text(errors="replace") if failed.is_file() else ""
+        if ended < 0:
+            said = f"ended by signal {-ended}"
         os.write(ends, f"{json.dumps(said)}\n".encode())
 
 
-def _tell_and_end(path: str, failed: Path) -> None:
+def _failed(order: Path) -> Path:
+    """Where is written how the answer to ``order`` failed."""
+    return order.with_suffix(".failed")
+
+
+def _tell_and_end(order: Path) -> None:
     """``tell``, and the end of this process."""
+    signal.alarm(int(PATIENCE))  # whatever becomes of those who wait for it
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
     try:
-        tell(path)
+        tell(str(order))
     except BaseException:  # noqa: BLE001 -- it is said, whatever it is
-        failed.write_text(traceback.format_exc())
+        _failed(order).write_text(traceback.format_exc())
     finally:
         os._exit(0)
 

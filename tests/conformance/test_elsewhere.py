@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +50,22 @@ def failed(_subject):
     return {}
 
 
+def reading(_subject):
+    return {"what is read": sys.stdin.read()}
+
+
+def killed(_subject):
+    if str(os.getpid()) != os.environ["ASKER"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def server_killed(_subject):
+    if str(os.getpid()) != os.environ["ASKER"]:
+        os.killpg(0, signal.SIGKILL)
+    return {}
+
+
 def stuck(_subject):
     time.sleep(60)
     return {}
@@ -56,6 +74,22 @@ def stuck(_subject):
 @pytest.fixture
 def subject():
     return subject_of("cost_model", "bandwidth", {}, load_plugins())
+
+
+def test_nothing_is_read_there(subject, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    require_same(subject, TOLD.format("reading"))
+
+
+def test_an_answer_that_nobody_has_waited_for_is_not_the_next_one_s(subject, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(elsewhere.select, "select", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            require_same(subject, TOLD.format("repeated"))
+    require_same(subject, TOLD.format("printed"))
 
 
 def test_hashes_are_others_and_nothing_else(subject):
@@ -76,7 +110,13 @@ def test_it_is_where_this_one_is(subject, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("ended", "it ended without an answer"), ("failed", "ValueError: not here")]
+    ("name", "said"),
+    [
+        ("ended", "it ended without an answer"),
+        ("failed", "ValueError: not here"),
+        ("killed", "ended by signal 9"),
+        ("server_killed", "the process has ended"),
+    ],
 )
 def test_what_ends_or_fails_there_is_broken_and_the_next_is_asked(subject, monkeypatch, name, said):
     monkeypatch.setenv("ASKER", str(os.getpid()))

@@ -230,6 +230,8 @@ def test_losses_are_drawn_if_they_are_to_be(new_job, silent, plot):
     assert result.plot == (job.out / "losses.png" if plot else None)
     drawn = [path.read_bytes()[:4] for path in job.out.glob("*.png")]
     assert drawn == ([b"\x89PNG"] if plot else [])
+    Trainer(new_job(plot=False, steps=2), silent()).run(fresh=True)
+    assert not list(job.out.glob("*.png")), "that of another run"
 
 
 # -- a scorer alone --------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ class BlockDiffusionParams:
 class BlockDiffusion:
     """Fill a block after the text; commit it; go on.
 
-    At most B decoder passes and one encoder + global pass a block (Fast BLT, BLT-D). With its open
+    At most B decoder passes, twice as many with ``remask``, and one encoder + global pass a block
+    (Fast BLT, BLT-D). With its open
     patch closed by force a block reads the latent of half a patch, which training has not shown to
     the model. Without, one pass over the text closes what is closed and gives the next byte; a
     block that stays within its patch then costs no pass of encoder and global model.
@@ -80,7 +81,10 @@ class BlockDiffusion:
     def _filled_again(
         self, ops: DecodeOps, block: OpenBlock, filled: Filled, sampling: Sampling, draws: Draws
     ) -> Filled:
-        """What was filled in with little probability is masked, and filled in again, in place."""
+        """What was filled in with little probability is masked, and filled in again, in place.
+
+        Where it is sampled, with the random numbers of before and what is likely now.
+        """
         unsure_bB = filled.probabilities(block, sampling) < self.remask
         for row, place in unsure_bB.nonzero().tolist():
             if block.ids[row]:

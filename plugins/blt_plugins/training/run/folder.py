@@ -36,6 +36,7 @@ class RunFolder:
     def __init__(self, job: Job, phases: Sequence[str], settings: Mapping[str, Any]) -> None:
         self._job, self._phases, self.settings = job, tuple(phases), settings
         self._main = job.backend.rank == 0
+        self._drawn = job.out / "losses.png"
         events = job.out / "tensorboard" if job.settings.tensorboard else None
         self._metrics = Metrics(job.out / "metrics.jsonl", events)
         #: The folder of the last state that was saved, or that the run goes on from.
@@ -81,6 +82,7 @@ class RunFolder:
             )
         self.states.clear()
         self._metrics.rewind({})
+        self._drawn.unlink(missing_ok=True)
         if last.exists():
             discard(last)
         self._tidy()
@@ -151,8 +153,8 @@ class RunFolder:
 
     def plot(self) -> Path | None:
         """Draw the losses, if asked to; None if not, in other processes, and without matplotlib."""
-        path, wanted = self._job.out / "losses.png", self._main and self._job.settings.plot
-        return path if wanted and plot_losses(self._metrics, path) else None
+        wanted = self._main and self._job.settings.plot
+        return self._drawn if wanted and plot_losses(self._metrics, self._drawn) else None
 
     def close(self) -> None:
         """Write out what is buffered."""

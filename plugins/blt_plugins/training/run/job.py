@@ -45,7 +45,7 @@ class TrainResult:
     """How a run ended.
 
     held_out: the score at the end, None if the run was found finished. model: the folder of the
-    model with the best score. plot: of the losses, None where matplotlib is not installed.
+    model with the best score. plot: of the losses, None where none is drawn.
     """
 
     threshold: float | None
