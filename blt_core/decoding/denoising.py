@@ -42,13 +42,6 @@ class Filled(NamedTuple):
         given = torch.tensor([[place < n for place in range(size)] for n in block.given])
         return found.masked_fill(given, 1.0)
 
-    def over(self, before: Filled, places_bB: Tensor) -> Filled:
-        """Both as one: of ``places_bB``, which were masked again, this one's logits hold."""
-        logits = before.logits_bBV
-        if logits is not None and self.logits_bBV is not None:
-            logits = torch.where(places_bB[..., None], self.logits_bBV, logits)
-        return Filled(before.passes + self.passes, logits)
-
 
 def fill(
     ops: DecodeOps,

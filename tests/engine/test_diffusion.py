@@ -128,7 +128,7 @@ def test_cascade_runs_no_scorer_and_closes_patches_only_where_its_inner_drafter_
 CLOSURES = st.sampled_from(["forced", "none"])
 
 
-#: Probabilities below which a byte is masked again, or ends its block; 0: never.
+#: Probabilities below which a byte ends its block; 0: never.
 BOUNDS = st.sampled_from([0.0, 0.02, 0.1, 0.3, 1.0])
 
 
@@ -159,19 +159,12 @@ class DefinedBlock:
                 self.ids[place] = int(logits[place].argmax())
                 self.likely[place] = float(probs[place].max())
 
-    def mask_again(self, bound: float) -> None:
-        for place, likely in enumerate(self.likely):
-            if likely < bound:
-                self.ids[place] = self.model.scheme.mask
-
     def kept(self, bound: float, least: int) -> list[int]:
         unsure = [p for p, likely in enumerate(self.likely) if likely < bound and p >= least]
         return self.ids[: min([*unsure, len(self.ids)])]
 
 
-def defined_blt_d(
-    model, request, size, unmasking, closure, remask=0.0, keep=0.0
-) -> tuple[bytes, int, int]:
+def defined_blt_d(model, request, size, unmasking, closure, keep=0.0) -> tuple[bytes, int, int]:
     """(output, blocks, decoder passes) by the definition, over the plain reference."""
     scheme = model.scheme
     ids = [scheme.bos, *scheme.encode(request.prompt)]
@@ -189,8 +182,6 @@ def defined_blt_d(
         blocks += 1
         block = DefinedBlock(model, ids, flags, size - len(first))
         block.fill(unmasking, draws)
-        block.mask_again(remask)
-        block.fill(unmasking, draws)
         passes += block.passes
         new = block.kept(keep, 1 - len(first))
         ids = ids + new
@@ -202,13 +193,13 @@ def defined_blt_d(
 
 
 @examples(80)
-@given(st.data(), denoising_indices, st.integers(1, 16), rules(), CLOSURES, BOUNDS, BOUNDS)
-def test_blt_d_does_what_its_definition_says(data, index, size, unmasking, closure, remask, keep):
+@given(st.data(), denoising_indices, st.integers(1, 16), rules(), CLOSURES, BOUNDS)
+def test_blt_d_does_what_its_definition_says(data, index, size, unmasking, closure, keep):
     [request] = data.draw(batches(index, rows=1, stops=False))
     model = models.model(index)
-    sampler = blt_d(size, unmasking, closure, remask=remask, keep=keep)
+    sampler = blt_d(size, unmasking, closure, keep=keep)
     [done] = run(model, sampler, [request])
-    defined = defined_blt_d(model, request, size, unmasking, closure, remask, keep)
+    defined = defined_blt_d(model, request, size, unmasking, closure, keep)
     output, blocks, passes = defined
     assert bytes(done.output) == output
     assert (done.rounds, done.passes.decoder) == (blocks, passes)
@@ -226,14 +217,14 @@ def test_blt_d_does_what_its_definition_says(data, index, size, unmasking, closu
     rules(),
     st.sampled_from([0.0, 0.7, 1.3]),
     CLOSURES,
-    st.tuples(BOUNDS, BOUNDS),
+    BOUNDS,
 )
 def test_blt_d_in_a_batch_gives_what_each_request_gives_alone(
-    data, index, size, unmasking, temperature, closure, bounds
+    data, index, size, unmasking, temperature, closure, keep
 ):
     batch = data.draw(batches(index))
     sampling = Sampling(temperature, top_p=0.9 if temperature else None)
-    sampler = blt_d(size, unmasking, closure, remask=bounds[0], keep=bounds[1])
+    sampler = blt_d(size, unmasking, closure, keep=keep)
     together = run(models.model(index), sampler, batch, sampling)
     for request, got in zip(batch, together, strict=True):
         [alone] = run(models.model(index), sampler, [request], sampling)
@@ -381,16 +372,14 @@ def test_a_rule_that_draws_gives_in_a_batch_what_it_gives_alone(data, index, siz
     st.lists(st.booleans(), min_size=5, max_size=5),
     st.integers(0, 99),
     st.floats(0, 1),
-    st.none() | st.floats(0, 1),
 )
-def test_confidence_fills_what_exceeds_alpha_else_the_best(row, seed, alpha, last):
+def test_confidence_fills_what_exceeds_alpha_else_the_best(row, seed, alpha):
     probs = beliefs(1, seed)
     top = probs[0].amax(-1).tolist()
     masked = [i for i, on in enumerate(row) if on]
-    rule = Confidence(ConfidenceParams(alpha=alpha, last_alpha=last), C)
+    rule = Confidence(ConfidenceParams(alpha=alpha), C)
     chosen = chosen_by(rule, probs, torch.tensor([row]))[0]
-    rise = 0.0 if last is None else (last - alpha) / 4
-    expected = {i for i in masked if top[i] > alpha + rise * i} or (
+    expected = {i for i in masked if top[i] > alpha} or (
         {max(masked, key=top.__getitem__)} if masked else set()
     )
     assert {i for i, on in enumerate(chosen.tolist()) if on} == expected

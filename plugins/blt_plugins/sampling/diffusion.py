@@ -19,23 +19,20 @@ class BlockDiffusionParams:
     closure: "forced", as in the paper, counts the open patch as closed where the block begins.
     "none" has the model itself predict a block's first byte, and the rest read the newest latent.
 
-    remask: bytes that were filled in with less probability than this are masked again, once, and
-    filled in with all of the others known. keep: a block ends before the first byte, but its own
-    first, that was filled in with less probability than this; the next one begins there.
+    keep: a block ends before the first byte, but its own first, that was filled in with less
+    probability than this; the next one begins there.
     """
 
     block_bytes: int = attrs.field(default=8, validator=at_least(1))
     unmasking: Unmasking = nested("unmasking", default="confidence")
     closure: Literal["forced", "none"] = "forced"
-    remask: float = attrs.field(default=0.0, validator=between(0, 1))
     keep: float = attrs.field(default=0.0, validator=between(0, 1))
 
 
 class BlockDiffusion:
     """Fill a block after the text; commit it; go on.
 
-    At most B decoder passes, twice as many with ``remask``, and one encoder + global pass a block
-    (Fast BLT, BLT-D). With its open
+    At most B decoder passes and one encoder + global pass a block (Fast BLT, BLT-D). With its open
     patch closed by force a block reads the latent of half a patch, which training has not shown to
     the model. Without, one pass over the text closes what is closed and gives the next byte; a
     block that stays within its patch then costs no pass of encoder and global model.
@@ -45,7 +42,7 @@ class BlockDiffusion:
         self.block_bytes = params.block_bytes
         self.unmasking = params.unmasking
         self.closure = params.closure
-        self.remask, self.keep = params.remask, params.keep
+        self.keep = params.keep
 
     def check(self, sampling: Sampling) -> None:
         """Every sampling setting is served."""
@@ -72,25 +69,9 @@ class BlockDiffusion:
         forced = self.closure == "forced"
         block = ops.open_block(size, start="frontier", closure=self.closure, scored=forced)
         filled = fill(ops, block, self.unmasking, sampling, draws)
-        if self.remask:
-            filled = self._filled_again(ops, block, filled, sampling, draws)
         new = self._kept(block, filled, sampling)
         ops.append(new)
         return new
-
-    def _filled_again(
-        self, ops: DecodeOps, block: OpenBlock, filled: Filled, sampling: Sampling, draws: Draws
-    ) -> Filled:
-        """What was filled in with little probability is masked, and filled in again, in place.
-
-        Where it is sampled, with the random numbers of before and what is likely now.
-        """
-        unsure_bB = filled.probabilities(block, sampling) < self.remask
-        for row, place in unsure_bB.nonzero().tolist():
-            if block.ids[row]:
-                block.ids[row][place] = ops.scheme.mask
-        again = fill(ops, block, self.unmasking, sampling, draws)
-        return again.over(filled, unsure_bB)
 
     def _kept(self, block: OpenBlock, filled: Filled, sampling: Sampling) -> list[list[int]]:
         """The bytes of each block that end before the first unsure one; one at least."""

@@ -39,16 +39,9 @@ class FillAll:
 
 @attrs.frozen(kw_only=True)
 class ConfidenceParams:
-    """alpha: probability above which a byte is filled.
-
-    last_alpha: that of a block's last byte, to which those of the bytes between rise or fall
-    evenly; not set: alpha.
-    """
+    """alpha: probability above which a byte is filled."""
 
     alpha: float = attrs.field(default=0.7, validator=between(0, 1))
-    last_alpha: float | None = attrs.field(
-        default=None, validator=attrs.validators.optional(between(0, 1))
-    )
 
 
 class Confidence:
@@ -56,7 +49,6 @@ class Confidence:
 
     def __init__(self, params: ConfidenceParams, context: BuildContext) -> None:
         self.alpha = params.alpha
-        self.last_alpha = params.alpha if params.last_alpha is None else params.last_alpha
 
     def select(
         self, probs_bBV: Tensor, masked_bB: Tensor, starts: Sequence[int], draws: Draws
@@ -64,8 +56,7 @@ class Confidence:
         """(b, B) bool."""
         top = probs_bBV.amax(-1).masked_fill(~masked_bB, -1.0)
         best = torch.zeros_like(masked_bB).scatter(-1, top.argmax(-1, keepdim=True), True)
-        alpha_B = torch.linspace(self.alpha, self.last_alpha, top.shape[-1], dtype=top.dtype)
-        return ((top > alpha_B) | best) & masked_bB
+        return ((top > self.alpha) | best) & masked_bB
 
 
 @attrs.frozen(kw_only=True)
