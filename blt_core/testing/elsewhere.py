@@ -194,8 +194,9 @@ def tell(path: str) -> None:
 
     order = json.loads(Path(path).read_text())
     os.chdir(order["folder"])
+    seed = {"PYTHONHASHSEED": os.environ["PYTHONHASHSEED"]}  # what is started there has it too
     os.environ.clear()
-    os.environ.update(order["environment"])
+    os.environ.update(order["environment"] | seed)
     sys.path[:] = order["path"]
     importlib.invalidate_caches()
     given = [(d, n, importlib.import_module(module)) for d, n, module in order["given"]]

@@ -197,10 +197,8 @@ def defined_blt_d(model, request, size, unmasking, closure, keep=0.0) -> tuple[b
 def test_blt_d_does_what_its_definition_says(data, index, size, unmasking, closure, keep):
     [request] = data.draw(batches(index, rows=1, stops=False))
     model = models.model(index)
-    sampler = blt_d(size, unmasking, closure, keep=keep)
-    [done] = run(model, sampler, [request])
-    defined = defined_blt_d(model, request, size, unmasking, closure, keep)
-    output, blocks, passes = defined
+    [done] = run(model, blt_d(size, unmasking, closure, keep=keep), [request])
+    output, blocks, passes = defined_blt_d(model, request, size, unmasking, closure, keep)
     assert bytes(done.output) == output
     assert (done.rounds, done.passes.decoder) == (blocks, passes)
     if closure == "forced":
@@ -368,11 +366,7 @@ def test_a_rule_that_draws_gives_in_a_batch_what_it_gives_alone(data, index, siz
         assert (bytes(got.output), got.passes) == (bytes(alone.output), alone.passes)
 
 
-@given(
-    st.lists(st.booleans(), min_size=5, max_size=5),
-    st.integers(0, 99),
-    st.floats(0, 1),
-)
+@given(st.lists(st.booleans(), min_size=5, max_size=5), st.integers(0, 99), st.floats(0, 1))
 def test_confidence_fills_what_exceeds_alpha_else_the_best(row, seed, alpha):
     probs = beliefs(1, seed)
     top = probs[0].amax(-1).tolist()

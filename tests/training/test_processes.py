@@ -152,7 +152,7 @@ class Runs:
         """The config of a run; settings go into [train]."""
         backend = {"use": "torch", "strategy": strategy, "optimizer": optimizer}
         changed = {**self.tables, "training_backend": backend, "run": {"dtype": dtype}}
-        train = {**self.tables["train"], "accumulate": 2, "tensorboard": False}
+        train = {**self.tables["train"], "accumulate": 2}
         changed["train"] = {**train, "valid_drafts": 4, **settings}
         if blocks:
             changed |= {"objective": BLOCKS, "decoder": {**changed["decoder"], "denoises": True}}

@@ -101,8 +101,7 @@ def whole(lasting_tables, tmp_path_factory) -> Job:
 def killed(lasting_tables, tmp_path_factory, forks) -> Callable[[str], Job]:
     """Makes the job of a run that was killed at a place, or of ``whole``, which was not."""
     folder = tmp_path_factory.mktemp("killed")
-    train = {**lasting_tables["train"], "tensorboard": False}
-    tables = {**lasting_tables, "train": train}
+    tables = lasting_tables
     arguments = map(json.dumps, (tables, str(folder), {**PLACES, "whole": ("(?!)", 1)}))
     (folder / "killed.py").write_text(KILLED)
     command = [str(folder / "killed.py"), *(text.strip('"') for text in arguments)]

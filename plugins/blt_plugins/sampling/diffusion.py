@@ -74,7 +74,7 @@ class BlockDiffusion:
         return new
 
     def _kept(self, block: OpenBlock, filled: Filled, sampling: Sampling) -> list[list[int]]:
-        """The bytes of each block that end before the first unsure one; one at least."""
+        """The bytes of each block before its first unsure one; if forced, one at least."""
         if not self.keep:
             return [list(ids) for ids in block.ids]
         sure_bB = filled.probabilities(block, sampling) >= self.keep
