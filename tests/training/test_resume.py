@@ -101,14 +101,13 @@ def whole(lasting_tables, tmp_path_factory) -> Job:
 def killed(lasting_tables, tmp_path_factory, forks) -> Callable[[str], Job]:
     """Makes the job of a run that was killed at a place, or of ``whole``, which was not."""
     folder = tmp_path_factory.mktemp("killed")
-    tables = lasting_tables
-    arguments = map(json.dumps, (tables, str(folder), {**PLACES, "whole": ("(?!)", 1)}))
+    arguments = map(json.dumps, (lasting_tables, str(folder), {**PLACES, "whole": ("(?!)", 1)}))
     (folder / "killed.py").write_text(KILLED)
     command = [str(folder / "killed.py"), *(text.strip('"') for text in arguments)]
     done = forks.run(1, command, {})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {**dict.fromkeys(PLACES, -signal.SIGKILL), "whole": 0}
-    config = Config.from_mapping(tables, "tiny.toml")
+    config = Config.from_mapping(lasting_tables, "tiny.toml")
     return lambda name: make_job(config, load_plugins(), out=folder / name)
 
 
