@@ -28,6 +28,7 @@ from blt_core.nn.linear import Linear, product, product_dtype
 from blt_core.nn.masks import block_masks
 from blt_core.nn.packing import Packing, row_places, take_rows
 from blt_core.nn.recompute import gradient_checkpointing, recompute
+from blt_core.nn.row_table import RowTable
 
 __all__ = [
     "BARE_KINDS",
@@ -42,6 +43,7 @@ __all__ = [
     "Packing",
     "RMSNorm",
     "RowCache",
+    "RowTable",
     "SelfAttention",
     "Span",
     "SwiGLU",

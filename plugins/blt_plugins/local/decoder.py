@@ -131,6 +131,16 @@ class BlockPlan:
     order_bn: Tensor | None = None
 
 
+@attrs.frozen(eq=False)
+class PassPlan:
+    """What all layers of a pass share; ``rows``: the cache, if there is one."""
+
+    memory: LatentMemory
+    clean: RowPlan | None
+    blocks: BlockPlan | None
+    rows: LayerCache[BareDecoderLayer] | None
+
+
 class LocalDecoder(nn.Module):
     """Cross-attention to one latent before each causal layer; a norm and a head at the end."""
 
@@ -172,35 +182,25 @@ class LocalDecoder(nn.Module):
         cache: LocalDecoderCache | None,
     ) -> DecoderOutput:
         """Logits and hidden states of clean rows (b, r, …) and block rows (b, n, B, …)."""
-        memory = self._remember(latents, cache)
+        slots = None if latents is None else self._slots_of(latents)
+        memory = LatentMemory(latents, cache.latents if cache is not None else None)
         rows = cache.rows if cache is not None else None
         x, row_plan = self._plan_rows(clean, memory, rows) if clean is not None else (None, None)
         y, block_plan = (
             self._plan_blocks(blocks, x, memory, rows) if blocks is not None else (None, None)
         )
+        plan = PassPlan(memory, row_plan, block_plan, rows)
         bare = rows.layers if rows is not None and x is not None and runs_bare(x) else None
         for index, layer in enumerate(self.layers):
-            lane = lane_of(index)
-            latent_kv = memory.of(layer.latent_attention, lane)
-            keys, values = None, None
-            if x is not None and row_plan is not None and rows is not None and bare:
-                x = bare[index](x, latent_kv, row_plan, rows, lane)
-            elif x is not None and row_plan is not None:
-                x, keys, values = recompute(layer.clean, x, latent_kv, row_plan, rows, lane)
-            if y is not None and block_plan is not None:
-                if rows is not None:
-                    keys, values = rows.used(lane).chunk(2, dim=-2)
-                y = recompute(layer.block, y, latent_kv, block_plan, keys, values)
+            x, y = layer(x, y, slots, plan, lane_of(index), bare[index] if bare else None)
         if y is not None and block_plan is not None and block_plan.order_bn is not None:
             y = take_rows(y, block_plan.order_bn.argsort(1))  # as they were given
         packing = None if row_plan is None else row_plan.span.packing
         return DecoderOutput(self._output(x, packing), self._output(y))
 
-    def _remember(self, latents: Latents | None, cache: LocalDecoderCache | None) -> LatentMemory:
-        slots = None
-        if latents is not None:
-            slots = self.from_latent(latents.values_bmD).unflatten(-1, (self.slots, -1))
-        return LatentMemory(slots, latents, cache.latents if cache is not None else None)
+    def _slots_of(self, latents: Latents) -> Tensor:
+        """(b, m, k, D)."""
+        return self.from_latent(latents.values_bmD).unflatten(-1, (self.slots, -1))
 
     def _plan_rows(
         self, clean: Rows, memory: LatentMemory, cache: RowCache | None
@@ -289,6 +289,34 @@ class DecoderLayer(nn.Module):
         self.attention = SelfAttention(dim, heads, heads)
         self.mlp_norm = RMSNorm(dim)
         self.mlp = SwiGLU(dim, hidden)
+
+    def forward(
+        self,
+        x: Tensor | None,
+        y: Tensor | None,
+        slots_bmkD: Tensor | None,
+        plan: PassPlan,
+        lane: str,
+        bare: BareDecoderLayer | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Clean rows (b, r, D), or packed, and block rows (b, n, B, D), where there are any.
+
+        All of a layer in one call, to which every tensor with a gradient is an argument: FSDP2
+        gathers its weights for this call, and is done with their gradients when it has those of
+        the arguments. bare: what runs the clean rows, over a cache, in place of its modules.
+        """
+        latent_kv = plan.memory.of(self.latent_attention, slots_bmkD, lane)
+        keys, values = None, None
+        if x is not None and plan.clean is not None:
+            if bare is not None and plan.rows is not None:
+                x = bare(x, latent_kv, plan.clean, plan.rows, lane)
+            else:
+                x, keys, values = recompute(self.clean, x, latent_kv, plan.clean, plan.rows, lane)
+        if y is not None and plan.blocks is not None:
+            if plan.rows is not None:
+                keys, values = plan.rows.used(lane).chunk(2, dim=-2)
+            y = recompute(self.block, y, latent_kv, plan.blocks, keys, values)
+        return x, y
 
     def clean(
         self, x: Tensor, latent_kv: Tensor, plan: RowPlan, cache: RowCache | None, lane: str

@@ -104,16 +104,12 @@ def _attend_group(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class LatentMemory:
     """Keys and values of all latents that rows may read: those in the cache, and new ones.
 
-    slots_bmkD: the slots of the new latents, or None where there are none.
+    latents: the new ones, or None where there are none.
     """
 
-    def __init__(
-        self,
-        slots_bmkD: Tensor | None,
-        latents: Latents | None,
-        cache: RowCache | None,
-    ) -> None:
-        self._slots, self._cache = slots_bmkD, cache
+    def __init__(self, latents: Latents | None, cache: RowCache | None) -> None:
+        self._new = 0 if latents is None else latents.values_bmD.shape[1]
+        self._cache = cache
         self._span = (
             cache.extend(latents.counts, latents.values_bmD.shape[1], latents.values_bmD.device)
             if cache is not None and latents is not None
@@ -124,11 +120,14 @@ class LatentMemory:
         """Where latents are in what ``of`` gives; for new ones too."""
         if self._cache is not None:
             return self._cache.places(latent_bn)
-        return row_places(latent_bn, 0 if self._slots is None else self._slots.shape[1])
+        return row_places(latent_bn, self._new)
 
-    def of(self, attention: LatentAttention, lane: str) -> Tensor:
-        """(t, k, 2h, d) of all batch rows for one layer; new latents are remembered."""
-        new = attention.keys_values(self._slots) if self._slots is not None else None
+    def of(self, attention: LatentAttention, slots_bmkD: Tensor | None, lane: str) -> Tensor:
+        """(t, k, 2h, d) of all batch rows for one layer.
+
+        slots_bmkD: of the new latents, which are remembered; None where there are none.
+        """
+        new = attention.keys_values(slots_bmkD) if slots_bmkD is not None else None
         if self._cache is None:
             if new is None:
                 raise ValueError("a decoder without a cache needs latents")

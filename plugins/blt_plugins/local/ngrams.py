@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from blt_core.nn import RowCache, Span
+from blt_core.nn import RowCache, RowTable, Span
 
 #: The base of the mixed hash, odd; high bits of a product with it are the well-mixed ones.
 _MULTIPLIER = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -56,7 +56,7 @@ class HashNgrams(nn.Module):
         super().__init__()
         self.sizes, self.rows, self.published = tuple(sizes), rows, hash == "published"
         self.bases = PRIMES[:functions] if self.published else (_MULTIPLIER,)
-        self.table = nn.Embedding(len(self.bases) * len(self.sizes) * rows, dim)
+        self.table = RowTable(len(self.bases) * len(self.sizes) * rows, dim)
 
     def forward(self, ids_br: Tensor, span: Span, cache: RowCache | None) -> Tensor:
         """The sum of the n-gram embeddings at each new byte, (b, r, D)."""
@@ -69,7 +69,8 @@ class HashNgrams(nn.Module):
             for size, hashed in _hashes(symbols, self.sizes, base):
                 row = hashed if self.published else (hashed * base) >> 20
                 places.append(row % self.rows + (first + self.sizes.index(size)) * self.rows)
-        return self.table(torch.stack(places, dim=-1)).sum(-2)
+        summed: Tensor = self.table(torch.stack(places, dim=-1))
+        return summed
 
     @staticmethod
     def _with_past(symbols_br: Tensor, context: int, span: Span, cache: RowCache | None) -> Tensor:

@@ -8,7 +8,11 @@ from __future__ import annotations
 from torch import nn
 
 from blt_core.types import StateBytes, StateMemory
-from blt_plugins.training.backends.parameters import gathered_layers, parameter_bytes
+from blt_plugins.training.backends.parameters import (
+    gathered_layers,
+    parameter_bytes,
+    spreadable_tables,
+)
 
 MOMENTS = 2
 
@@ -33,15 +37,20 @@ def sharded(module: nn.Module, *, processes: int, accumulate: int) -> StateMemor
     reduced only in the last micro-batch of a step, so earlier ones are held unsharded. Unfused
     AdamW needs two temporaries of the size of the current parameter's shard. Evaluation gathers all
     units, the root first, each through a copy of its own.
+
+    Tables are never gathered in training: a pass makes a gradient of the process's own rows, and
+    adds it to that of the passes before.
     """
     if processes == 1:
         return replicated(module, processes=1)
     size = parameter_bytes(module.parameters())
     share = -(-size // processes)
     layers = [parameter_bytes(layer.parameters()) for layer in gathered_layers(module)]
-    root, largest = size - sum(layers), max(layers, default=0)
-    gradients = size if accumulate > 1 else root + largest
+    tables = parameter_bytes(table.weight for table in spreadable_tables(module))
+    root, largest = size - sum(layers) - tables, max(layers, default=0)
+    several = accumulate > 1
+    gradients = (size - tables + -(-tables // processes)) if several else root + largest
     gathered = root + 2 * largest + gradients
     step = share + 2 * -(-max(parameter_bytes([p]) for p in module.parameters()) // processes)
-    scoring = max(2 * root, size + largest)
+    scoring = max(tables + 2 * root, size + largest)
     return StateMemory(StateBytes(share, share, MOMENTS * share, gathered, step, scoring))

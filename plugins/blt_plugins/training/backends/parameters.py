@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
+
+from blt_core.nn import RowTable
 
 
 def gathered_layers(module: nn.Module) -> Iterator[nn.Module]:
@@ -14,6 +17,15 @@ def gathered_layers(module: nn.Module) -> Iterator[nn.Module]:
         for layer in child if isinstance(child, nn.ModuleList) else ():
             if type(layer).forward is not nn.Module.forward:
                 yield layer
+
+
+def spreadable_tables(module: nn.Module) -> list[RowTable]:
+    """The tables whose rows may stay apart: those that alone hold their weight."""
+    uses = Counter(
+        id(parameter) for part in module.modules() for parameter in part.parameters(recurse=False)
+    )
+    tables = [part for part in module.modules() if isinstance(part, RowTable)]
+    return [table for table in tables if uses[id(table.weight)] == 1]
 
 
 def parameter_bytes(parameters: Iterable[nn.Parameter]) -> int:

@@ -14,21 +14,26 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from blt_core.errors import RunError
-from blt_plugins.training.backends.parameters import gathered_layers
+from blt_plugins.training.backends.parameters import gathered_layers, spreadable_tables
+from blt_plugins.training.backends.spread_tables import SpreadTable, leave, spread_tables
 
 
 def shard(module: nn.Module, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Spread ``module``; its optimizer groups with the parameters that it has now.
 
-    Each layer that is called as a module is gathered by itself, the rest of the module at once.
+    Each layer that is called as a module is gathered by itself, the rest of the module at once. The
+    rows of tables stay where they are.
     """
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     _check_ties(module, names)
     kind = next(module.parameters()).device.type
     mesh = init_device_mesh(kind, (torch.distributed.get_world_size(),))
+    for table in spreadable_tables(module):
+        SpreadTable(table, mesh)
+    apart: set[nn.Parameter] = {table.weight for table in spreadable_tables(module)}
     for layer in gathered_layers(module):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+        fully_shard(layer, mesh=mesh, ignored_params=apart)
+    fully_shard(module, mesh=mesh, ignored_params=apart)
     sharded = dict(module.named_parameters())
     return [{**g, "params": [sharded[names[id(p)]] for p in g["params"]]} for g in groups]
 
@@ -65,11 +70,16 @@ def gathered(module: nn.Module) -> Iterator[None]:
     layers = [unit for unit in units if unit is not module]
     for layer in layers:
         layer.set_reshard_after_forward(False, recurse=False)
+    tables = list(spread_tables(module))
+    for table in tables:
+        table.gather()
     for unit in units:
         unit.unshard()
     try:
         yield
     finally:
+        for table in tables:
+            table.release()
         for layer in layers:
             layer.set_reshard_after_forward(True, recurse=False)
         for unit in units:
@@ -82,6 +92,7 @@ def leave_group(module: nn.Module) -> None:
     The module may outlive the group, and DTensor's caches keep its mesh for good; either would keep
     the group's threads running into the end of the interpreter, which aborts the process.
     """
+    leave(module)
     for unit in module.modules():
         if not isinstance(unit, FSDPModule):
             continue
