@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from blt_core.errors import RunError
 from blt_core.plugins.loading import load_plugins
 from blt_core.types import StateBytes
 from blt_core.wiring.config import Config
-from blt_plugins.deepspeed.memory_plan import Zero, zero_memory
+from blt_plugins.deepspeed.memory_plan import Zero, check_gathers, zero_memory
 from blt_plugins.training.objectives.losses import MODEL
 from blt_plugins.training.planning.plan import Planner
+from blt_plugins.training.setup.config import plan_training
 from tests.peaks import measured_peak
 
 SIZES = (600, 400)
@@ -37,6 +39,14 @@ def test_each_stage_splits_more():
     ]
     # A bucket; beside it the weights that stage 3 gathers.
     assert [x.buffers for x in whole] == [40, 40, 40, 40 + 400]
+
+
+def test_a_weight_that_stage_3_may_not_gather_is_refused():
+    for stage in range(3):
+        check_gathers({"table": 101}, zero(stage))
+    check_gathers({"table": 100, "head": 100}, zero(3))
+    with pytest.raises(RunError, match=r"(?s)table: 101 .*allows 100\n.*strategy = 'fsdp'"):
+        check_gathers({"head": 50, "table": 101}, zero(3))
 
 
 def test_bfloat16_halves_weights_gradients_and_buffers_but_not_the_optimizer():
@@ -134,3 +144,15 @@ def test_a_plan_is_within_15_percent_of_the_peak_of_a_process(stage, weight_dtyp
     plan = Planner(Config.from_mapping(tables), load_plugins()).plan()
     measured = measured_peak(tables, MODEL, tmp_path)
     assert plan.peak == pytest.approx(measured, rel=0.15)
+
+
+def test_run_and_plan_refuse_a_table_that_stage_3_may_not_gather():
+    live = {"zero_optimization": {"stage3_max_live_parameters": 5_000_000}}
+    tables = TABLES | {"training_backend": {"use": "deepspeed", "stage": 3, "config": live}}
+    config = Config.from_mapping(tables)
+    with pytest.raises(RunError, match=r"encoder\.ngrams\.table\.weight: 57,600,000 parameters"):
+        Planner(config, load_plugins()).plan()
+    plan = plan_training(config, load_plugins()).plan
+    module = torch.nn.ModuleDict({"encoder": plan.build("encoder")})
+    with pytest.raises(RunError, match=r"stage3_max_live_parameters = 57600000 in"):
+        plan.build("training_backend").start(module, [], clip=1.0, accumulate=1)

@@ -21,12 +21,18 @@ from blt_core.cli.app import run
 from blt_core.errors import ConfigError
 from blt_core.loading import new_model
 from blt_core.model import patch_layout
+from blt_core.nn import RowTable
 from blt_core.plugins.loading import load_plugins
 from blt_core.resources import resource
 from blt_core.types import StateBytes, StateMemory
 from blt_core.wiring.config import Config, load_config
 from blt_core.wiring.resolve import Plan
 from blt_plugins.training.backends.memory import replicated, sharded
+from blt_plugins.training.backends.parameters import (
+    gathered_layers,
+    parameter_bytes,
+    spreadable_tables,
+)
 from blt_plugins.training.objectives.losses import MODEL, SCORER
 from blt_plugins.training.planning.plan import Planner, even_flags, full_batch, traced_phases
 from blt_plugins.training.planning.tracing import Moment, trace_pass, trace_score
@@ -34,6 +40,8 @@ from blt_plugins.training.setup.config import plan_training
 from tests.nightly import nightly_or
 from tests.peaks import measured_peak
 
+#: What the phase of the model trains.
+PARTS = ("encoder", "global_model", "decoder")
 BLOCKS = {"use": "block-diffusion", "share": 0.5, "inside_share": 0.2, "stale_share": 0.3}
 
 
@@ -210,10 +218,11 @@ def test_the_phase_of_a_scorer_is_within_15_percent_of_the_peak_of_a_process(pla
 )
 def test_a_plan_is_within_15_percent_of_the_peak_of_two_processes(planned, strategy, tmp_path):
     tables = large(planned)
-    # Most memory is what the backend keeps: some 20 million parameters.
+    # Most memory is what the backend keeps: some 40 million parameters, half in tables.
     tables["global_model"] |= {"latent_dim": 512, "layers": 6, "hidden": 1408}
     for part in ("encoder", "decoder"):
         tables[part] |= {"latent_dim": 512}
+    tables["encoder"] |= {"ngram_sizes": [3, 4], "ngram_rows": 100_000}
     tables["train"] |= {"batch_bytes": 1024, "accumulate": 2}
     tables["train"]["scorer"] = {"steps": 0}
     tables["training_backend"] = {"use": "torch", "strategy": strategy}
@@ -262,8 +271,18 @@ def test_fsdp_splits_all_and_gathers_the_root_and_two_layers():
     assert (found.parameters, found.gradients, found.optimizer) == (250, 250, 500)
     assert found.buffers == (200 + 2 * 400) + (200 + 400)
     several = sharded(layered(), processes=4, accumulate=2).device
-    assert several.buffers == (200 + 2 * 400) + 1000
+    assert several.buffers == found.buffers
     assert sharded(layered(), processes=1, accumulate=2) == replicated(layered(), processes=1)
+
+
+def test_fsdp_gathers_no_table():
+    module = nn.ModuleDict({**layered(), "table": RowTable(100, 10)})
+    found = sharded(module, processes=4, accumulate=1).device
+    assert (found.parameters, found.gradients, found.optimizer) == (1250, 1250, 2500)
+    assert found.buffers == (200 + 2 * 400) + (200 + 400)
+    several = sharded(module, processes=4, accumulate=2).device
+    assert several.buffers == found.buffers + 1000  # a pass's gradient of the process's own rows
+    assert found.scoring == 5000 + 400
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -411,6 +430,23 @@ def test_the_recipes_have_the_paper_s_sizes(name, global_model, encoder):
     assert sizes.encoder == pytest.approx(encoder, rel=0.03)
     assert sizes.decoder == pytest.approx(160e6, rel=0.015)
     assert sizes.scorer == pytest.approx(99.5e6, rel=0.001)
+
+
+def test_fsdp_spreads_nearly_all_that_the_1b_recipe_trains():
+    """Eight processes each keep less than a sixth of what one does, and gather little."""
+    config = load_config(resource("configs") / "train-1b.toml")
+    plan = plan_training(config, load_plugins()).plan
+    with FakeTensorMode():
+        module = nn.ModuleDict({kind: plan.build(kind) for kind in PARTS})
+    layers = {id(p) for layer in gathered_layers(module) for p in layer.parameters()}
+    tables = {id(table.weight) for table in spreadable_tables(module)}
+    root = [p for p in module.parameters() if id(p) not in layers | tables]
+    assert parameter_bytes(root) < 0.03 * parameter_bytes(module.parameters())
+    for accumulate in (1, 4):
+        alone, spread = (
+            sharded(module, processes=n, accumulate=accumulate).device.total for n in (1, 8)
+        )
+        assert spread <= alone / 6
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from blt_core.errors import BltError, CheckpointError, RunError
 from blt_core.nn import read_weights_whole
 from blt_core.types import StateMemory
 from blt_plugins.deepspeed import internals
-from blt_plugins.deepspeed.memory_plan import Zero, zero_memory
+from blt_plugins.deepspeed.memory_plan import Zero, check_gathers, zero_memory
 from blt_plugins.deepspeed.process import check_installed, import_deepspeed, join_group, leave_group
 from blt_plugins.deepspeed.resume import TAG, Topology, converted, needs_conversion, read_topology
 from blt_plugins.deepspeed.settings import DeepSpeedBackendParams, deepspeed_config
@@ -60,7 +60,8 @@ class DeepSpeedBackend:
         """Begin to train ``module`` with AdamW; returns the engine.
 
         The weights of process 0 are those of all. The former module is left with its weights in
-        full, as plain float32 parameters. Raises RunError for a module that is not float32.
+        full, as plain float32 parameters. Raises RunError for a module that is not float32, and
+        for a weight that is too large to be gathered.
         """
         self._release()
         first = next(module.parameters())
@@ -69,9 +70,6 @@ class DeepSpeedBackend:
                 f"the training backend 'deepspeed' trains float32 models, not {first.dtype}\n"
                 "  fix: remove dtype from [run]"
             )
-        package = self._package = import_deepspeed(first.device)
-        join_group(package, first.device)
-        self._clip, self._accumulate = clip, accumulate
         config = deepspeed_config(
             self._params,
             # At stage 0 the engine clips, but does not tell the norm.
@@ -79,6 +77,10 @@ class DeepSpeedBackend:
             accumulate=accumulate,
             world_size=self.world_size,
         )
+        check_gathers(_sizes(module), Zero.of(config))
+        package = self._package = import_deepspeed(first.device)
+        join_group(package, first.device)
+        self._clip, self._accumulate = clip, accumulate
         if self._spreads_weights:
             read_weights_whole(module)
         optimizer = torch.optim.AdamW(list(groups), lr=0.0, betas=BETAS)
@@ -155,12 +157,16 @@ class DeepSpeedBackend:
             self._load(universal, "step")
 
     def memory(self, module: nn.Module, *, processes: int, accumulate: int) -> StateMemory:
-        """What each of ``processes`` keeps while it trains ``module``."""
+        """What each of ``processes`` keeps while it trains ``module``.
+
+        Raises RunError for a weight that is too large to be gathered.
+        """
         config = deepspeed_config(
             self._params, clip=1.0, accumulate=accumulate, world_size=processes
         )
-        sizes = [parameter.numel() for parameter in module.parameters()]
-        return zero_memory(sizes, Zero.of(config), processes=processes)
+        sizes, zero = _sizes(module), Zero.of(config)
+        check_gathers(sizes, zero)
+        return zero_memory(list(sizes.values()), zero, processes=processes)
 
     def close(self) -> None:
         """Let the engine and the process group go; the module's weights are not gathered."""
@@ -215,6 +221,11 @@ class DeepSpeedBackend:
         if self._package is None:
             raise RunError("the training backend was not started")
         return self._package
+
+
+def _sizes(module: nn.Module) -> dict[str, int]:
+    """How many numbers each weight has."""
+    return {name: parameter.numel() for name, parameter in module.named_parameters()}
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

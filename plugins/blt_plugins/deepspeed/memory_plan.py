@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import torch
 
+from blt_core.errors import RunError
 from blt_core.types import StateBytes, StateMemory
 
 #: The optimizer's float32 weights and its two moments.
@@ -54,6 +55,22 @@ class Zero:
             live_parameters=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
             overlap=bool(zero.get("overlap_comm", stage == _SPLIT_WEIGHTS)),
         )
+
+
+def check_gathers(sizes: Mapping[str, int], zero: Zero) -> None:
+    """Raise RunError for a weight that stage 3 may not gather; sizes: how many numbers, by name.
+
+    An n-gram table is one weight, and each process would hold all of it in each pass.
+    """
+    for name, size in sizes.items():
+        if zero.stage == _SPLIT_WEIGHTS and size > zero.live_parameters:
+            raise RunError(
+                f"{name}: {size:,} parameters, and ZeRO 3 gathers each weight whole, of which "
+                f"stage3_max_live_parameters allows {zero.live_parameters:,}\n"
+                "  fix: training_backend.use = 'torch' with strategy = 'fsdp', which exchanges the "
+                "rows that are read; or stage = 2; or zero_optimization.stage3_max_live_parameters "
+                f"= {size} in [training_backend.config], where there is room for it in each process"
+            )
 
 
 def zero_memory(sizes: Sequence[int], zero: Zero, *, processes: int) -> StateMemory:

@@ -34,12 +34,10 @@ def sharded(module: nn.Module, *, processes: int, accumulate: int) -> StateMemor
 
     The root is whole from its forward pass on, and so is its gradient until the pass ends. Of the
     layers two are whole at a time, the one in use and the next, and one gradient. Gradients are
-    reduced only in the last micro-batch of a step, so earlier ones are held unsharded. Unfused
-    AdamW needs two temporaries of the size of the current parameter's shard. Evaluation gathers all
-    units, the root first, each through a copy of its own.
-
-    Tables are never gathered in training: a pass makes a gradient of the process's own rows, and
-    adds it to that of the passes before.
+    reduced in each pass. Tables are never gathered in training: a pass makes a gradient of the
+    process's own rows, and adds it to that of the passes before. Unfused AdamW needs two
+    temporaries of the size of the current parameter's shard. Evaluation gathers all: the tables,
+    then the root and the layers, each through a copy of its own.
     """
     if processes == 1:
         return replicated(module, processes=1)
@@ -48,8 +46,7 @@ def sharded(module: nn.Module, *, processes: int, accumulate: int) -> StateMemor
     layers = [parameter_bytes(layer.parameters()) for layer in gathered_layers(module)]
     tables = parameter_bytes(table.weight for table in spreadable_tables(module))
     root, largest = size - sum(layers) - tables, max(layers, default=0)
-    several = accumulate > 1
-    gradients = (size - tables + -(-tables // processes)) if several else root + largest
+    gradients = root + largest + (-(-tables // processes) if accumulate > 1 else 0)
     gathered = root + 2 * largest + gradients
     step = share + 2 * -(-max(parameter_bytes([p]) for p in module.parameters()) // processes)
     scoring = max(tables + 2 * root, size + largest)

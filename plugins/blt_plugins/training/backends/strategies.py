@@ -65,6 +65,8 @@ class Ddp(Alone):
 class Fsdp(Alone):
     """Weights, gradients and optimizer are spread over the processes (FSDP2), layer by layer.
 
+    Gradients are reduced in each pass: if they met in the last one alone, each process would keep
+    whole ones until then, which no number of processes makes smaller.
     What shards is imported when it is called: that takes seconds.
     """
 
@@ -75,10 +77,6 @@ class Fsdp(Alone):
         from blt_plugins.training.backends.sharding import shard
 
         return module, shard(module, groups)
-
-    def sync(self, called: nn.Module, *, active: bool) -> None:
-        """Whether gradients are reduced in the coming pass."""
-        called.set_requires_gradient_sync(active)  # type: ignore[operator]
 
     def whole(self, module: nn.Module) -> AbstractContextManager[None]:
         """Within it every layer is gathered."""
