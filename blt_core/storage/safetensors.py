@@ -39,7 +39,7 @@ class StoredTensors(LazyTensors):
     def __init__(self, *paths: Path) -> None:
         self._files: dict[str, tuple[Path, Any]] = {}
         for path in paths:
-            file = _open(path)
+            file = open_file(path)
             for name in file.keys():  # noqa: SIM118 -- it is no mapping
                 if name in self._files:
                     raise CheckpointError(f"{path}: {name} is in {self._files[name][0]} too")
@@ -79,8 +79,8 @@ class StoredTensors(LazyTensors):
         return len(self._files)
 
 
-def _open(path: Path) -> Any:
-    """An open safetensors file, whose header is checked."""
+def open_file(path: Path) -> Any:
+    """An open safetensors file, whose header is checked; CheckpointError where that fails."""
     try:
         before = path.stat()
         file = safe_open(str(path), framework="pt")

@@ -35,7 +35,7 @@ def save(of: States, saved: TrainingState, content: str = "weights") -> None:
     def write(folder: Path) -> None:
         (folder / "backend.txt").write_text(content)
 
-    of.save(saved, write, main=True, barrier=lambda: None)
+    of.save(saved, write)
 
 
 def names(tmp_path: Path) -> list[str]:
@@ -77,7 +77,7 @@ def test_a_write_that_fails_leaves_the_former_state(tmp_path, what):
         raise what
 
     with pytest.raises(what):
-        own.save(state(step=2), fail, main=True, barrier=lambda: None)
+        own.save(state(step=2), fail)
     assert states(tmp_path).latest(pytest.fail).state.step == 1
     save(states(tmp_path), state(step=2))  # what was left behind is cleared away
     assert names(tmp_path) == ["model-00000001", "model-00000002"]
@@ -140,7 +140,7 @@ def test_strays_that_come_while_a_state_is_written_may_go(tmp_path):
     def write(folder: Path) -> None:
         (folder / "._backend.txt").write_text("dross")
 
-    own.save(state(), write, main=True, barrier=lambda: None)
+    own.save(state(), write)
     (tmp_path / "state" / "model-00000003" / "._backend.txt").unlink()
     assert own.latest(pytest.fail).state.step == 3
 

@@ -1,45 +1,62 @@
-"""The state of the torch backend on the disk: whole weights and optimizer, in one file.
+"""The state of the torch backend on the disk: weights and optimizer.
 
-Whatever they were spread over, any strategy and number of processes can go on from it.
+Processes that spread weights write a file each, of the rows that they keep; otherwise process 0
+writes one. A file says which rows it holds, so any strategy and number of processes reads from any
+files what it keeps itself, and no process ever has, or sends, more than that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from blt_core.errors import CheckpointError
-from blt_core.storage.safetensors import StoredTensors
+from blt_core.storage.safetensors import open_file
+from blt_core.storage.tensors import unshared
 from blt_plugins.training.backends.optimizers import optimizer_of
 from blt_plugins.training.backends.strategies import Alone
 
-TENSORS = "training.safetensors"
+#: One file, or one of several.
+TENSORS, PART = "training.safetensors", "training-{:05}-of-{:05}.safetensors"
 _WEIGHT, _OPTIMIZER = "weight/", "optimizer/"
+#: In a file's metadata: the first row of each tensor of which it holds a part.
+_FIRST_ROWS = "first_rows"
 
 
 def save(
-    folder: Path, module: nn.Module, optimizers: Iterable[Optimizer], strategy: Alone, *, main: bool
+    folder: Path,
+    module: nn.Module,
+    optimizers: Iterable[Optimizer],
+    strategy: Alone,
+    *,
+    rank: int,
+    processes: int,
 ) -> None:
-    """Write one file, in the ``main`` process; the others take part."""
-    named = dict(module.named_parameters())
-    state = {
-        f"{name}|{key}": value
-        for optimizer in optimizers
-        for name, parameter in named.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    weights = whole_tensors(module.state_dict(), strategy, main=main)
-    moments = whole_tensors(state, strategy, main=main)
-    if main:
-        tensors = {_WEIGHT + name: tensor for name, tensor in weights.items()}
-        tensors |= {_OPTIMIZER + name: tensor for name, tensor in moments.items()}
-        save_file(tensors, folder / TENSORS)
+    """Write what process ``rank`` keeps and no other writes. Raises OSError, SafetensorError."""
+    parts: dict[str, Tensor] = {}
+    first_rows: dict[str, int] = {}
+    spreads = False
+    for name, tensor in _tensors(module, optimizers):
+        rows, first = strategy.part(tensor)
+        spreads = spreads or first is not None
+        if (first is None and rank == 0) or (first is not None and len(rows)):
+            parts[name] = rows.detach().cpu().contiguous()
+        if name in parts and first is not None:
+            first_rows[name] = first
+    if spreads:
+        metadata = {_FIRST_ROWS: json.dumps(first_rows)}
+        save_file(unshared(parts), folder / PART.format(rank, processes), metadata)
+    elif rank == 0:
+        save_file(unshared(parts), folder / TENSORS)
 
 
 def load(
@@ -49,7 +66,7 @@ def load(
 
     Raises CheckpointError for the state of another backend, optimizer or module.
     """
-    tensors = _stored(folder, name)
+    stored = _stored(folder, name)
     own, parameters = module.state_dict(), dict(module.named_parameters())
     keepers = {
         parameter: optimizer
@@ -58,21 +75,25 @@ def load(
         for parameter in group["params"]
     }
 
-    def spread(tensor: Tensor, like: Tensor) -> Tensor:
-        return strategy.like(tensor.to(like.device), like)
+    def read(full: str, like: Tensor) -> Tensor:
+        """What this process keeps of a tensor that is spread as ``like`` is."""
+        rows, first = strategy.part(like)
+        return strategy.spread(stored.rows(full, like, first or 0, rows).to(like.device), like)
 
-    for full in tensors:
+    for full in stored:
         if full.startswith(_WEIGHT):
             key = full.removeprefix(_WEIGHT)
             _known(key, own, folder)
             with torch.no_grad():
-                own[key].copy_(spread(tensors[full], own[key]))
+                own[key].copy_(read(full, own[key]))
         else:
             of, _, key = full.removeprefix(_OPTIMIZER).rpartition("|")
             _known(of, parameters, folder)
-            value, parameter = tensors[full].clone(), parameters[of]
+            parameter = parameters[of]
             keepers[parameter].state[parameter][key] = (
-                spread(value, parameter) if value.dim() else value.to(parameter.device)
+                read(full, parameter)
+                if stored.shape(full)
+                else stored.number(full).to(parameter.device)
             )
 
 
@@ -86,14 +107,98 @@ def whole_tensors(tensors: Mapping[str, Any], strategy: Alone, *, main: bool) ->
     return found
 
 
-def _stored(folder: Path, name: str) -> StoredTensors:
-    path = folder / TENSORS
-    if not path.exists():
+def _tensors(module: nn.Module, optimizers: Iterable[Optimizer]) -> Iterator[tuple[str, Tensor]]:
+    """All that is saved, by the name that it has in files."""
+    for name, tensor in module.state_dict().items():
+        yield _WEIGHT + name, tensor
+    for optimizer in optimizers:
+        for name, parameter in module.named_parameters():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                yield f"{_OPTIMIZER}{name}|{key}", value
+
+
+@attrs.frozen
+class Run:
+    """Rows of a tensor, from ``first`` on, in an open file."""
+
+    first: int
+    path: Path
+    file: Any
+
+
+class Stored(Mapping[str, Sequence[Run]]):
+    """The tensors of a state, whose rows may be in several files; rows are read when asked for.
+
+    Raises CheckpointError for a file that cannot be read, and rows that none has.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._runs: dict[str, list[Run]] = {}
+        for path in paths:
+            file = open_file(path)
+            first_rows = json.loads((file.metadata() or {}).get(_FIRST_ROWS, "{}"))
+            for name in file.keys():  # noqa: SIM118 -- it is no mapping
+                run = Run(first_rows.get(name, 0), path, file)
+                self._runs.setdefault(name, []).append(run)
+
+    def __getitem__(self, name: str) -> Sequence[Run]:
+        return self._runs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a whole tensor."""
+        shapes = [tuple(run.file.get_slice(name).get_shape()) for run in self[name]]
+        if not shapes[0]:
+            return ()
+        ends = (run.first + shape[0] for run, shape in zip(self[name], shapes, strict=True))
+        return max(ends), *shapes[0][1:]
+
+    def number(self, name: str) -> Tensor:
+        """A tensor without axes."""
+        found: Tensor = self[name][0].file.get_tensor(name)
+        return found.clone()
+
+    def rows(self, name: str, like: Tensor, first: int, part: Tensor) -> Tensor:
+        """Rows from ``first`` on, as many as ``part`` has, of a tensor with the shape of ``like``.
+
+        Memory of its own.
+        """
+        runs, last = self[name], first + len(part) if part.dim() else 1
+        if self.shape(name) != tuple(like.shape):
+            raise CheckpointError(
+                f"{runs[0].path.parent}: {name} has shape {self.shape(name)}, not "
+                f"{tuple(like.shape)} as in the trained module"
+            )
+        if not part.dim():
+            return self.number(name)
+        found, done = [], first
+        for run in sorted(runs, key=lambda run: run.first):
+            piece = run.file.get_slice(name)
+            begin, end = max(done - run.first, 0), min(last - run.first, piece.get_shape()[0])
+            if run.first <= done < last and begin < end:
+                try:
+                    found.append(piece[begin:end])
+                except SafetensorError as error:
+                    raise CheckpointError(f"{run.path}: {name} cannot be read: {error}") from error
+                done = run.first + end
+        if done < last:
+            raise CheckpointError(f"{runs[0].path.parent}: no file has row {done} of {name}")
+        return torch.cat(found) if found else part.new_empty(part.shape)
+
+
+def _stored(folder: Path, name: str) -> Stored:
+    paths = sorted(folder.glob("training*.safetensors"))
+    if not paths:
         raise CheckpointError(
             f"{folder}: holds no {TENSORS}, so another training backend wrote it\n"
             "  fix: go on with that backend, or start anew from OUT/model as [run] checkpoint"
         )
-    tensors = StoredTensors(path)
+    tensors = Stored(paths)
     found = optimizer_of(tensors)
     if found not in (None, name):
         raise CheckpointError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from blt_core.errors import RunError
 from blt_plugins.training.backends.parameters import gathered_layers, spreadable_tables
@@ -108,10 +108,23 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, own: Tensor) -> Tensor:
-    """A whole tensor, spread as ``own`` is."""
-    return (
-        distribute_tensor(tensor, own.device_mesh, own.placements)
-        if isinstance(own, DTensor)
-        else tensor
+def part(tensor: Tensor) -> tuple[Tensor, int | None]:
+    """This process's rows of a spread tensor, and the first of them; None: it is not spread."""
+    if not isinstance(tensor, DTensor):
+        return tensor, None
+    share = -(-len(tensor) // tensor.device_mesh.size())
+    return tensor.to_local(), min(share * tensor.device_mesh.get_local_rank(), len(tensor))
+
+
+def spread(rows: Tensor, own: Tensor) -> Tensor:
+    """A tensor that is spread as ``own`` is, of which this process has ``rows``."""
+    if not isinstance(own, DTensor):
+        return rows
+    return DTensor.from_local(
+        rows,
+        own.device_mesh,
+        own.placements,
+        run_check=False,
+        shape=own.shape,
+        stride=own.stride(),
     )

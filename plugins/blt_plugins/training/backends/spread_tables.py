@@ -82,7 +82,7 @@ class SpreadTable:
         local: Tensor = weight.to_local().detach()
         padded = functional.pad(local, (0, 0, 0, self.share - len(local)))
         whole = local.new_empty(len(self._ends) * self.share, *local.shape[1:])
-        distributed.all_gather_into_tensor(whole, padded, group=self.group)
+        distributed.all_gather(list(whole.split(self.share)), padded, group=self.group)
         self._whole = whole[: len(self._table.weight)]
 
     def release(self) -> None:

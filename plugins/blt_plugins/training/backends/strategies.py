@@ -36,9 +36,13 @@ class Alone:
         """The whole of a tensor, wherever its parts are; all processes take part."""
         return tensor
 
-    def like(self, tensor: Tensor, own: Tensor) -> Tensor:
-        """A whole tensor, spread as ``own`` is."""
-        return tensor
+    def part(self, tensor: Tensor) -> tuple[Tensor, int | None]:
+        """The rows that this process alone keeps, and the first of them; None: each has all."""
+        return tensor, None
+
+    def spread(self, rows: Tensor, own: Tensor) -> Tensor:
+        """The rows that this process keeps, as part of a tensor that is spread as ``own`` is."""
+        return rows
 
     def leave(self, module: nn.Module) -> None:
         """Have ``module`` hold nothing of the process group, which is about to end."""
@@ -90,11 +94,17 @@ class Fsdp(Alone):
 
         return full(tensor)
 
-    def like(self, tensor: Tensor, own: Tensor) -> Tensor:
-        """This process's shard of a whole tensor."""
-        from blt_plugins.training.backends.sharding import like
+    def part(self, tensor: Tensor) -> tuple[Tensor, int | None]:
+        """This process's shard of a tensor that is spread."""
+        from blt_plugins.training.backends.sharding import part
 
-        return like(tensor, own)
+        return part(tensor)
+
+    def spread(self, rows: Tensor, own: Tensor) -> Tensor:
+        """A tensor whose shard in this process is ``rows``."""
+        from blt_plugins.training.backends.sharding import spread
+
+        return spread(rows, own)
 
     def leave(self, module: nn.Module) -> None:
         """Take the group out of the module, which may outlive it."""

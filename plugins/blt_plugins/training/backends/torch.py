@@ -14,6 +14,7 @@ from torch import Tensor, distributed, nn
 
 from blt_core.component import BuildContext, Component, at_least
 from blt_core.errors import RunError
+from blt_core.storage.folders import file_errors
 from blt_core.types import IdScheme, StateMemory
 from blt_plugins.training.backends import saving
 from blt_plugins.training.backends.optimizers import (
@@ -135,8 +136,31 @@ class TorchBackend:
         return saving.whole_tensors(self._module.state_dict(), self._strategy, main=self.rank == 0)
 
     def save(self, folder: Path) -> None:
-        """Process 0 writes one file."""
-        saving.save(folder, self._module, self._running(), self._strategy, main=self.rank == 0)
+        """Process 0 writes one file; with fsdp each process writes what it keeps.
+
+        Raises RunError in all processes where one cannot.
+        """
+        error: RunError | None = None
+        try:
+            with file_errors(folder, RunError):
+                saving.save(
+                    folder,
+                    self._module,
+                    self._running(),
+                    self._strategy,
+                    rank=self.rank,
+                    processes=self.world_size,
+                )
+        except RunError as raised:
+            error = raised
+        (failed,) = self.mean([float(error is not None)])
+        if error is not None:
+            raise error
+        if failed:
+            raise RunError(
+                f"{folder}: another process could not write its part of the state\n"
+                "  fix: see the message of that process; the state before is whole"
+            )
 
     def load(self, folder: Path) -> None:
         """Go on from ``save``, of this backend with any strategy and number of processes."""

@@ -24,6 +24,7 @@ from blt_plugins.training.run.metrics import Metrics, plot_losses
 from blt_plugins.training.run.phases import Phase
 from blt_plugins.training.run.rebuild import check_reloads, check_written, outputs_of
 from blt_plugins.training.run.states import States, TrainingState, discard, tidy_model
+from blt_plugins.training.run.together import Together
 
 
 class RunFolder:
@@ -115,8 +116,13 @@ class RunFolder:
             settings=self.settings,
             rest=self._rest(phase.module.state_dict()),
         )
+        together = Together(backend, lambda: False, f"state of {state.name}")
         self.saved = self.states.save(
-            state, backend.save, main=self._main, barrier=lambda: backend.mean([])
+            state,
+            backend.save,
+            rank=backend.rank,
+            processes=backend.world_size,
+            agree=lambda failed: together.agree(failed=failed),
         )
 
     def record(self, *, phase: str, step: int, **figures: Any) -> None:

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from blt_core.storage.tensors import unshared
 
 VERSION = 2
 DESCRIPTION, TENSORS = "state.json", "rest.safetensors"
+#: What each process notes of the files that it checks, until all are in the description.
+_SUMS = "sums-{}.json"
 
 _NAME = re.compile(r"[a-z]+-\d{8}")
 _TEMPORARY = re.compile(r"\.[a-z]+-\d{8}\.(new|old)-[0-9a-f]+")
@@ -97,37 +100,63 @@ class States:
         state: TrainingState,
         write: Callable[[Path], None],
         *,
-        main: bool,
-        barrier: Callable[[], object],
+        rank: int = 0,
+        processes: int = 1,
+        agree: Callable[[bool], object] = lambda _failed: None,
     ) -> Path:
         """Write a state; ``write`` adds the backend's files to its folder, in every process.
 
-        Only the ``main`` process writes the rest and renames. Until it has, the former states are
-        all there is. Returns the state's folder. Raises RunError if a file cannot be written.
+        Process 0 writes the rest and renames; until it has, the former states are all there is.
+        Checksums are dealt out to all. agree: waits for the other processes, is told whether this
+        one has failed, and raises an error where another one has.
+
+        Returns the state's folder. Raises RunError if a file cannot be written.
         """
         target = self._folder / state.folder_name
         fresh = target.with_name(f".{target.name}.new-0")
-        if main:
+        main = rank == 0
+
+        def stage(work: Callable[[], None]) -> None:
+            error: RunError | None = None
+            try:
+                work()
+            except RunError as raised:
+                error = raised
+            if error is None:
+                agree(False)
+                return
+            with suppress(Exception):  # the error itself is what is to be raised
+                agree(True)
+            raise error
+
+        def begin() -> None:
             self.tidy()
             with file_errors(fresh, RunError):
                 fresh.mkdir(parents=True)
-        barrier()
+
+        def finish() -> None:
+            _describe(fresh, state)
+            self._replace(target, fresh)
+
+        stage(begin if main else _nothing)
         with file_errors(fresh, RunError):
             write(fresh)
-        barrier()
-        if main:
-            _describe(fresh, state)
-            with file_errors(target, RunError):
-                if target.exists():
-                    discard(target)
-                fresh.rename(target)
-            # Newer ones were damaged and passed over: what they stood for is done anew.
-            folders = self._folders()
-            place = folders.index(target)
-            for old in (*folders[:place], *folders[place + self._keep :]):
-                discard(old)
-        barrier()
+        agree(False)
+        stage(lambda: _sum_share(fresh, rank, processes))
+        stage(finish if main else _nothing)
         return target
+
+    def _replace(self, target: Path, fresh: Path) -> None:
+        """Have the new state take its name, and remove those that are not kept."""
+        with file_errors(target, RunError):
+            if target.exists():
+                discard(target)
+            fresh.rename(target)
+        # Newer ones were damaged and passed over: what they stood for is done anew.
+        folders = self._folders()
+        place = folders.index(target)
+        for old in (*folders[:place], *folders[place + self._keep :]):
+            discard(old)
 
     def latest(self, warn: Callable[[str], None]) -> Found | None:
         """The newest state that is whole; None if there is none at all.
@@ -195,11 +224,8 @@ def _describe(folder: Path, state: TrainingState) -> None:
         tensors = {**state.rest, "generator": state.generator}
         kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         save_file(unshared(kept), folder / TENSORS)
-        files = {
-            str(path.relative_to(folder)): [path.stat().st_size, _checksum(path)]
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and not is_stray(path.name)  # it may be gone before it is checked
-        }
+        files = _summed(folder)
+        files[TENSORS] = _size_and_checksum(folder / TENSORS)
         description = {
             "version": VERSION,
             "phase": state.phase,
@@ -213,6 +239,39 @@ def _describe(folder: Path, state: TrainingState) -> None:
         text = json.dumps({**description, "checksum": _own_checksum(description)}, indent=1)
         (folder / DESCRIPTION).write_text(text, encoding="utf-8")
         flush_all(folder)
+
+
+def _nothing() -> None:
+    """What other processes do while one works."""
+
+
+def _sum_share(folder: Path, rank: int, processes: int) -> None:
+    """Note sizes and checksums of this process's share of the files of a state."""
+    with file_errors(folder, RunError):
+        paths = [
+            path
+            for path in sorted(folder.rglob("*"))
+            # A stray one may be gone before it is checked.
+            if path.is_file() and not is_stray(path.name) and not path.match(_SUMS.format("*"))
+        ]
+        found = {
+            str(path.relative_to(folder)): _size_and_checksum(path)
+            for path in paths[rank::processes]
+        }
+        (folder / _SUMS.format(rank)).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _summed(folder: Path) -> dict[str, list[int]]:
+    """What all processes have noted, in order of the files' names; the notes are removed."""
+    found: dict[str, list[int]] = {}
+    for path in folder.glob(_SUMS.format("*")):
+        found |= read_json(path)
+        path.unlink()
+    return dict(sorted(found.items()))
+
+
+def _size_and_checksum(path: Path) -> list[int]:
+    return [path.stat().st_size, _checksum(path)]
 
 
 def _read(folder: Path) -> TrainingState:

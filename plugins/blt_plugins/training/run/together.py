@@ -41,7 +41,7 @@ class Together:
         """
         try:
             yield
-            self._agree()
+            self.agree()
         except (Stopped, OtherProcessError):
             raise
         except Exception:
@@ -52,15 +52,20 @@ class Together:
     def each(self, share: Share[T]) -> Iterator[T]:
         """The batches of this process; in a round that it has none for, it only agrees."""
         for number in range(share.rounds):
-            self._agree(may_stop=True)
+            self.agree(may_stop=True)
             yield from share.batches[number : number + 1]
 
     def total(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over the processes, in float64, the same in all of them."""
-        self._agree()
+        self.agree()
         return [mean * self._backend.world_size for mean in self._mean(values)]
 
-    def _agree(self, *, may_stop: bool = False, failed: bool = False) -> None:
+    def agree(self, *, may_stop: bool = False, failed: bool = False) -> None:
+        """Tell the others whether this process has failed, and hear of them.
+
+        Raises OtherProcessError where another one has failed, Stopped if it ``may_stop`` and one
+        was asked to, RunError where one has ended or does not answer.
+        """
         backend = self._backend
         flags = [float(failed and rank == backend.rank) for rank in range(backend.world_size)]
         stopped, *others = self._mean([float(self._asked()), *flags])
@@ -76,7 +81,7 @@ class Together:
 
     def _tell_failure(self) -> None:
         with suppress(Exception):  # the failure itself is what is to be raised
-            self._agree(failed=True)
+            self.agree(failed=True)
 
     def _mean(self, values: Sequence[float]) -> list[float]:
         try:
