@@ -45,6 +45,7 @@ from blt_core.protocols.training import (
     UNSCORED,
     MemoryPlanner,
     Objective,
+    TrafficPlanner,
     TrainingBackend,
 )
 
@@ -74,6 +75,7 @@ __all__ = [
     "Sampler",
     "StoppingDrafter",
     "ThresholdPatcher",
+    "TrafficPlanner",
     "TrainingBackend",
     "Unmasking",
     "Verification",

@@ -131,3 +131,17 @@ class MemoryPlanner(Protocol):
     """
 
     def memory(self, module: nn.Module, *, processes: int, accumulate: int) -> StateMemory: ...
+
+
+@runtime_checkable
+class TrafficPlanner(Protocol):
+    """An optional ability of a training backend: to say what it sends, for ``blt train --plan``.
+
+    ``traffic`` gives the bytes that each process sends to others in one step. It is asked as
+    ``MemoryPlanner.memory`` is. row_bytes: of the rows that a pass reads in tables
+    (``blt_core.nn.RowTable``), at most.
+    """
+
+    def traffic(
+        self, module: nn.Module, *, processes: int, accumulate: int, row_bytes: int
+    ) -> int: ...

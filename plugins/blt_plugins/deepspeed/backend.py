@@ -19,7 +19,7 @@ from blt_core.errors import BltError, CheckpointError, RunError
 from blt_core.nn import read_weights_whole
 from blt_core.types import StateMemory
 from blt_plugins.deepspeed import internals
-from blt_plugins.deepspeed.memory_plan import Zero, check_gathers, zero_memory
+from blt_plugins.deepspeed.memory_plan import Zero, check_gathers, zero_memory, zero_traffic
 from blt_plugins.deepspeed.process import check_installed, import_deepspeed, join_group, leave_group
 from blt_plugins.deepspeed.resume import TAG, Topology, converted, needs_conversion, read_topology
 from blt_plugins.deepspeed.settings import DeepSpeedBackendParams, deepspeed_config
@@ -167,6 +167,14 @@ class DeepSpeedBackend:
         sizes, zero = _sizes(module), Zero.of(config)
         check_gathers(sizes, zero)
         return zero_memory(list(sizes.values()), zero, processes=processes)
+
+    def traffic(self, module: nn.Module, *, processes: int, accumulate: int, row_bytes: int) -> int:
+        """Bytes that each of ``processes`` sends in a step; tables travel whole."""
+        config = deepspeed_config(
+            self._params, clip=1.0, accumulate=accumulate, world_size=processes
+        )
+        parameters = sum(_sizes(module).values())
+        return zero_traffic(parameters, Zero.of(config), processes=processes, accumulate=accumulate)
 
     def close(self) -> None:
         """Let the engine and the process group go; the module's weights are not gathered."""

@@ -81,6 +81,18 @@ def zero_memory(sizes: Sequence[int], zero: Zero, *, processes: int) -> StateMem
     return StateMemory(device, host, torch.bfloat16 if zero.half else None)
 
 
+def zero_traffic(parameters: int, zero: Zero, *, processes: int, accumulate: int) -> int:
+    """Bytes that each process sends in a step, by ring algorithms.
+
+    Stage 0 reduces all gradients once a step. Stage 1 does so too, and gathers the weights that
+    others have stepped; stage 2 reduces in each pass, each gradient to its owner. Stage 3 gathers
+    weights in each pass, forward and backward, and reduces gradients.
+    """
+    size = (2 if zero.half else _FULL) * parameters
+    times = (2, 2 + 1, accumulate + 1, 3 * accumulate)[zero.stage]
+    return times * size * (processes - 1) // processes
+
+
 def _replicated(sizes: Sequence[int], zero: Zero, processes: int) -> StateBytes:
     """Stage 0, in float32: gradients are copied into a bucket to travel."""
     parameters = sum(sizes)

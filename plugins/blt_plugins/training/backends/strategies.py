@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from blt_core.types import StateMemory
 from blt_plugins.training.backends.memory import replicated, sharded
+from blt_plugins.training.backends.traffic import replicated_traffic, sharded_traffic
 
 Groups = Sequence[dict[str, Any]]
 
@@ -52,6 +53,10 @@ class Alone:
     ) -> StateMemory:
         """What each process keeps; optimizer: bytes of a whole optimizer's state."""
         return replicated(module, processes=processes, optimizer=optimizer)
+
+    def traffic(self, module: nn.Module, *, processes: int, accumulate: int, row_bytes: int) -> int:
+        """Bytes that each process sends in a step; row_bytes: of the rows of tables in a pass."""
+        return replicated_traffic(module, processes=processes)
 
 
 class Ddp(Alone):
@@ -117,6 +122,12 @@ class Fsdp(Alone):
     ) -> StateMemory:
         """A part of all, and what is gathered at a time."""
         return sharded(module, processes=processes, accumulate=accumulate)
+
+    def traffic(self, module: nn.Module, *, processes: int, accumulate: int, row_bytes: int) -> int:
+        """What is gathered and reduced in each pass."""
+        return sharded_traffic(
+            module, processes=processes, accumulate=accumulate, row_bytes=row_bytes
+        )
 
 
 StrategyName = Literal["ddp", "fsdp"]

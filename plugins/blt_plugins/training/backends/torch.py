@@ -176,6 +176,12 @@ class TorchBackend:
         )
         return attrs.evolve(found, passes_at_once=self._passes_at_once(processes, accumulate))
 
+    def traffic(self, module: nn.Module, *, processes: int, accumulate: int, row_bytes: int) -> int:
+        """Bytes that each of ``processes`` sends in a step."""
+        return self._of_several.traffic(
+            module, processes=processes, accumulate=accumulate, row_bytes=row_bytes
+        )
+
     def release(self) -> None:
         """Let the module and its optimizers go; the processes stay together."""
         self._module = self._called = nn.Module()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -10,24 +11,42 @@ from rich.table import Table
 from blt_core.cli.streams import console, output_json
 from blt_core.plugins.loading import Plugins
 from blt_core.wiring.config import Config
+from blt_plugins.training.planning.devices import Device, parse_device
+from blt_plugins.training.planning.estimate import estimate
 from blt_plugins.training.planning.plan import MemoryPlan, PhasePlan, Planner
 
-GB = 1e9
+GB, TERA, DAY = 1e9, 1e12, 24 * 3600
 #: Rows of the table that the backend's state has, on the device and on the host.
 _STATE = ("parameters", "gradients", "optimizer", "buffers", "step", "scoring")
 
 
-def tell_plan(config: Config, plugins: Plugins, *, processes: int, as_json: bool) -> None:
-    """Print what training a config takes in each of ``processes``."""
-    found = Planner(config, plugins).plan(processes)
+def tell_plan(
+    config: Config,
+    plugins: Plugins,
+    sizes: Sequence[int],
+    device_type: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Print what training a config takes in each of so many processes, for each of ``sizes``.
+
+    device_type: the devices whose steps are estimated (None: of none); see ``parse_device``.
+    """
+    device = None if device_type is None else parse_device(device_type)
+    planner = Planner(config, plugins)
+    plans = [planner.plan(size) for size in sizes]
     if as_json:
-        output_json(plan_record(found))
-    else:
-        show_plan(found)
+        records = [plan_record(plan, device) for plan in plans]
+        output_json(records[0] if len(records) == 1 else {"plans": records})
+        return
+    if len(plans) == 1:
+        show_plan(plans[0])
+    if len(plans) > 1 or device is not None:
+        show_sizes(plans, device)
 
 
-def plan_record(plan: MemoryPlan) -> dict[str, Any]:
-    """The plan as JSON has it; memory is in bytes."""
+def plan_record(plan: MemoryPlan, device: tuple[str, Device] | None = None) -> dict[str, Any]:
+    """The plan as JSON has it; memory and traffic in bytes, times in seconds."""
     phases = {
         phase.name: {
             "trained_parameters": phase.parameters,
@@ -39,6 +58,10 @@ def plan_record(plan: MemoryPlan) -> dict[str, Any]:
             },
             "host": attrs.asdict(phase.state.host),
             "passes": phase.passes,
+            "pass_flops": phase.pass_flops,
+            "precision": phase.precision,
+            "traffic": phase.traffic,
+            **({} if device is None else {"estimate": _estimate_record(phase, plan, device)}),
             "passes_at_once": phase.state.passes_at_once,
             "pass_rows": phase.rows,
             "row_bytes": phase.row_bytes,
@@ -55,6 +78,70 @@ def plan_record(plan: MemoryPlan) -> dict[str, Any]:
         "peak": plan.peak,
         "phases": phases,
     }
+
+
+def _estimate_record(
+    phase: PhasePlan, plan: MemoryPlan, device: tuple[str, Device]
+) -> dict[str, Any] | None:
+    found = estimate(phase, plan.processes, device[1])
+    if found is None:
+        return None
+    return {
+        "device_type": device[0],
+        "device": attrs.asdict(device[1]),
+        "fits": found.fits,
+        "compute": found.compute,
+        "communication": found.communication,
+        "step": [found.fastest, found.slowest],
+        "efficiency": list(found.efficiency),
+        "run": [phase.steps * found.fastest, phase.steps * found.slowest],
+    }
+
+
+def show_sizes(plans: Sequence[MemoryPlan], device: tuple[str, Device] | None) -> None:
+    """Print a row for each number of processes and phase."""
+    table = Table(box=None, header_style="bold")
+    names = ["processes", "phase", "peak, GB", "passes", "sent a step, GB"]
+    names += ["passes, s", "sending, s", "step, s", "efficiency", "days"] if device else []
+    for name in names:
+        table.add_column(name, justify="left" if name == "phase" else "right")
+    for plan in plans:
+        for phase in plan.phases:
+            sent = "?" if phase.traffic is None else _gigabytes(phase.traffic)
+            cells = [str(plan.processes), phase.name, _gigabytes(phase.peak), str(phase.passes)]
+            table.add_row(*cells, sent, *(_estimated(phase, plan, device[1]) if device else []))
+    shown = console(120)
+    shown.print()
+    shown.print(table)
+    if device:
+        name, numbers = device
+        shown.print(
+            f"\nEstimates for {name}: {numbers.memory / GB:,.0f} GB; products at "
+            f"{numbers.utilisation:.0%} of {numbers.flops / TERA:,.0f} TFLOP/s in bfloat16, "
+            f"{numbers.float32_flops / TERA:,.0f} in float32; each device sends "
+            f"{numbers.link / GB:,.0f} GB/s within a node of {numbers.node}, "
+            f"{numbers.network / GB:,.0f} GB/s beyond. From the time with all sending hidden behind "
+            "passes to that with none. * does not fit.",
+            soft_wrap=True,
+        )
+
+
+def _estimated(phase: PhasePlan, plan: MemoryPlan, device: Device) -> list[str]:
+    found = estimate(phase, plan.processes, device)
+    if found is None:
+        return ["?"] * 5
+    days = [phase.steps * seconds / DAY for seconds in (found.fastest, found.slowest)]
+    return [
+        f"{found.compute:,.3f}" + ("" if found.fits else " *"),
+        f"{found.communication:,.3f}",
+        _span(f"{found.fastest:,.3f}", f"{found.slowest:,.3f}"),
+        _span(*(f"{share:.0%}" for share in found.efficiency)),
+        _span(*(f"{each:,.1f}" for each in days)),
+    ]
+
+
+def _span(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
 
 
 def show_plan(plan: MemoryPlan) -> None:

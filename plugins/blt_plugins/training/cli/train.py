@@ -29,10 +29,18 @@ def train(  # noqa: PLR0913 -- one parameter an option
     device: DeviceOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, not from OUT/state.")] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Only tell how much memory it takes; train nothing.")
+        bool,
+        typer.Option("--plan", help="Only tell what memory and time it takes; train nothing."),
     ] = False,
     world_size: Annotated[
-        int | None, typer.Option(min=1, help="With --plan: for so many processes (default: 1).")
+        list[int] | None,
+        typer.Option(
+            min=1, help="With --plan: for so many processes (default: 1); may be given again."
+        ),
+    ] = None,
+    device_type: Annotated[
+        str | None,
+        typer.Option(help="With --plan: on such devices, as h100; or 'own key=value …'."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,11 +55,13 @@ def train(  # noqa: PLR0913 -- one parameter an option
     if plan:
         from blt_plugins.training.cli.plan import tell_plan
 
-        tell_plan(settings, plugins, processes=world_size or 1, as_json=as_json)
+        tell_plan(settings, plugins, world_size or [1], device_type, as_json=as_json)
         return
-    if world_size is not None:
+    if world_size:
         text = "only --plan takes it; start as many processes with torchrun"
         raise typer.BadParameter(text, param_hint="--world-size")
+    if device_type is not None:
+        raise typer.BadParameter("only --plan takes it", param_hint="--device-type")
     job = make_job(settings, plugins, out=out, corpus=corpus)
     result = _train(job, plugins, fresh=fresh)
     if job.backend.rank == 0:

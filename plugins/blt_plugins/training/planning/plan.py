@@ -24,15 +24,29 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from blt_core.component import BuildContext
 from blt_core.errors import ConfigError
 from blt_core.model import Model, part_dtype
+from blt_core.nn import RowTable
 from blt_core.plugins.loading import Plugins
-from blt_core.protocols import MODEL_KINDS, MemoryPlanner, Objective, Patcher, ThresholdPatcher
+from blt_core.protocols import (
+    MODEL_KINDS,
+    MemoryPlanner,
+    Objective,
+    Patcher,
+    ThresholdPatcher,
+    TrafficPlanner,
+)
 from blt_core.types import Rows, StateMemory
 from blt_core.wiring.config import Config
 from blt_core.wiring.resolve import Plan, build_node
 from blt_plugins.training.backends.parameters import parameter_bytes
 from blt_plugins.training.backends.torch import scorer_backend
 from blt_plugins.training.data.windows import Batch
-from blt_plugins.training.objectives.losses import MODEL, SCORER, ModelLoss, ScorerLoss
+from blt_plugins.training.objectives.losses import (
+    MODEL,
+    SCORER,
+    ModelLoss,
+    Precision,
+    ScorerLoss,
+)
 from blt_plugins.training.planning.tracing import Moment, trace_pass, trace_score
 from blt_plugins.training.scores.held_out import evaluate_model, evaluate_scorer
 from blt_plugins.training.setup.blocks import BLOCKS, block_sizes
@@ -57,7 +71,10 @@ class PhasePlan:
     """Memory of one phase, in bytes of each process.
 
     parameters: how many are trained. frozen: the other parts of the model, on the device. state:
-    what the backend keeps, and how many passes run at once. activations: the most that one of them
+    what the backend keeps, and how many passes run at once. pass_flops: floating-point operations
+    of a pass's products, forward, backward and computed again; precision: of nearly all of them.
+    traffic: bytes that each process
+    sends in a step; None where the backend does not tell. activations: the most that one of them
     holds beside gradients. peak: the most at any moment on the device. passes: of a step in each
     process; rows, row_bytes: of the batch that was traced. steps, step_bytes: how many, and what
     all processes together read in one.
@@ -67,6 +84,9 @@ class PhasePlan:
     parameters: int
     frozen: int
     state: StateMemory
+    pass_flops: int
+    precision: Precision
+    traffic: int | None
     activations: int
     peak: int
     passes: int
@@ -142,6 +162,23 @@ class Planner:
             parameters=sum(p.numel() for p in trained),
             frozen=frozen,
             state=state,
+            pass_flops=trace.flops,
+            precision=(
+                "bfloat16"
+                if state.passes_in == torch.bfloat16
+                or (phase.name == MODEL and self._training.settings.precision == "bfloat16")
+                else "float32"
+            ),
+            traffic=(
+                backend.traffic(
+                    phase.loss,
+                    processes=processes,
+                    accumulate=passes,
+                    row_bytes=trace.row_bytes,
+                )
+                if isinstance(backend, TrafficPlanner)
+                else None
+            ),
             activations=max(moment.activations for moment in trace.moments),
             peak=frozen + max(_peak(state, trace, passes), self._scored(state, trace)),
             passes=passes,
@@ -159,8 +196,10 @@ class Planner:
                 phase = next(p for p in traced_phases(cast, self._training) if p.name == phase.name)
             batch = full_batch(self.model, self._training.settings, phase.step_bytes)
             rng = torch.Generator().manual_seed(0)
-            moments = trace_pass(lambda: phase.loss(batch, rng)[0], phase.parts, self._fakes)
-            self._traces[phase.name, dtype] = Trace(phase, batch, moments)
+            with _rows_read(phase.parts) as read:
+                found = trace_pass(lambda: phase.loss(batch, rng)[0], phase.parts, self._fakes)
+            rows = sum(read)
+            self._traces[phase.name, dtype] = Trace(phase, batch, found.moments, found.flops, rows)
         return self._traces[phase.name, dtype]
 
     def _scored(self, state: StateMemory, trace: Trace) -> int:
@@ -194,11 +233,13 @@ class TracedPhase:
 
 @attrs.frozen(eq=False)
 class Trace:
-    """What one pass of a phase over ``batch`` holds."""
+    """What one pass of a phase over ``batch`` holds, computes and reads in tables."""
 
     phase: TracedPhase
     batch: Batch
     moments: Sequence[Moment]
+    flops: int
+    row_bytes: int
 
     @property
     def gradients(self) -> int:
@@ -264,6 +305,23 @@ def even_flags(ids_br: Tensor, mean_bytes: float, longest: int) -> Tensor:
         places = longest + torch.arange(count) * (width - longest) / count
         flags[:, places.long()] = True
     return flags
+
+
+@contextmanager
+def _rows_read(parts: nn.Module) -> Iterator[list[int]]:
+    """The bytes of the rows that calls of tables within it read, each call's."""
+    read: list[int] = []
+
+    def note(table: RowTable, given: tuple[Tensor, ...]) -> None:
+        read.append(given[0].numel() * table.embedding_dim * table.weight.element_size())
+
+    tables = [part for part in parts.modules() if isinstance(part, RowTable)]
+    hooks = [table.register_forward_pre_hook(note) for table in tables]
+    try:
+        yield read
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

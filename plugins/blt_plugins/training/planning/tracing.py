@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 _READ = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 -- its public name is item()
 
@@ -33,12 +34,14 @@ class LiveBytes(TorchDispatchMode):
 
     Storages that were there before are not counted, so parameters are not. ``gradient`` tells a
     storage apart, as one of a parameter's gradient. ``moments``: those
-    that no other exceeds in both numbers. A fake scalar is read as 0.
+    that no other exceeds in both numbers. ``flops``: of all products, 2 for a multiplication and an
+    addition. A fake scalar is read as 0.
     """
 
     def __init__(self, fakes: FakeTensorMode) -> None:
         super().__init__()
         self.moments: list[Moment] = []
+        self.flops = 0
         self._fakes = fakes
         self._sizes: dict[int, tuple[int, bool]] = {}
         self._now = {False: 0, True: 0}
@@ -77,6 +80,8 @@ class LiveBytes(TorchDispatchMode):
         else:
             result = func(*args, **keys)
         self._count(result)
+        if (count := flop_registry.get(func._overloadpacket)) is not None:  # type: ignore[attr-defined]  # noqa: SLF001 -- as torch's own counter finds it
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
         return result
 
     def _fake(self, given: Any) -> Any:
@@ -130,10 +135,16 @@ def _any_fake(arguments: Iterable[Any]) -> bool:
     )
 
 
-def trace_pass(
-    loss: Callable[[], Tensor], module: nn.Module, fakes: FakeTensorMode
-) -> Sequence[Moment]:
-    """The moments of one pass, forward and backward, from no gradients on, beside ``module``."""
+@attrs.frozen
+class Traced:
+    """What one pass holds at its moments, and the floating-point operations of its products."""
+
+    moments: Sequence[Moment]
+    flops: int
+
+
+def trace_pass(loss: Callable[[], Tensor], module: nn.Module, fakes: FakeTensorMode) -> Traced:
+    """One pass, forward and backward, from no gradients on, beside ``module``."""
     live = _beside(module, fakes)
     hooks = [
         p.register_post_accumulate_grad_hook(lambda p: live.gradient(_grad(p)))
@@ -146,7 +157,7 @@ def trace_pass(
     finally:
         for hook in hooks:
             hook.remove()
-    return live.moments
+    return Traced(live.moments, live.flops)
 
 
 def trace_score(score: Callable[[], object], module: nn.Module, fakes: FakeTensorMode) -> int:
