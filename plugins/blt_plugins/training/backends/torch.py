@@ -210,9 +210,15 @@ class TorchBackend:
             # and would keep that group, and its threads, into the end of the interpreter.
             import torch.distributed.nn
 
-            distributed.init_process_group(
-                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            )
+            backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            try:
+                distributed.init_process_group(backends)
+            except RuntimeError as error:
+                raise RunError(
+                    f"the {self.world_size} processes of this run have not met: {error}\n"
+                    "  fix: see the messages of the other processes; on several machines, see that "
+                    "each reaches the address of the first"
+                ) from error
             self._owns_group = True
 
     def _running(self) -> list[torch.optim.Optimizer]:
