@@ -120,8 +120,8 @@ def show_sizes(plans: Sequence[MemoryPlan], device: tuple[str, Device] | None) -
             f"{numbers.utilisation:.0%} of {numbers.flops / TERA:,.0f} TFLOP/s in bfloat16, "
             f"{numbers.float32_flops / TERA:,.0f} in float32; each device sends "
             f"{numbers.link / GB:,.0f} GB/s within a node of {numbers.node}, "
-            f"{numbers.network / GB:,.0f} GB/s beyond. The first time of a step is with all sending "
-            "hidden behind passes, the second with none. * does not fit.",
+            f"{numbers.network / GB:,.0f} GB/s beyond. The first time of a step is with all "
+            "sending hidden behind passes, the second with none. * does not fit.",
             soft_wrap=True,
         )
 

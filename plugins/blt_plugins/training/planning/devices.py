@@ -64,27 +64,33 @@ def parse_device(text: str) -> tuple[str, Device]:
     table = parse_inline(text, "device_type")
     values: dict[str, Any] = {key: table[key] for key in table if key != "use"}
     name = str(table["use"])
-    known = [field.name for field in attrs.fields(Device)]
+    fields = {field.name: field for field in attrs.fields(Device)}
     problems: list[Problem] = []
     place = table.place
     if name not in DEVICES and name != OWN:
-        fix = f"one of {', '.join(DEVICES)}, or {OWN} with {', '.join(known[:5])}"
+        fix = f"one of {', '.join(DEVICES)}, or {OWN} with {', '.join(list(fields)[:5])}"
         problems.append(place.problem(f"no device {name!r} is known", fix))
     for key, value in values.items():
-        if key not in known:
-            problems.append(place.child(key).problem(f"unknown; known are {', '.join(known)}"))
-        elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            problems.append(place.child(key).problem(f"expected a number, got {value!r}"))
-    if name == OWN:
-        problems += [
-            place.child(field.name).problem("missing")
-            for field in attrs.fields(Device)
-            if field.default is attrs.NOTHING and field.name not in values
-        ]
+        try:
+            _check(fields, key, value)
+        except ValueError as error:  # noqa: PERF203 -- all problems are told
+            problems.append(place.child(key).problem(str(error)))
+    problems += [
+        place.child(key).problem("missing")
+        for key, field in fields.items()
+        if name == OWN and field.default is attrs.NOTHING and key not in values
+    ]
     if problems:
         raise ConfigError(problems)
-    try:
-        found = Device(**values) if name == OWN else attrs.evolve(DEVICES[name], **values)
-    except ValueError as error:
-        raise ConfigError([place.problem(str(error))]) from error
-    return name, found
+    return name, Device(**values) if name == OWN else attrs.evolve(DEVICES[name], **values)
+
+
+def _check(fields: Mapping[str, Any], key: str, value: object) -> None:
+    """Raise ValueError for a key that devices do not have, and a value that it cannot have."""
+    if key not in fields:
+        raise ValueError(f"unknown; known are {', '.join(fields)}")
+    wanted = (int,) if key == "node" else (int, float)
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        kind = "a whole number" if key == "node" else "a number"
+        raise ValueError(f"expected {kind}, got {value!r}")  # noqa: TRY004 -- as validators do
+    fields[key].validator(None, fields[key], value)
