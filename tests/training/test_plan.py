@@ -451,13 +451,15 @@ def test_fsdp_spreads_nearly_all_that_the_1b_recipe_trains():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
+    ("name", "optimizer_bytes"),
     [
-        "train-1b",
-        pytest.param("train-3b", marks=pytest.mark.nightly(reason="train-1b has the same parts")),
+        ("train-1b", 12),  # DeepSpeed's own float32 weights and two moments
+        pytest.param(
+            *("train-3b", 8), marks=pytest.mark.nightly(reason="train-1b has the same parts")
+        ),
     ],
 )
-def test_the_recipes_need_less_in_more_processes(name):
+def test_the_recipes_need_less_in_more_processes(name, optimizer_bytes):
     found = shortened(name)
     sizes = found.model.parameter_counts()
     few, many = found.plan(8), found.plan(64)
@@ -469,6 +471,6 @@ def test_the_recipes_need_less_in_more_processes(name):
     trained = few.phases[-1].parameters
     assert trained == sizes.global_model + sizes.encoder + sizes.decoder + sizes.tables
     optimizer = many.phases[-1].state.device.optimizer
-    assert optimizer == pytest.approx(12 * trained / 64, rel=0.001)
+    assert optimizer == pytest.approx(optimizer_bytes * trained / 64, rel=0.001)
     assert few.phases[-1].state.host == StateBytes()
     assert many.peak < 80e9
