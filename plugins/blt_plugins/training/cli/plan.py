@@ -101,14 +101,16 @@ def _estimate_record(
 def show_sizes(plans: Sequence[MemoryPlan], device: tuple[str, Device] | None) -> None:
     """Print a row for each number of processes and phase."""
     table = Table(box=None, header_style="bold")
-    names = ["processes", "phase", "peak, GB", "passes", "sent a step, GB"]
+    names = ["processes", "phase", "peak, GB", "passes", "sent, GB"]
     names += ["passes, s", "sending, s", "step, s", "efficiency", "days"] if device else []
     for name in names:
         table.add_column(name, justify="left" if name == "phase" else "right")
     for plan in plans:
         for phase in plan.phases:
             sent = "?" if phase.traffic is None else _gigabytes(phase.traffic)
-            cells = [str(plan.processes), phase.name, _gigabytes(phase.peak), str(phase.passes)]
+            fits = device is None or phase.peak <= device[1].memory
+            peak = _gigabytes(phase.peak) + ("" if fits else " *")
+            cells = [str(plan.processes), phase.name, peak, str(phase.passes)]
             table.add_row(*cells, sent, *(_estimated(phase, plan, device[1]) if device else []))
     shown = console(120)
     shown.print()
@@ -121,7 +123,7 @@ def show_sizes(plans: Sequence[MemoryPlan], device: tuple[str, Device] | None) -
             f"{numbers.float32_flops / TERA:,.0f} in float32; each device sends "
             f"{numbers.link / GB:,.0f} GB/s within a node of {numbers.node}, "
             f"{numbers.network / GB:,.0f} GB/s beyond. The first time of a step is with all "
-            "sending hidden behind passes, the second with none. * does not fit.",
+            "sending hidden behind passes, the second with none. *: more than fits.",
             soft_wrap=True,
         )
 
@@ -132,11 +134,11 @@ def _estimated(phase: PhasePlan, plan: MemoryPlan, device: Device) -> list[str]:
         return ["?"] * 5
     days = [phase.steps * seconds / DAY for seconds in (found.fastest, found.slowest)]
     return [
-        f"{found.compute:,.3f}" + ("" if found.fits else " *"),
-        f"{found.communication:,.3f}",
-        _span(f"{found.fastest:,.3f}", f"{found.slowest:,.3f}"),
+        f"{found.compute:.3g}",
+        f"{found.communication:.3g}",
+        _span(f"{found.fastest:.3g}", f"{found.slowest:.3g}"),
         _span(*(f"{share:.0%}" for share in found.efficiency)),
-        _span(*(f"{each:,.1f}" for each in days)),
+        _span(*(f"{each:.3g}" for each in days)),
     ]
 
 
