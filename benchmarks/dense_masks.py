@@ -19,6 +19,7 @@ from blt_core.nn import layers, rotary_angles
 from blt_core.nn.cache import Span
 from blt_core.types import Blocks, DecoderOutput, Latents, Rows
 from blt_plugins.local.decoder import LocalDecoder, LocalDecoderCache
+from blt_plugins.local.latents import LatentMemory
 
 
 @contextmanager
@@ -72,7 +73,8 @@ class DenseDecoder(LocalDecoder):
         """As ``LocalDecoder.forward``, for whole sequences."""
         if clean is None or cache is not None or self.embed is None:
             raise ValueError("dense masks are for clean rows of whole sequences")
-        memory = self._remember(latents, None)
+        slots = None if latents is None else self._slots_of(latents)
+        memory = LatentMemory(latents, None)
         batch, rows = clean.ids_br.shape
         x, y = self.embed(clean.ids_br), None
         positions = torch.arange(rows, device=x.device).expand(batch, rows)
@@ -84,7 +86,7 @@ class DenseDecoder(LocalDecoder):
             mask = dense_mask(blocks, rows, self.window)
         angles = rotary_angles(positions, self.head_dim, self.rope_theta)
         for index, layer in enumerate(self.layers):
-            latent_kv = memory.of(layer.latent_attention, f"layer{index}")
+            latent_kv = memory.of(layer.latent_attention, slots, f"layer{index}")
             x = x + layer.latent_attention(x[:, :, None], latent_kv, clean.latent_br)[:, :, 0]
             z = x
             if blocks is not None and y is not None:

@@ -32,6 +32,7 @@ from blt_plugins.training.backends.parameters import (
     gathered_layers,
     parameter_bytes,
     spreadable_tables,
+    unit_bytes,
 )
 from blt_plugins.training.objectives.losses import MODEL, SCORER
 from blt_plugins.training.planning.plan import Planner, even_flags, full_batch, traced_phases
@@ -273,6 +274,18 @@ def test_fsdp_splits_all_and_gathers_the_root_and_two_layers():
     several = sharded(layered(), processes=4, accumulate=2).device
     assert several.buffers == found.buffers
     assert sharded(layered(), processes=1, accumulate=2) == replicated(layered(), processes=1)
+
+
+def test_a_table_within_a_layer_is_not_gathered_with_it():
+    class Layer(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(10, 10, bias=False)
+            self.table = RowTable(100, 10)
+
+    module = nn.ModuleDict({"layers": nn.ModuleList([Layer()]), "head": nn.Linear(10, 5)})
+    assert unit_bytes(module) == (4 * 55, [400], 4000)
+    listed = nn.ModuleDict({"tables": nn.ModuleList([RowTable(100, 10)])})
+    assert unit_bytes(listed) == (0, [0], 4000)
 
 
 def test_fsdp_gathers_no_table():

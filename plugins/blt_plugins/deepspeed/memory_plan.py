@@ -26,7 +26,8 @@ class Zero:
     """What of a DeepSpeed config decides about memory; counts are of numbers, not of bytes.
 
     reduce_bucket: of gradients on their way; live_parameters: the most that stage 3 gathers;
-    overlap: a second bucket, so that one is filled while the other travels.
+    overlap: a second bucket, so that one is filled while the other travels. reduces_in_all: whether
+    stage 2 reduces gradients in all processes, of which their owners keep them.
     """
 
     stage: int
@@ -36,6 +37,7 @@ class Zero:
     reduce_bucket: int
     live_parameters: int
     overlap: bool
+    reduces_in_all: bool
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Zero:
@@ -54,6 +56,7 @@ class Zero:
             reduce_bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
             live_parameters=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
             overlap=bool(zero.get("overlap_comm", stage == _SPLIT_WEIGHTS)),
+            reduces_in_all=bool(zero.get("use_multi_rank_bucket_allreduce", True)),
         )
 
 
@@ -85,11 +88,12 @@ def zero_traffic(parameters: int, zero: Zero, *, processes: int, accumulate: int
     """Bytes that each process sends in a step, by ring algorithms.
 
     Stage 0 reduces all gradients once a step. Stage 1 does so too, and gathers the weights that
-    others have stepped; stage 2 reduces in each pass, each gradient to its owner. Stage 3 gathers
-    weights in each pass, forward and backward, and reduces gradients.
+    others have stepped; stage 2 reduces in each pass, in all processes or each gradient to its
+    owner alone. Stage 3 gathers weights in each pass, forward and backward, and reduces gradients.
     """
     size = (2 if zero.half else _FULL) * parameters
-    times = (2, 2 + 1, accumulate + 1, 3 * accumulate)[zero.stage]
+    reduce = 2 if zero.reduces_in_all else 1
+    times = (2, 2 + 1, reduce * accumulate + 1, 3 * accumulate)[zero.stage]
     return times * size * (processes - 1) // processes
 
 

@@ -8,11 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 from blt_core.types import StateBytes, StateMemory
-from blt_plugins.training.backends.parameters import (
-    gathered_layers,
-    parameter_bytes,
-    spreadable_tables,
-)
+from blt_plugins.training.backends.parameters import parameter_bytes, unit_bytes
 
 MOMENTS = 2
 
@@ -43,9 +39,8 @@ def sharded(module: nn.Module, *, processes: int, accumulate: int) -> StateMemor
         return replicated(module, processes=1)
     size = parameter_bytes(module.parameters())
     share = -(-size // processes)
-    layers = [parameter_bytes(layer.parameters()) for layer in gathered_layers(module)]
-    tables = parameter_bytes(table.weight for table in spreadable_tables(module))
-    root, largest = size - sum(layers) - tables, max(layers, default=0)
+    root, layers, tables = unit_bytes(module)
+    largest = max(layers, default=0)
     gradients = root + largest + (-(-tables // processes) if accumulate > 1 else 0)
     gathered = root + 2 * largest + gradients
     step = share + 2 * -(-max(parameter_bytes([p]) for p in module.parameters()) // processes)

@@ -28,6 +28,17 @@ def spreadable_tables(module: nn.Module) -> list[RowTable]:
     return [table for table in tables if uses[id(table.weight)] == 1]
 
 
+def unit_bytes(module: nn.Module) -> tuple[int, list[int], int]:
+    """Bytes of the root, of each layer, and of tables, which are parts of neither."""
+    tables = {table.weight for table in spreadable_tables(module)}
+
+    def of(part: nn.Module) -> int:
+        return parameter_bytes(each for each in part.parameters() if each not in tables)
+
+    layers = [of(layer) for layer in gathered_layers(module)]
+    return of(module) - sum(layers), layers, parameter_bytes(tables)
+
+
 def parameter_bytes(parameters: Iterable[nn.Parameter]) -> int:
     """Their bytes."""
     return sum(p.numel() * p.element_size() for p in parameters)

@@ -70,20 +70,46 @@ def gathered(module: nn.Module) -> Iterator[None]:
     layers = [unit for unit in units if unit is not module]
     for layer in layers:
         layer.set_reshard_after_forward(False, recurse=False)
-    tables = list(spread_tables(module))
-    for table in tables:
+    for table in spread_tables(module):
         table.gather()
     for unit in units:
         unit.unshard()
     try:
         yield
     finally:
-        for table in tables:
-            table.release()
+        release_tables(module)
         for layer in layers:
             layer.set_reshard_after_forward(True, recurse=False)
         for unit in units:
             unit.reshard()
+        _forget_calls(module)
+
+
+def _forget_calls(module: nn.Module) -> None:
+    """Forget in which order units were called.
+
+    Only a backward pass does so by itself. Otherwise the next one would gather what was called
+    before its first unit, in a score, and that only in processes that had something to score.
+    """
+    for state, groups in _states(module):
+        state._comm_ctx.post_forward_order.clear()  # noqa: SLF001 -- nothing public
+        for group in groups:
+            group._post_forward_indices.clear()  # noqa: SLF001 -- nothing public
+
+
+def _states(module: nn.Module) -> Iterator[tuple[Any, list[Any]]]:
+    """The state of each unit, and its groups of parameters."""
+    for unit in module.modules():
+        if isinstance(unit, FSDPModule):
+            state: Any = unit._get_fsdp_state()  # noqa: SLF001 -- nothing public leads to it
+            one = getattr(state, "_fsdp_param_group", None)
+            yield state, list(getattr(state, "_fsdp_param_groups", [one] if one else []))
+
+
+def release_tables(module: nn.Module) -> None:
+    """Let go of rows that :func:`gathered` holds."""
+    for table in spread_tables(module):
+        table.release()
 
 
 def leave_group(module: nn.Module) -> None:
@@ -93,12 +119,8 @@ def leave_group(module: nn.Module) -> None:
     the group's threads running into the end of the interpreter, which aborts the process.
     """
     leave(module)
-    for unit in module.modules():
-        if not isinstance(unit, FSDPModule):
-            continue
-        state: Any = unit._get_fsdp_state()  # noqa: SLF001 -- nothing public leads to the group
-        one = getattr(state, "_fsdp_param_group", None)
-        for each in getattr(state, "_fsdp_param_groups", [one] if one else []):
+    for _, groups in _states(module):
+        for each in groups:
             each.mesh_info.shard_process_group = None
             getattr(each.mesh_info.mesh, "_pg_registry", {}).clear()
 

@@ -21,6 +21,9 @@ from torch.nn import functional
 
 from blt_core.nn import RowTable
 
+#: Into one tensor, without a copy; its name before torch 2.13.
+_gather = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)
+
 
 class SpreadTable:
     """Looks up rows of ``table``, whose weight becomes a DTensor: an even run of rows a process.
@@ -82,7 +85,7 @@ class SpreadTable:
         local: Tensor = weight.to_local().detach()
         padded = functional.pad(local, (0, 0, 0, self.share - len(local)))
         whole = local.new_empty(len(self._ends) * self.share, *local.shape[1:])
-        distributed.all_gather(list(whole.split(self.share)), padded, group=self.group)
+        _gather(whole, padded, group=self.group)
         self._whole = whole[: len(self._table.weight)]
 
     def release(self) -> None:

@@ -33,6 +33,9 @@ class Alone:
         """Within it every process holds all weights of ``module``."""
         return nullcontext()
 
+    def release(self, module: nn.Module) -> None:
+        """Let go of what :meth:`whole` holds, before the weights are read one by one."""
+
     def full(self, tensor: Tensor) -> Tensor:
         """The whole of a tensor, wherever its parts are; all processes take part."""
         return tensor
@@ -92,6 +95,12 @@ class Fsdp(Alone):
         from blt_plugins.training.backends.sharding import gathered
 
         return gathered(module)
+
+    def release(self, module: nn.Module) -> None:
+        """Let go of the rows of tables; layers let go of themselves where they are read."""
+        from blt_plugins.training.backends.sharding import release_tables
+
+        release_tables(module)
 
     def full(self, tensor: Tensor) -> Tensor:
         """The shards of all processes in one."""

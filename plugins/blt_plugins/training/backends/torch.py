@@ -133,6 +133,7 @@ class TorchBackend:
 
     def weights(self) -> dict[str, Tensor]:
         """The module's whole ``state_dict`` in process 0."""
+        self._strategy.release(self._module)
         return saving.whole_tensors(self._module.state_dict(), self._strategy, main=self.rank == 0)
 
     def save(self, folder: Path) -> None:
@@ -140,7 +141,7 @@ class TorchBackend:
 
         Raises RunError in all processes where one cannot.
         """
-        error: RunError | None = None
+        error: Exception | None = None
         try:
             with file_errors(folder, RunError):
                 saving.save(
@@ -151,7 +152,7 @@ class TorchBackend:
                     rank=self.rank,
                     processes=self.world_size,
                 )
-        except RunError as raised:
+        except Exception as raised:  # noqa: BLE001 -- raised again, when the others know
             error = raised
         (failed,) = self.mean([float(error is not None)])
         if error is not None:

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from blt_plugins.training.backends.parameters import (
-    gathered_layers,
-    parameter_bytes,
-    spreadable_tables,
-)
+from blt_plugins.training.backends.parameters import parameter_bytes, unit_bytes
 
 
 def ring(size: int, processes: int) -> int:
@@ -30,8 +26,5 @@ def sharded_traffic(module: nn.Module, *, processes: int, accumulate: int, row_b
 
     Rows travel forward, and their gradients back; their numbers are small beside them.
     """
-    size = parameter_bytes(module.parameters())
-    tables = parameter_bytes(table.weight for table in spreadable_tables(module))
-    layers = sum(parameter_bytes(layer.parameters()) for layer in gathered_layers(module))
-    root = size - tables - layers
-    return accumulate * ring(2 * root + 3 * layers + 2 * row_bytes, processes)
+    root, layers, _ = unit_bytes(module)
+    return accumulate * ring(2 * root + 3 * sum(layers) + 2 * row_bytes, processes)

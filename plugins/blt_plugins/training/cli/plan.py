@@ -59,7 +59,7 @@ def plan_record(plan: MemoryPlan, device: tuple[str, Device] | None = None) -> d
             "host": attrs.asdict(phase.state.host),
             "passes": phase.passes,
             "pass_flops": phase.pass_flops,
-            "precision": phase.precision,
+            "half_flops": phase.half_flops,
             "traffic": phase.traffic,
             **({} if device is None else {"estimate": _estimate_record(phase, plan, device)}),
             "passes_at_once": phase.state.passes_at_once,

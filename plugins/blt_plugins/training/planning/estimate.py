@@ -50,10 +50,11 @@ def estimate(phase: PhasePlan, processes: int, device: Device) -> Estimate | Non
     """
     if phase.traffic is None:
         return None
-    peak = device.flops if phase.precision == "bfloat16" else device.float32_flops
+    whole = phase.pass_flops - phase.half_flops
+    seconds = phase.half_flops / device.flops + whole / device.float32_flops
     speed = device.link if processes <= device.node else device.network
     return Estimate(
-        compute=phase.passes * phase.pass_flops / (peak * device.utilisation),
+        compute=phase.passes * seconds / device.utilisation,
         communication=phase.traffic / speed,
         traffic=phase.traffic,
         fits=phase.peak <= device.memory,

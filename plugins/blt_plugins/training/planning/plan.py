@@ -40,13 +40,7 @@ from blt_core.wiring.resolve import Plan, build_node
 from blt_plugins.training.backends.parameters import parameter_bytes
 from blt_plugins.training.backends.torch import scorer_backend
 from blt_plugins.training.data.windows import Batch
-from blt_plugins.training.objectives.losses import (
-    MODEL,
-    SCORER,
-    ModelLoss,
-    Precision,
-    ScorerLoss,
-)
+from blt_plugins.training.objectives.losses import MODEL, SCORER, ModelLoss, ScorerLoss
 from blt_plugins.training.planning.tracing import Moment, trace_pass, trace_score
 from blt_plugins.training.scores.held_out import evaluate_model, evaluate_scorer
 from blt_plugins.training.setup.blocks import BLOCKS, block_sizes
@@ -72,7 +66,7 @@ class PhasePlan:
 
     parameters: how many are trained. frozen: the other parts of the model, on the device. state:
     what the backend keeps, and how many passes run at once. pass_flops: floating-point operations
-    of a pass's products, forward, backward and computed again; precision: of nearly all of them.
+    of a pass's products, forward, backward and computed again; half_flops: of those in bfloat16.
     traffic: bytes that each process
     sends in a step; None where the backend does not tell. activations: the most that one of them
     holds beside gradients. peak: the most at any moment on the device. passes: of a step in each
@@ -85,7 +79,7 @@ class PhasePlan:
     frozen: int
     state: StateMemory
     pass_flops: int
-    precision: Precision
+    half_flops: int
     traffic: int | None
     activations: int
     peak: int
@@ -163,12 +157,7 @@ class Planner:
             frozen=frozen,
             state=state,
             pass_flops=trace.flops,
-            precision=(
-                "bfloat16"
-                if state.passes_in == torch.bfloat16
-                or (phase.name == MODEL and self._training.settings.precision == "bfloat16")
-                else "float32"
-            ),
+            half_flops=trace.half_flops,
             traffic=(
                 backend.traffic(
                     phase.loss,
@@ -199,7 +188,9 @@ class Planner:
             with _rows_read(phase.parts) as read:
                 found = trace_pass(lambda: phase.loss(batch, rng)[0], phase.parts, self._fakes)
             rows = sum(read)
-            self._traces[phase.name, dtype] = Trace(phase, batch, found.moments, found.flops, rows)
+            self._traces[phase.name, dtype] = Trace(
+                phase, batch, found.moments, found.flops, found.half_flops, rows
+            )
         return self._traces[phase.name, dtype]
 
     def _scored(self, state: StateMemory, trace: Trace) -> int:
@@ -239,6 +230,7 @@ class Trace:
     batch: Batch
     moments: Sequence[Moment]
     flops: int
+    half_flops: int
     row_bytes: int
 
     @property

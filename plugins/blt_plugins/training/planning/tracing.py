@@ -8,6 +8,7 @@ operation on these alone runs for real, one that meets a fake tensor gives fake 
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+_HALF_BYTES = 2
 _READ = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 -- its public name is item()
 
 
@@ -35,13 +37,13 @@ class LiveBytes(TorchDispatchMode):
     Storages that were there before are not counted, so parameters are not. ``gradient`` tells a
     storage apart, as one of a parameter's gradient. ``moments``: those
     that no other exceeds in both numbers. ``flops``: of all products, 2 for a multiplication and an
-    addition. A fake scalar is read as 0.
+    addition, by the bytes of a number of theirs. A fake scalar is read as 0.
     """
 
     def __init__(self, fakes: FakeTensorMode) -> None:
         super().__init__()
         self.moments: list[Moment] = []
-        self.flops = 0
+        self.flops: Counter[int] = Counter()
         self._fakes = fakes
         self._sizes: dict[int, tuple[int, bool]] = {}
         self._now = {False: 0, True: 0}
@@ -81,7 +83,7 @@ class LiveBytes(TorchDispatchMode):
             result = func(*args, **keys)
         self._count(result)
         if (count := flop_registry.get(func._overloadpacket)) is not None:  # type: ignore[attr-defined]  # noqa: SLF001 -- as torch's own counter finds it
-            self.flops += count(*args, **(kwargs or {}), out_val=result)
+            self.flops[result.element_size()] += count(*args, **(kwargs or {}), out_val=result)
         return result
 
     def _fake(self, given: Any) -> Any:
@@ -137,10 +139,14 @@ def _any_fake(arguments: Iterable[Any]) -> bool:
 
 @attrs.frozen
 class Traced:
-    """What one pass holds at its moments, and the floating-point operations of its products."""
+    """What one pass holds at its moments, and the floating-point operations of its products.
+
+    half_flops: of those in half precision.
+    """
 
     moments: Sequence[Moment]
     flops: int
+    half_flops: int
 
 
 def trace_pass(loss: Callable[[], Tensor], module: nn.Module, fakes: FakeTensorMode) -> Traced:
@@ -157,7 +163,7 @@ def trace_pass(loss: Callable[[], Tensor], module: nn.Module, fakes: FakeTensorM
     finally:
         for hook in hooks:
             hook.remove()
-    return Traced(live.moments, live.flops)
+    return Traced(live.moments, live.flops.total(), live.flops[_HALF_BYTES])
 
 
 def trace_score(score: Callable[[], object], module: nn.Module, fakes: FakeTensorMode) -> int:

@@ -117,10 +117,10 @@ class States:
         main = rank == 0
 
         def stage(work: Callable[[], None]) -> None:
-            error: RunError | None = None
+            error: Exception | None = None
             try:
                 work()
-            except RunError as raised:
+            except Exception as raised:  # noqa: BLE001 -- raised again, when the others know
                 error = raised
             if error is None:
                 agree(False)
@@ -135,7 +135,7 @@ class States:
                 fresh.mkdir(parents=True)
 
         def finish() -> None:
-            _describe(fresh, state)
+            _describe(fresh, state, processes)
             self._replace(target, fresh)
 
         stage(begin if main else _nothing)
@@ -218,14 +218,13 @@ def _is_state(path: Path) -> bool:
     return _NAME.fullmatch(path.name) is not None
 
 
-def _describe(folder: Path, state: TrainingState) -> None:
+def _describe(folder: Path, state: TrainingState, processes: int) -> None:
     """Write what is not the backend's; the description last, for it tells of all other files."""
     with file_errors(folder, RunError):
         tensors = {**state.rest, "generator": state.generator}
         kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         save_file(unshared(kept), folder / TENSORS)
-        files = _summed(folder)
-        files[TENSORS] = _size_and_checksum(folder / TENSORS)
+        files = _summed(folder, processes)
         description = {
             "version": VERSION,
             "phase": state.phase,
@@ -245,29 +244,38 @@ def _nothing() -> None:
     """What other processes do while one works."""
 
 
+def _files(folder: Path) -> list[Path]:
+    """Those of a state, but for notes and strays, which may be gone before they are checked."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not is_stray(path.name) and not path.match(_SUMS.format("*"))
+    ]
+
+
 def _sum_share(folder: Path, rank: int, processes: int) -> None:
     """Note sizes and checksums of this process's share of the files of a state."""
     with file_errors(folder, RunError):
-        paths = [
-            path
-            for path in sorted(folder.rglob("*"))
-            # A stray one may be gone before it is checked.
-            if path.is_file() and not is_stray(path.name) and not path.match(_SUMS.format("*"))
-        ]
         found = {
             str(path.relative_to(folder)): _size_and_checksum(path)
-            for path in paths[rank::processes]
+            for path in _files(folder)[rank::processes]
         }
         (folder / _SUMS.format(rank)).write_text(json.dumps(found), encoding="utf-8")
 
 
-def _summed(folder: Path) -> dict[str, list[int]]:
-    """What all processes have noted, in order of the files' names; the notes are removed."""
-    found: dict[str, list[int]] = {}
-    for path in folder.glob(_SUMS.format("*")):
-        found |= read_json(path)
+def _summed(folder: Path, processes: int) -> dict[str, list[int]]:
+    """Sizes and checksums of all files, by name: as noted, or else taken; the notes are removed.
+
+    On a shared file system processes may see other listings for a while.
+    """
+    noted: dict[str, list[int]] = {}
+    for path in (folder / _SUMS.format(rank) for rank in range(processes)):
+        noted |= read_json(path)
         path.unlink()
-    return dict(sorted(found.items()))
+    names = {str(path.relative_to(folder)): path for path in _files(folder)}
+    if missing := noted.keys() - names.keys():
+        raise RunError(f"{folder}: {', '.join(sorted(missing))} is not seen in process 0")
+    return {name: noted.get(name) or _size_and_checksum(path) for name, path in names.items()}
 
 
 def _size_and_checksum(path: Path) -> list[int]:
