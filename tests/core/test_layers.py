@@ -62,7 +62,8 @@ HOUSES = {
 }
 #: What plugins import of blt_core; the rest may change with any version.
 PUBLIC = (
-    *("component", "hookspecs", "protocols", "caches", "types", "errors", "files", "nn", "model"),
+    *("component", "hookspecs", "protocols", "caches", "types", "errors", "faults", "files"),
+    *("nn", "model"),
     *(
         "decoding.drafting",
         "decoding.denoising",

@@ -14,6 +14,7 @@ from torch import Tensor, distributed, nn
 
 from blt_core.component import BuildContext, Component, at_least
 from blt_core.errors import RunError
+from blt_core.faults import remember
 from blt_core.storage.folders import file_errors
 from blt_core.types import IdScheme, StateMemory
 from blt_plugins.training.backends import saving
@@ -234,7 +235,9 @@ def scorer_backend(backend: object, scheme: IdScheme) -> TorchBackend:
     A scorer is small, and its parameters are needed whole later: it is never sharded.
     """
     parallel = backend.parallel_passes if isinstance(backend, TorchBackend) else 1
-    return TorchBackend(TorchBackendParams(parallel_passes=parallel), BuildContext(scheme))
+    found = TorchBackend(TorchBackendParams(parallel_passes=parallel), BuildContext(scheme))
+    remember(found, "training backend 'torch' (blt-core)")
+    return found
 
 
 TORCH_BACKEND = Component(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 from rich.table import Table
@@ -104,7 +104,8 @@ def show_sizes(plans: Sequence[MemoryPlan], device: tuple[str, Device] | None) -
     names = ["processes", "phase", "peak, GB", "passes", "sent, GB"]
     names += ["passes, s", "sending, s", "step, s", "efficiency", "days"] if device else []
     for name in names:
-        table.add_column(name, justify="left" if name == "phase" else "right")
+        justify: Literal["left", "right"] = "left" if name == "phase" else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
     for plan in plans:
         for phase in plan.phases:
             sent = "?" if phase.traffic is None else _gigabytes(phase.traffic)
@@ -112,7 +113,7 @@ def show_sizes(plans: Sequence[MemoryPlan], device: tuple[str, Device] | None) -
             peak = _gigabytes(phase.peak) + ("" if fits else " *")
             cells = [str(plan.processes), phase.name, peak, str(phase.passes)]
             table.add_row(*cells, sent, *(_estimated(phase, plan, device[1]) if device else []))
-    shown = console(120)
+    shown = console(160)
     shown.print()
     shown.print(table)
     if device:
