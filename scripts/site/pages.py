@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 #: What the reference of the API tells of: the modules that plugins and programs import, each with
 #: the modules below it. tests/docs holds it to the list in tests/core/test_layers.py.
 MODULES = (
-    *("component", "hookspecs", "protocols", "caches", "types", "errors", "files", "nn", "model"),
+    *("component", "hookspecs", "protocols", "caches", "types", "errors", "faults", "files"),
+    *("nn", "model"),
     *("decoding.drafting", "decoding.denoising", "decoding.following", "storage"),
     *("tables.place", "tables.inline", "plugins.loading", "wiring", "loading"),
     *("pipeline", "batch_inference", "published", "cli"),

@@ -44,8 +44,7 @@ def test_products_are_counted_by_hand():
     assert traced.flops == 2 * (2 * 7 * 3 * 5)  # forward, and the gradient of the weight
 
 
-@pytest.mark.parametrize("objective", ["ar", "blocks"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("objective", "checkpointing"), [("ar", False), ("blocks", True)])
 def test_a_planned_pass_has_the_products_of_a_real_one(planned, objective, checkpointing):
     if objective == "blocks":
         planned["objective"] = {"use": "block-diffusion", "block_bytes": 4, "share": 0.5}
