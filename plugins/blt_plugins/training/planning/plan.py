@@ -67,11 +67,10 @@ class PhasePlan:
     parameters: how many are trained. frozen: the other parts of the model, on the device. state:
     what the backend keeps, and how many passes run at once. pass_flops: floating-point operations
     of a pass's products, forward, backward and computed again; half_flops: of those in bfloat16.
-    traffic: bytes that each process
-    sends in a step; None where the backend does not tell. activations: the most that one of them
-    holds beside gradients. peak: the most at any moment on the device. passes: of a step in each
-    process; rows, row_bytes: of the batch that was traced. steps, step_bytes: how many, and what
-    all processes together read in one.
+    traffic: bytes that each process sends in a step; None where the backend does not tell.
+    activations: the most that a pass holds beside gradients. peak: the most at any moment on the
+    device. passes: of a step in each process; rows, row_bytes: of the batch that was traced. steps,
+    step_bytes: how many, and what all processes together read in one.
     """
 
     name: str

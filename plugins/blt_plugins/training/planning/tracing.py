@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -17,9 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 _HALF_BYTES = 2
+_ATEN = torch.ops.aten
+#: Torch's own counter leaves out attention as CPUs run it, which takes what it takes elsewhere.
+_FORMULAS = {
+    **flop_registry,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,  # noqa: SLF001 -- its name
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,  # noqa: SLF001
+}
 _READ = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 -- its public name is item()
 
 
@@ -82,8 +89,9 @@ class LiveBytes(TorchDispatchMode):
         else:
             result = func(*args, **keys)
         self._count(result)
-        if (count := flop_registry.get(func._overloadpacket)) is not None:  # type: ignore[attr-defined]  # noqa: SLF001 -- as torch's own counter finds it
-            self.flops[result.element_size()] += count(*args, **(kwargs or {}), out_val=result)
+        if (count := _FORMULAS.get(func._overloadpacket)) is not None:  # type: ignore[attr-defined]  # noqa: SLF001 -- as torch's own counter finds it
+            size = next(each.element_size() for each in _tensors(result))
+            self.flops[size] += count(*args, **(kwargs or {}), out_val=result)
         return result
 
     def _fake(self, given: Any) -> Any:
@@ -98,10 +106,9 @@ class LiveBytes(TorchDispatchMode):
 
     def _count(self, result: object) -> None:
         grew = False
-        for leaf in result if isinstance(result, (list, tuple)) else (result,):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                grew |= self._enter(storage, storage.nbytes())
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            grew |= self._enter(storage, storage.nbytes())
         if grew:
             self._note()
 
@@ -127,6 +134,13 @@ class LiveBytes(TorchDispatchMode):
 
         if not any(below(now, moment) for moment in self.moments):
             self.moments = [m for m in self.moments if not below(m, now)] + [now]
+
+
+def _tensors(result: object) -> Iterator[Tensor]:
+    """What an operation has made: a tensor, or those of a list with other things."""
+    for leaf in result if isinstance(result, (list, tuple)) else (result,):
+        if isinstance(leaf, Tensor):
+            yield leaf
 
 
 def _any_fake(arguments: Iterable[Any]) -> bool:
