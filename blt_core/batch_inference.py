@@ -12,27 +12,30 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import itertools
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import torch
 
 from blt_core.errors import DataError, EngineError, RequestError, RunError
-from blt_core.files import parse_json, to_json
-from blt_core.storage.folders import file_errors, lock, replace_file
+from blt_core.execution import Executor, Here, Tell, Workers, in_order
+from blt_core.files import parse_json
+from blt_core.storage.folders import file_errors
+from blt_core.storage.partial import PartialResults
 from blt_core.types import seed_of_prompt
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from blt_core.pipeline import Pipeline
+    from blt_core.wiring.config import Config
 
 #: Batches whose items are sorted by length together: more are of more even length, fewer are told
 #: sooner and need less memory.
@@ -70,6 +73,11 @@ class Work(Protocol):
     """What is done with items."""
 
     @property
+    def pipeline(self) -> Pipeline:
+        """What does it."""
+        ...
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """All that the results depend on, beside the items."""
         ...
@@ -97,12 +105,15 @@ def generate_file(
 
     An item is an object with ``prompt``, or ``prompt_base64`` for bytes that are no UTF-8, and
     maybe ``id``; a record has ``index``, that ``id`` and the fields of ``Generation.to_dict``, with
-    ``samples`` one a text. watch: told (items done, items in all). What is done is kept in
-    ``OUTPUT.partial`` until all is; the same call goes on. Raises DataError for files that cannot
-    be read, for an ``output`` that is there, and for a partial one of other settings.
+    ``samples`` one a text. The workers of the config's ``[executor]`` do the batches, each with a
+    pipeline of its own; without one this process does. watch: told (items done, items in all). What
+    is done is kept in ``OUTPUT.partial`` until all is; the same call goes on. Raises DataError for
+    files that cannot be read, for an ``output`` that is there, and for a partial one of other
+    settings.
     """
     work = _Generating(pipeline, samples, logprobs)
-    return _run(work, Path(prompts), Path(output), batch, watch)
+    workers = _workers(work, partial(_Generating, samples=samples, logprobs=logprobs))
+    return _run(work, workers, Path(prompts), Path(output), batch, watch)
 
 
 def score_file(
@@ -120,12 +131,14 @@ def score_file(
     ``prompt_base64``), which is read and not scored, and maybe ``id``; a record has ``index``, that
     ``id`` and the fields of ``Score.to_dict``.
     """
-    return _run(_Scoring(pipeline, top), Path(texts), Path(output), batch, watch)
+    work = _Scoring(pipeline, top)
+    workers = _workers(work, partial(_Scoring, top=top))
+    return _run(work, workers, Path(texts), Path(output), batch, watch)
 
 
 class _Generating:
     def __init__(self, pipeline: Pipeline, samples: int | None, logprobs: int | None) -> None:
-        self._pipeline, self._seed = pipeline, pipeline.settings.seed
+        self.pipeline, self._seed = pipeline, pipeline.settings.seed
         self._samples, self._logprobs = samples, logprobs
         self.settings = {
             "work": "generate",
@@ -136,11 +149,11 @@ class _Generating:
 
     def read(self, record: Mapping[str, Any]) -> tuple[bytes, bytes]:
         prompt = _bytes_of(record, "prompt")
-        self._pipeline.check([prompt], samples=self._samples, logprobs=self._logprobs)
+        self.pipeline.check([prompt], samples=self._samples, logprobs=self._logprobs)
         return prompt, b""
 
     def run(self, items: Sequence[Item]) -> list[list[Record]]:
-        found = self._pipeline.generate(
+        found = self.pipeline.generate(
             [item.asks[0] for item in items],
             seed=[seed_of_prompt(self._seed, item.index) for item in items],
             samples=self._samples or 1,
@@ -157,7 +170,7 @@ class _Generating:
 
 class _Scoring:
     def __init__(self, pipeline: Pipeline, top: int) -> None:
-        self._pipeline, self._top = pipeline, top
+        self.pipeline, self._top = pipeline, top
         self.settings = {"work": "score", **_settings(pipeline), "top": top}
 
     def read(self, record: Mapping[str, Any]) -> tuple[bytes, bytes]:
@@ -166,7 +179,7 @@ class _Scoring:
 
     def run(self, items: Sequence[Item]) -> list[list[Record]]:
         prompts, texts = zip(*(item.asks for item in items), strict=True)
-        found = self._pipeline.score(texts, prompts=prompts, top=self._top)
+        found = self.pipeline.score(texts, prompts=prompts, top=self._top)
         return [[each.to_dict()] for each in found]
 
 
@@ -175,6 +188,7 @@ def _settings(pipeline: Pipeline) -> Record:
     config = json.loads(json.dumps(pipeline.plan.describe(), default=str))
     # The weights are told by their digest, wherever they are.
     config.get("run", {}).pop("checkpoint", None)
+    config.pop("executor", None)  # whoever does the work, results are the same
     return {"config": config, "model": pipeline.model.digest(), "torch": torch.__version__}
 
 
@@ -192,11 +206,47 @@ def _bytes_of(record: Mapping[str, Any], name: str) -> bytes:
         raise ValueError(f"{name}: {error}") from error
 
 
+# -- the workers ---------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Begin:
+    """Makes the work anew in a worker, from the config of a pipeline.
+
+    settings: all that the results depend on; a worker where these are others refuses to work.
+    """
+
+    config: Config
+    work: Callable[[Pipeline], Work]
+    settings: Mapping[str, Any]
+
+    def __call__(self, tell: Tell) -> Callable[[Sequence[Item]], list[list[Record]]]:
+        """Batches in, records out."""
+        from blt_core.pipeline import Pipeline
+
+        work = self.work(Pipeline.load(self.config))
+        if wrong := [key for key, value in self.settings.items() if work.settings[key] != value]:
+            raise RunError(
+                f"a worker has another {' and '.join(wrong)} than the process that it works for\n"
+                "  fix: give all machines the same files, packages and plugins"
+            )
+        return partial(_served, work)
+
+
+def _workers(work: Work, make: Callable[[Pipeline], Work]) -> AbstractContextManager[Workers]:
+    """The workers of the config's executor, or this process."""
+    if "executor" not in work.pipeline.plan.nodes:
+        return nullcontext(Here(lambda _tell: partial(_served, work)))
+    executor: Executor = work.pipeline.plan.build("executor")
+    return executor.start(_Begin(work.pipeline.config_for_workers(), make, work.settings))
+
+
 # -- the run -------------------------------------------------------------------------------------
 
 
 def _run(
     work: Work,
+    start: AbstractContextManager[Workers],
     source: Path,
     target: Path,
     batch: int,
@@ -210,23 +260,52 @@ def _run(
             f"{target}: is there already\n  fix: move it away, or choose another output"
         )
     head = {"format": FORMAT, "items": name, "batch": batch, **work.settings}
-    done, failed, first = 0, 0, ""
-    with _Partial(target.with_name(f"{target.name}.partial"), head) as partial:
-        for number, window in enumerate(_windows(_read(source, work), batch * WINDOW)):
-            for group in _batches(window, batch):
-                found = partial.next(group)
-                if found is None:
-                    found = _served(work, group)
-                    partial.append(number, found)
-                for [record, *_] in found:
-                    if "error" in record:
-                        failed += 1
-                        first = first or f"line {record['index'] + 1}: {record['error']}"
-                done += len(group)
-                if watch is not None:
-                    watch(done, total)
-        partial.finish(target)
-    return Outcome(done, failed, first, time.monotonic() - began)
+    tally = _Tally(total, watch)
+    with PartialResults(target.with_name(f"{target.name}.partial"), head) as kept:
+        windows: deque[int] = deque()  # of the batches that are under way
+        left = _left(_windows(_read(source, work), batch * WINDOW), batch, kept, windows, tally)
+        with start as workers:
+            for found in in_order(workers.run(left)):
+                kept.append(windows.popleft(), found)
+                tally.count(found)
+        kept.finish(target)
+    return Outcome(tally.done, tally.failed, tally.first, time.monotonic() - began)
+
+
+def _left(
+    windows: Iterator[list[Item]],
+    batch: int,
+    kept: PartialResults,
+    under_way: deque[int],
+    tally: _Tally,
+) -> Iterator[list[Item]]:
+    """The batches that are yet to be done, their windows noted; those that are kept are counted."""
+    for number, window in enumerate(windows):
+        for group in _batches(window, batch):
+            indices = [item.index for item in group]
+            found = kept.next(indices) if not under_way else None
+            if found is None:
+                under_way.append(number)
+                yield group
+            else:
+                tally.count(found)
+
+
+class _Tally:
+    """How many items are done, how many of them failed, and the first of these."""
+
+    def __init__(self, total: int, watch: Callable[[int, int], None] | None) -> None:
+        self._total, self._watch = total, watch
+        self.done, self.failed, self.first = 0, 0, ""
+
+    def count(self, found: Sequence[Sequence[Record]]) -> None:
+        for [record, *_] in found:
+            if "error" in record:
+                self.failed += 1
+                self.first = self.first or f"line {record['index'] + 1}: {record['error']}"
+        self.done += len(found)
+        if self._watch is not None:
+            self._watch(self.done, self._total)
 
 
 def _look_over(path: Path) -> tuple[str, int]:
@@ -293,97 +372,3 @@ def _served(work: Work, items: Sequence[Item]) -> list[list[Record]]:
         [{"index": item.index, **item.named, **record} for record in records]
         for item, records in zip(items, found, strict=True)
     ]
-
-
-class _Partial:
-    """What is done so far: a line with the settings, and then one for each batch.
-
-    Raises DataError for a file of other settings, or that is none of its kind.
-    """
-
-    def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
-        self._path, self._head, self._offset = path, _dumped(head), 0
-
-    def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack, file_errors(self._path, RunError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: BinaryIO = stack.enter_context(self._path.open("a+b"))
-            lock(self._file, self._path)
-            self._begin()
-            self._open = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
-
-    def _begin(self) -> None:
-        """Hold the settings of a file that is gone on with; write those of a new one."""
-        self._file.seek(0)
-        line = self._file.readline()
-        if line == self._head:
-            self._offset = len(line)
-        elif line.endswith(b"\n"):
-            raise DataError(f"{self._path}: {self._other(line)}")
-        elif self._head.startswith(line):
-            self._file.truncate(0)
-            self._write(self._head)
-        else:
-            raise DataError(f"{self._path}: {_NOT_OURS}")
-
-    def _other(self, line: bytes) -> str:
-        """What is wrong with a file that begins with ``line``."""
-        try:
-            before, now = json.loads(line), json.loads(self._head)
-            keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-            _ = before["format"]
-        except (ValueError, TypeError, KeyError):
-            return _NOT_OURS
-        return (
-            f"was begun with other settings ({', '.join(keys)})\n"
-            "  fix: restore them, or remove it to begin anew"
-        )
-
-    def next(self, items: Sequence[Item]) -> list[list[Record]] | None:
-        """The records of the next batch, if it is there whole; else nothing follows any more."""
-        self._file.seek(self._offset)
-        line = self._file.readline()
-        try:
-            found: list[list[Record]] = json.loads(line)["records"] if line[-1:] == b"\n" else []
-            indices = [records[0]["index"] for records in found]
-        except (ValueError, TypeError, LookupError):  # damaged: made again
-            indices = []
-        if indices == [item.index for item in items]:
-            self._offset += len(line)
-            return found
-        self._file.truncate(self._offset)
-        return None
-
-    def append(self, window: int, found: Sequence[Sequence[Record]]) -> None:
-        """Keep the records of a batch."""
-        self._write(_dumped({"window": window, "records": found}))
-
-    def _write(self, data: bytes) -> None:
-        with file_errors(self._path, RunError):
-            self._file.write(data)
-            self._file.flush()
-        self._offset += len(data)
-
-    def finish(self, target: Path) -> None:
-        """Write all records in the order of their items, and go."""
-        self._file.seek(0)
-        self._file.readline()
-        batches = (json.loads(line) for line in self._file)
-        with file_errors(target, RunError):
-            with replace_file(target) as file:
-                for _, window in itertools.groupby(batches, key=lambda batch: batch["window"]):
-                    found = [records for batch in window for records in batch["records"]]
-                    for records in sorted(found, key=lambda records: records[0]["index"]):
-                        file.writelines(map(_dumped, records))
-            self._path.unlink()
-
-
-_NOT_OURS = "holds no results of batch inference\n  fix: choose another output"
-
-
-def _dumped(value: object) -> bytes:
-    return to_json(value).encode() + b"\n"

@@ -42,6 +42,10 @@ class ConfigError(BltError):
         self.problems = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[Problem, ...]]]:
+        """How it is pickled, on its way from another process."""
+        return type(self), (self.problems,)
+
 
 class PluginError(BltError):
     """A plugin that cannot be loaded, or whose hooks or components break their contract.

@@ -134,11 +134,14 @@ class Run:
 class Pipeline:
     """A model with a sampler and a cost model. Make one by ``from_toml`` or ``from_config``.
 
-    A program may assign ``sampler`` and ``cost_model`` objects of its own.
+    A program may assign ``sampler`` and ``cost_model`` objects of its own. config: what it was made
+    from, by which another process makes its equal; None if it was made from parts.
     """
 
-    def __init__(self, plan: Plan, plugins: Plugins, model: Model) -> None:
-        self.plan, self.plugins, self.model = plan, plugins, model
+    def __init__(
+        self, plan: Plan, plugins: Plugins, model: Model, config: Config | None = None
+    ) -> None:
+        self.plan, self.plugins, self.model, self.config = plan, plugins, model, config
         context = self._context()
         self.sampler: Sampler = plan.build("sampler", context)
         self.cost_model: CostModel = plan.build("cost_model", context)
@@ -183,7 +186,7 @@ class Pipeline:
         plugins = plugins or load_plugins()
         plan, tensors = plan_run(config, plugins)
         model = build_model(plan, tensors)
-        return cls(plan, plugins, model)
+        return cls(plan, plugins, model, config)
 
     def with_sampler(self, sampler: str | Mapping[str, Any]) -> Pipeline:
         """The same with another sampler: ``"blt-s draft_bytes=8"``, or a config table.
@@ -209,6 +212,8 @@ class Pipeline:
         built = plan.build(kind, self._context())
         other = copy.copy(self)
         vars(other).update({"plan": plan, kind: built, "_built": {**self._built, kind: built}})
+        if self.config is not None:
+            other.config = self.config.with_table(kind, plan.node(kind).describe())
         other._look_over()  # noqa: SLF001 -- a pipeline too
         return other
 
@@ -381,6 +386,17 @@ class Pipeline:
             text = f"gave unit = {cost.unit!r}; expected a text such as 'GB'"
             raise broken(self.cost_model, text, "cost_model.unit")
         return cost
+
+    def config_for_workers(self) -> Config:
+        """The config by which other processes make its equal; RequestError if none can."""
+        assigned = [kind for kind, built in self._built.items() if getattr(self, kind) is not built]
+        if self.config is None or assigned:
+            what = f"its {' and '.join(assigned)}" if assigned else "it"
+            raise RequestError(
+                "executor: workers make the pipeline anew from its config, and a program made "
+                f"{what}\n  fix: name in the config what it is made of, or leave the executor out"
+            )
+        return self.config
 
     @property
     def sampler_name(self) -> str:

@@ -52,6 +52,7 @@ def generate(  # noqa: PLR0913 -- one parameter an option
     ] = None,
     output_file: inputs.OutputOption = None,
     batch: inputs.BatchOption = None,
+    executor: inputs.ExecutorOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Continue prompts with a byte-latent model; without CONFIG, the demo of Python code."""
@@ -71,6 +72,8 @@ def generate(  # noqa: PLR0913 -- one parameter an option
     inputs.check_files(
         "--prompts", prompts_file, output_file, {"--prompt": prompt, "--prompt-file": prompt_file}
     )
+    inputs.refuse_executor(executor, "--prompts", prompts_file)
+    settings = inputs.with_executor(settings, executor)
     pipeline = Pipeline.load(inputs.with_sampler(settings, sampler))
     if prompts_file is not None and output_file is not None:
         from blt_core.batch_inference import generate_file

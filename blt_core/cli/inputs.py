@@ -77,6 +77,9 @@ BatchOption = Annotated[
 OutputOption = Annotated[
     Path | None, typer.Option("--output", help="Where their records go, a line each; resumable.")
 ]
+ExecutorOption = Annotated[
+    str | None, typer.Option("--executor", help='Who does the work: "local workers=4", "ray".')
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -123,6 +126,15 @@ def with_sampler(config: Config, spec: str | None) -> Config:
     return config if spec is None else config.with_option("sampler", parse_inline(spec, "sampler"))
 
 
+def with_executor(config: Config, spec: str | None) -> Config:
+    """The config with the executor of ``--executor``, if one is given."""
+    from blt_core.tables.inline import parse_inline
+
+    if spec is None:
+        return config
+    return config.with_option("executor", parse_inline(spec, "executor"))
+
+
 def check_files(
     option: str, given: Path | None, output: Path | None, others: Mapping[str, object]
 ) -> None:
@@ -133,6 +145,12 @@ def check_files(
     for name, value in others.items():
         if given is not None and value:
             raise typer.BadParameter(f"does not go with {name}", param_hint=option)
+
+
+def refuse_executor(executor: str | None, option: str, given: object) -> None:
+    """Raise BadParameter for ``--executor`` without the option that gives it many items."""
+    if executor is not None and not given:
+        raise typer.BadParameter(f"goes with {option}", param_hint="--executor")
 
 
 def read_prompts(

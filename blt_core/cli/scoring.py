@@ -31,6 +31,7 @@ def score(  # noqa: PLR0913 -- one parameter an option
     ] = None,
     output_file: inputs.OutputOption = None,
     batch: inputs.BatchOption = None,
+    executor: inputs.ExecutorOption = None,
     top: Annotated[int, typer.Option(min=0, help="Tell so many likeliest bytes a place.")] = 0,
     checkpoint: inputs.CheckpointOption = None,
     device: inputs.DeviceOption = None,
@@ -44,6 +45,8 @@ def score(  # noqa: PLR0913 -- one parameter an option
         checkpoint=checkpoint, device=device, dtype=dtype
     )
     inputs.check_files("--texts", texts_file, output_file, {"FILES": files, "--prompt": prompt})
+    inputs.refuse_executor(executor, "--texts", texts_file)
+    settings = inputs.with_executor(settings, executor)
     if texts_file is not None and output_file is not None:
         from blt_core.batch_inference import score_file
 

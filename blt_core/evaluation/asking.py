@@ -1,30 +1,26 @@
-"""Asking a model: batches that depend on the questions alone, whose answers are kept."""
+"""What a task asks, in batches that depend on the questions alone, whose answers are kept."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
 from blt_core.errors import DataError
+from blt_core.evaluation.answering import Answering
 from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.protocol import Answer, Json, Likelihoods, Passage, Question
 from blt_core.evaluation.sandbox import Sandbox, make_sandbox
 from blt_core.evaluation.store import Store, from_record, to_record
-from blt_core.pipeline import Generation, Pipeline
-from blt_core.requests import RequestSettings
+from blt_core.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: Passages that are scored, and stored, together.
 SCORED = 64
-#: New bytes of the run that is not timed.
-WARM_UP_BYTES = 4
 
 
 class Watch(Protocol):
@@ -59,11 +55,11 @@ class Asker:
         watch: Watch,
         title: str = "",
     ) -> None:
-        self._pipeline, self._store, self._options = _plain(pipeline), store, options
+        self._answering = Answering(pipeline)
+        self._store, self._options = store, options
         self._watch, self._title = watch, title
         self.seed = options.seed
         self.context_bytes = pipeline.model.context_bytes
-        self._is_warm = False
         self.questions: dict[str, Question] = {}
         self.answers: dict[str, Answer] = {}
 
@@ -74,17 +70,16 @@ class Asker:
             raise DataError("two questions of a task have the same key")
         batches = list(_batches(questions, self._options.batch))
         for batch in batches:
-            self._check(batch)
+            self._answering.check(batch)
         done = self._watch.begin(self._title, len(questions))
-        for batch in batches:
-            names = [_name_of(each) for each in batch]
-            if not all(self._store.get(name) for name in names):
-                self.warm_up(batch[0])
-                answers = zip(names, self._ask(batch), strict=True)
-                self._store.put([to_record(name, answer) for name, answer in answers])
-            for question, name in zip(batch, names, strict=True):
-                self.answers[question.key] = from_record(self._store.get(name))
-            done(len(batch))
+        left = [batch for batch in batches if not self._has(map(_name_of, batch))]
+        done(len(questions) - sum(map(len, left)))
+        for asked, answers in self._answered("ask", left):
+            found = zip(asked, answers, strict=True)
+            self._store.put([to_record(_name_of(each), answer) for each, answer in found])
+            done(len(asked))
+        for question in questions:
+            self.answers[question.key] = from_record(self._store.get(_name_of(question)))
         self.questions |= {question.key: question for question in questions}
         return [self.answers[key] for key in keys]
 
@@ -93,11 +88,13 @@ class Asker:
         keys = [_key_of(passage) for passage in passages]
         wanted = dict(zip(keys, passages, strict=True))
         longest = sorted(wanted, key=lambda key: -len(wanted[key].prompt + wanted[key].text))
+        groups = [longest[start : start + SCORED] for start in range(0, len(longest), SCORED)]
         done = self._watch.begin(self._title, len(wanted))
-        for start in range(0, len(longest), SCORED):
-            group = longest[start : start + SCORED]
-            if not all(self._store.get(key) for key in group):
-                self._store.put(self._scored(group, wanted))
+        left = [[wanted[key] for key in group] for group in groups if not self._has(group)]
+        done(len(wanted) - sum(map(len, left)))
+        for group, records in self._answered("score", left):
+            keyed = zip(group, records, strict=True)
+            self._store.put([{"key": _key_of(each), **record} for each, record in keyed])
             done(len(group))
         found = {key: self._store.get(key) for key in wanted}
         return [
@@ -124,63 +121,27 @@ class Asker:
         )
 
     def time(self, questions: Sequence[Question]) -> float:
-        """Bytes a second of questions asked one by one, the reading of prompts included."""
-        self.warm_up(questions[0])
-        began, size = time.perf_counter(), 0
-        for question in questions:
-            [answer] = self._ask([question])
-            size += sum(map(len, answer.outputs))
-        return size / (time.perf_counter() - began)
+        """Bytes a second of questions asked one by one here, the reading of prompts included."""
+        return self._answering.time(questions)
 
-    def warm_up(self, question: Question) -> None:
-        """What a machine does once, such as finding kernels, in a short run that is not timed."""
-        if not self._is_warm:
-            self._is_warm = True
-            short = attrs.evolve(question, max_new_bytes=min(question.max_new_bytes, WARM_UP_BYTES))
-            self._pipeline.generate([short.prompt], **_request([short]))
+    def _has(self, names: Iterable[str]) -> bool:
+        return all(self._store.get(name) for name in names)
+
+    def _answered(
+        self, how: str, batches: Sequence[Sequence[Any]]
+    ) -> Iterator[tuple[Sequence[Any], Any]]:
+        """Each batch with what came of it, as they are done."""
+        workers = self._options.workers
+        if workers is None:
+            for batch in batches:
+                yield batch, self._answering.do(how, batch)
+        elif batches:
+            sampler = self._answering.sampler
+            for number, found in workers.run((sampler, how, batch) for batch in batches):
+                yield batches[number], found
 
     def _is_other(self, question: Question) -> bool:
         return self.questions.get(question.key, question) != question
-
-    def _check(self, batch: Sequence[Question]) -> None:
-        self._pipeline.check([each.prompt for each in batch], **_request(batch))
-
-    def _ask(self, batch: Sequence[Question]) -> list[Answer]:
-        began = time.perf_counter()
-        found = self._pipeline.generate([each.prompt for each in batch], **_request(batch))
-        seconds = (time.perf_counter() - began) / len(batch)
-        each = batch[0].samples
-        return [
-            _answer(found[first : first + each], seconds)
-            for first in range(0, each * len(batch), each)
-        ]
-
-    def _scored(self, keys: Sequence[str], wanted: Mapping[str, Passage]) -> list[dict[str, Any]]:
-        passages = [wanted[key] for key in keys]
-        scores = self._pipeline.score(
-            [passage.text for passage in passages],
-            prompts=[passage.prompt for passage in passages],
-            top=1,
-        )
-        return [
-            {
-                "key": key,
-                "logprob": sum(each.logprob for each in score.likelihoods),
-                "eos": score.eos.logprob,
-                "greedy": all(each.top[0][0] == each.id for each in score.likelihoods),
-                "truncated": len(passage.prompt)
-                > max(self.context_bytes - len(passage.text) - 1, 0),
-            }
-            for key, passage, score in zip(keys, passages, scores, strict=True)
-        ]
-
-
-def _plain(pipeline: Pipeline) -> Pipeline:
-    """The same without the request settings of ``[run]``: a question says all that is asked."""
-    other = copy.copy(pipeline)
-    run = attrs.evolve(pipeline.settings, top_k=None, top_p=None)
-    other.plan = attrs.evolve(pipeline.plan, settings={**pipeline.plan.settings, "run": run})
-    return other
 
 
 def _batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
@@ -194,35 +155,6 @@ def _batches(questions: Sequence[Question], size: int) -> Iterator[list[Question
         step = max(size // group[0].samples, 1)
         for start in range(0, len(ordered), step):
             yield ordered[start : start + step]
-
-
-def _request(batch: Sequence[Question]) -> RequestSettings:
-    first = batch[0]
-    return {
-        "max_new_bytes": first.max_new_bytes,
-        "stop": list(first.stop),
-        "samples": first.samples,
-        "temperature": first.temperature,
-        "top_k": None,
-        "top_p": first.top_p,
-        "seed": [question.seed for question in batch],
-    }
-
-
-def _answer(samples: Sequence[Generation], seconds: float) -> Answer:
-    first, *others = samples
-    passes, counts = first.passes, first.counts
-    for each in others:
-        passes, counts = passes + each.passes, counts + each.counts
-    return Answer(
-        outputs=tuple(each.output for each in samples),
-        stopped=tuple(str(each.stop_reason) for each in samples),
-        passes=passes,
-        drafted=sum(each.drafted for each in samples),
-        accepted=sum(each.accepted for each in samples),
-        counts=counts,
-        seconds=seconds,
-    )
 
 
 def _name_of(question: Question) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -15,6 +16,7 @@ from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import output_json
 from blt_core.component import BuildContext
 from blt_core.errors import DataError
+from blt_core.evaluation.answering import Begin
 from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.reporting import as_record, draw, show
 from blt_core.evaluation.running import REFERENCE, PartResult, check_task, run_task
@@ -69,9 +71,9 @@ def evaluate_tasks(
         with file_errors(options.folder, DataError):
             options.folder.mkdir(parents=True, exist_ok=True)
     results: list[PartResult] = []
-    with progress_bar() as bar:
+    with _with_workers(options, pipeline) as served, progress_bar() as bar:
         for name, task in tasks:
-            results += run_task(pipeline, name, task, samplers, options, Bar(bar))
+            results += run_task(pipeline, name, task, samplers, served, Bar(bar))
     if as_json:
         priced = options.parameters or pipeline.parameter_counts
         output_json(
@@ -88,6 +90,17 @@ def evaluate_tasks(
         show(results)
     if pictures:
         draw(results, pictures)
+
+
+@contextlib.contextmanager
+def _with_workers(options: RunOptions, pipeline: Pipeline) -> Iterator[RunOptions]:
+    """The options, with workers of the config's executor, if it has one."""
+    if "executor" not in pipeline.plan.nodes:
+        yield options
+        return
+    begin = Begin(pipeline.config_for_workers(), pipeline.model.digest())
+    with pipeline.plan.build("executor").start(begin) as workers:
+        yield attrs.evolve(options, workers=workers)
 
 
 def build_task(pipeline: Pipeline, spec: str) -> tuple[str, Task]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import attrs
 
+from blt_core.execution import Workers
 from blt_core.types import Parameters
 
 
@@ -17,7 +18,7 @@ class RunOptions:
     timed one by one besides (0: none). seed: of intervals, and of what tasks draw. parameters: the
     counts that price passes (default: the model's own). folder: where answers are kept, if they
     are. allow_code, unsafe: whether programs that the model writes may be run, and that without
-    isolation.
+    isolation. workers: who answers (default: this process).
     """
 
     limit: int | None = None
@@ -28,3 +29,4 @@ class RunOptions:
     folder: Path | None = None
     allow_code: bool = False
     unsafe: bool = False
+    workers: Workers | None = None

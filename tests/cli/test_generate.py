@@ -141,6 +141,10 @@ def test_a_file_of_prompts_gives_a_file_of_records(blt, run_config, tmp_path):
         blt(*common, "--prompt", "a longer one", "--json", "--seed", found[1]["seed"])
     )
     assert alone["bytes_base64"] == found[1]["bytes_base64"]
+    other = out.with_name("other.jsonl")
+    blt(*common, "--prompts", prompts, "--output", other, "--executor", "local")
+    assert [json.loads(line)["index"] for line in other.read_text().splitlines()] == [0, 1, 2]
+    assert json.loads(other.read_text().splitlines()[1])["text"] == found[1]["text"]
     again = blt(*common, "--prompts", prompts, "--output", out)
     assert again.code == 2
     assert "is there already" in again.err
@@ -151,6 +155,7 @@ def test_a_file_of_prompts_gives_a_file_of_records(blt, run_config, tmp_path):
     [
         (("--prompts", "a.jsonl"), "goes with --output"),
         (("--output", "b.jsonl"), "goes with --prompts"),
+        (("--prompt", "x", "--executor", "local"), "goes with --prompts"),
         (("--prompts", "a.jsonl", "--output", "b", "--prompt", "x"), "does not go with --prompt"),
     ],
 )

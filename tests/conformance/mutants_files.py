@@ -1,12 +1,14 @@
-"""Checkpoint formats, corpora, objectives, backends and tasks with a fault each, and without."""
+"""What reads, writes, trains, asks and works, with a fault each, and without."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import random
 import shutil
-from contextlib import nullcontext
+import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import attrs
@@ -16,7 +18,7 @@ from safetensors.torch import load, save
 from torch.nn import functional
 
 from blt_core import Component, hookimpl
-from blt_core.errors import CheckpointError
+from blt_core.errors import CheckpointError, DataError
 from blt_core.evaluation.figures import mean
 from blt_core.evaluation.protocol import Part, Question
 from blt_core.protocols import UNSCORED
@@ -292,7 +294,88 @@ class Task:
         return [Part("", len(words), {"share": mean(scores)}, tuple(told))]
 
 
+class Executor:
+    """This process; one that gives up has others that die."""
+
+    def __init__(self, params, context):
+        self.fault, self.threads = params.fault, 1
+
+    @contextmanager
+    def start(self, make):
+        if self.fault == "leaves-a-process":
+            multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
+        before = torch.get_num_threads()
+        if self.fault != "own-threads":
+            torch.set_num_threads(self.threads)
+        yield Hands(self.fault, make)
+        if self.fault != "keeps-threads":
+            torch.set_num_threads(before)
+
+
+class Hands:
+    """What does the work."""
+
+    def __init__(self, fault, make):
+        self.fault, self.make, self.told, self.uses = fault, make, [], 0
+        self.work = None if fault == "anew" else make(self.told.append)
+
+    def run(self, tasks, watch=None):
+        self.uses += 1
+        if self.fault == "once-only" and self.uses > 1:
+            return
+        tasks = list(tasks) if self.fault == "greedy" else tasks
+        for number, task in enumerate(tasks):
+            if self.fault == "drops" and number == 2:
+                continue
+            try:
+                work = self.work or self.make(self.told.append)
+                result = elsewhere(work, task) if self.fault == "gives-up" else work(task)
+            except DataError as error:
+                if self.fault == "wraps-errors":
+                    raise RuntimeError(str(error)) from error
+                if self.fault == "retells-errors":
+                    raise DataError(f"task {number} failed: {error}") from error
+                if self.fault != "swallows":
+                    raise
+                result = None
+            if watch is not None and self.fault != "silent":
+                watch(sum(self.told))
+            if self.fault != "tells-again":
+                self.told.clear()
+            yield number + (self.fault == "from-one"), result
+            if self.fault == "twice":
+                yield number, result
+
+
+def elsewhere(work, task):
+    context = multiprocessing.get_context("fork")
+    results, result = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: result.send(work(task)))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError("a worker has died")
+    return results.recv()
+
+
 FAULTS = {
+    "executor": {
+        "gives-up": "dies",
+        "drops": "results",
+        "twice": "results",
+        "from-one": "results",
+        "once-only": "again",
+        "greedy": "lazy",
+        "anew": "once",
+        "silent": "told",
+        "tells-again": "told",
+        "wraps-errors": "errors",
+        "retells-errors": "errors",
+        "swallows": "errors",
+        "own-threads": "threads",
+        "keeps-threads": "threads",
+        "leaves-a-process": "ends",
+    },
     "checkpoint_format": {
         "says-yes": "elsewhere",
         "says-no": "recognises",
@@ -370,6 +453,7 @@ def blt_components():
         "objective": Objective,
         "training_backend": Backend,
         "task": Task,
+        "executor": Executor,
     }
     return [
         Component(

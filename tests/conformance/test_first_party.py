@@ -45,6 +45,7 @@ ELSEWHERE = {
     ("task", "humaneval"): "runs programs: tests/tasks",
     ("task", "mbpp"): "runs programs: tests/tasks",
     ("task", "lm-eval"): "the extra lm-eval: tests/tasks",
+    ("executor", "ray"): "starts a cluster: tests/executors",
 }
 PLUGINS = load_plugins()
 NAMES = [

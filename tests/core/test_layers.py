@@ -16,6 +16,7 @@ CORE = {
     "files": "",
     "log": "",
     "faults": "errors",
+    "execution": "errors",
     "resources": "errors",
     "types": "errors",
     "protocols": "",
@@ -36,12 +37,12 @@ CORE = {
     "requests": "errors types component decoding tables wiring",
     "pipeline": "errors faults types protocols component model likelihood decoding scoring tables "
     "plugins wiring loading requests",
-    "batch_inference": "errors files types storage",
+    "batch_inference": "errors execution files types storage pipeline",
     "compare": "errors types model decoding requests pipeline",
     "cli": "errors files log faults resources types component published model tables plugins "
     "wiring storage loading requests pipeline batch_inference compare",
-    "evaluation": "errors files faults component types model tables wiring storage requests "
-    "pipeline compare cli",
+    "evaluation": "errors files faults execution component types model tables wiring storage "
+    "requests pipeline compare cli",
 }
 #: The rooms of the training plugin.
 TRAINING = {
@@ -74,6 +75,7 @@ PUBLIC = (
         "plugins.loading",
     ),
     *("wiring", "loading", "pipeline", "batch_inference", "published", "cli", "evaluation"),
+    "execution",
 )
 
 

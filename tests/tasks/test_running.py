@@ -9,8 +9,10 @@ import attrs
 import pytest
 
 from blt_core.cli.app import run as run_command
+from blt_core.cli.inputs import find_source
 from blt_core.compare import NEAR_TIE
-from blt_core.errors import ComponentError, DataError, RequestError
+from blt_core.errors import ComponentError, DataError, RequestError, RunError
+from blt_core.evaluation.answering import Begin
 from blt_core.evaluation.figures import mean
 from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.protocol import Part, Passage, Question
@@ -331,6 +333,32 @@ def test_the_command_prints_a_table_and_the_record_that_scripts_rely_on(
         assert each["identical_to_ar"] is True
     names = [each["name"] for each in record["tasks"][-1]["samplers"]]
     assert names == ["ar", "blt-s"]
+
+
+def test_an_executor_answers_as_this_process_does(blt, checkpoint, pairs, tmp_path):
+    (tmp_path / "text.txt").write_text("held out, all of it")
+    tasks = (f"translation pairs={pairs} max_new_bytes=8", f"held-out path={tmp_path / 'text.txt'}")
+    found = []
+    for more in ((), ("--executor", "local"), ("--executor", "local", "--out", tmp_path / "out")):
+        records = []
+        for task, sampler in zip(tasks, ("blt-s draft_bytes=2", None), strict=True):
+            asked = ("--sampler", sampler) if sampler else ()
+            done = blt("evaluate", checkpoint, "--task", task, *asked, *more, "--json")
+            assert done.code == 0, done.err
+            records.append(json.loads(done.out)["tasks"])
+        for each in records[0]:
+            for figures in each["samplers"]:
+                del figures["bytes_per_second"]
+        found.append(records)
+    assert found[0] == found[1] == found[2]
+    again = blt("evaluate", checkpoint, "--task", tasks[1], "--out", tmp_path / "out", "--json")
+    assert json.loads(again.out)["tasks"] == found[0][1], "kept answers serve with any executor"
+
+
+def test_a_worker_with_other_weights_refuses(checkpoint):
+    begin = Begin(find_source(str(checkpoint)), "another digest")
+    with pytest.raises(RunError, match="finds other weights"):
+        begin(print)
 
 
 def refused(done, message):

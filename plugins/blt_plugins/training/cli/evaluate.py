@@ -13,9 +13,12 @@ import typer
 from blt_core.cli.inputs import (
     DeviceOption,
     DtypeOption,
+    ExecutorOption,
     JsonOption,
     find_scale,
     find_source,
+    refuse_executor,
+    with_executor,
 )
 from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import console, output_json
@@ -106,13 +109,16 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
     seed: Annotated[
         int, typer.Option(min=0, help="Of windows, blocks and prefixes; of a task's intervals.")
     ] = 0,
+    executor: ExecutorOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on held-out text, or on tasks: quality beside cost."""
     _refuse_misplaced(context, "--task" if task else "FILES")
+    refuse_executor(executor, "--task", task)
     settings = find_source(source).with_run(device=device, dtype=dtype)
+    settings = with_executor(settings, executor)
     if task:
         if files:
             raise DataError("FILES go without --task; a task's data is a key of it, as pairs=FILE")

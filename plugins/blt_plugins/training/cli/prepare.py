@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import attrs
 import typer
 
-from blt_core.cli.inputs import DeviceOption, JsonOption, find_source
+from blt_core.cli.inputs import (
+    DeviceOption,
+    ExecutorOption,
+    JsonOption,
+    find_source,
+    with_executor,
+)
 from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import output, output_json
 from blt_core.errors import ConfigError
@@ -38,7 +44,10 @@ def prepare(  # noqa: PLR0913 -- one parameter an option
         int | None,
         typer.Option(min=1, help="Length of windows; default: [train], or the model's context."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes: --executor 'local workers=N'.")
+    ] = None,
+    executor: ExecutorOption = None,
     shard_bytes: Annotated[
         int, typer.Option(min=1, help="Bytes of text in a file; what a stopped run may lose.")
     ] = 64_000_000,
@@ -51,13 +60,17 @@ def prepare(  # noqa: PLR0913 -- one parameter an option
     """
     from blt_plugins.training.data.prepare import prepare as run
 
+    if workers is not None:
+        if executor is not None:
+            raise typer.BadParameter("does not go with --executor", param_hint="--workers")
+        executor = f"local workers={workers}"
     config = training_config(find_source(source), corpus, context_bytes).with_run(device=device)
+    config = with_executor(config, executor)
     with progress_bar() as bar:
         task = bar.add_task("patches (kB)", total=None)
         found = run(
             config,
             out,
-            workers=workers,
             shard_bytes=shard_bytes,
             progress=lambda done, total: bar.update(
                 task, completed=done // 1000, total=total // 1000

@@ -6,32 +6,28 @@ ones that training would compute, whatever the number of processes.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import multiprocessing
-import os
-import signal
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from itertools import pairwise
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 import numpy as np
 import torch
 
-from blt_core.errors import ConfigError, DataError, RunError
+from blt_core.errors import ConfigError, DataError
+from blt_core.execution import Executor, Tell, torch_threads
 from blt_core.files import names_in
 from blt_core.model import Model
 from blt_core.plugins.loading import load_plugins
 from blt_core.protocols import Documents
 from blt_core.storage.folders import file_errors
 from blt_core.wiring.config import Config
+from blt_core.wiring.resolve import Plan
 from blt_plugins.training.corpora.arrow import arrow
 from blt_plugins.training.corpora.patching import patching_of
 from blt_plugins.training.corpora.shards import (
@@ -40,6 +36,7 @@ from blt_plugins.training.corpora.shards import (
     Shard,
     file_digest,
     load_manifest,
+    replaced,
     save_manifest,
     shard_metadata,
     shard_path,
@@ -53,28 +50,6 @@ from blt_plugins.training.setup.config import load_model, plan_training
 SPLITS: tuple[Split, ...] = ("train", "valid")
 #: Bytes of one pass of the scorer, and of the documents that are in memory at a time.
 BATCH_BYTES, GROUP_BYTES = 16_384, 1_000_000
-#: Seconds between two looks at how far the workers are.
-GLANCE = 0.2
-
-
-class Counter(Protocol):
-    """Bytes done, by all processes together (``multiprocessing.Value``)."""
-
-    value: int
-
-    def get_lock(self) -> contextlib.AbstractContextManager[Any]:
-        """Held while ``value`` is changed."""
-        ...
-
-
-class OwnCounter:
-    """The counter of a single process."""
-
-    value = 0
-
-    def get_lock(self) -> contextlib.AbstractContextManager[Any]:
-        """Nothing to hold."""
-        return contextlib.nullcontext()
 
 
 @attrs.frozen
@@ -89,8 +64,9 @@ class Task:
 
 @attrs.frozen(eq=False)
 class Source:
-    """A trained model, the documents to patch, and the length of windows."""
+    """A trained model, the documents to patch, and the length of windows; plan: of the config."""
 
+    plan: Plan
     model: Model
     documents: Mapping[Split, Documents]
     context_bytes: int
@@ -104,7 +80,9 @@ class Source:
             raise ConfigError([training.plan.place.child("patcher", "threshold").problem(text)])
         corpus, model = training.plan.build("corpus"), load_model(training)
         context = training.settings.context_bytes or model.context_bytes
-        return cls(model, {split: corpus.documents(split) for split in SPLITS}, context)
+        return cls(
+            training.plan, model, {split: corpus.documents(split) for split in SPLITS}, context
+        )
 
     def manifest(self, shard_bytes: int) -> Manifest:
         """What a folder says of it before any shard is done."""
@@ -145,14 +123,14 @@ def prepare(
     config: Config,
     out: Path,
     *,
-    workers: int = 1,
     shard_bytes: int = 64_000_000,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Prepared:
     """Write the corpus of ``config`` and its patches to ``out``, going on where a run was stopped.
 
-    progress: told bytes done and bytes in all. Raises DataError if ``out`` holds something else or
-    was made with another configuration, RunError if a worker dies.
+    The workers of the config's ``[executor]`` patch; without one this process does. progress: told
+    bytes done and bytes in all. Raises DataError if ``out`` holds something else or was made with
+    another configuration, RunError if workers die too often.
     """
     began = time.monotonic()
     arrow()
@@ -163,16 +141,22 @@ def prepare(
     total = sum(int(texts.sizes.sum()) for texts in source.documents.values())
     before = sum(shard.bytes for shard in manifest.shards.values())
     save_manifest(out, manifest)
+    done = before
+
+    def tell(amount: int) -> None:
+        nonlocal done
+        done = min(done + amount, total)  # a shard that is done again tells again
+        progress(done, total)
+
+    tell(0)
     run = (
-        _alone(source, out, left) if workers == 1 else _together(config, source, out, left, workers)
+        _alone(source, out, left, tell)
+        if "executor" not in source.plan.nodes
+        else _shards(config, source, out, left, tell)
     )
-    with run as results:
-        for done, finished in results:
-            if finished is not None:
-                task, shard = finished
-                manifest = attrs.evolve(manifest, shards={**manifest.shards, task.path: shard})
-                save_manifest(out, manifest)
-            progress(before + done, total)
+    for task, shard in run:
+        manifest = attrs.evolve(manifest, shards={**manifest.shards, task.path: shard})
+        save_manifest(out, manifest)
     manifest = attrs.evolve(manifest, complete=True)
     save_manifest(out, manifest)
     return _summary(manifest, len(tasks) - len(left), before, time.monotonic() - began)
@@ -227,7 +211,7 @@ def _as_json(value: object) -> Any:
 # -- one shard -----------------------------------------------------------------------------------
 
 
-def make_shard(source: Source, out: Path, task: Task, counter: Counter) -> Shard:
+def make_shard(source: Source, out: Path, task: Task, tell: Tell) -> Shard:
     """Patch the documents of one task, and write them."""
     documents = source.documents[task.split]
 
@@ -237,8 +221,7 @@ def make_shard(source: Source, out: Path, task: Task, counter: Counter) -> Shard
             sizes = np.cumsum(documents.sizes[first : task.end])
             end = first + max(int(np.searchsorted(sizes, GROUP_BYTES, side="right")), 1)
             yield patch_documents(source, documents, range(first, end))
-            with counter.get_lock():
-                counter.value += int(documents.sizes[first:end].sum())
+            tell(int(documents.sizes[first:end].sum()))
             first = end
 
     patching = patching_of(source.model, source.context_bytes)
@@ -261,89 +244,55 @@ def patch_documents(source: Source, documents: Documents, chosen: range) -> list
     return list(zip(texts, opens, sources, strict=True))
 
 
-# -- processes -----------------------------------------------------------------------------------
-
-#: Bytes done by now, and a task that has just been finished, with its shard.
-Result = tuple[int, "tuple[Task, Shard] | None"]
+# -- workers -------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _alone(source: Source, out: Path, tasks: list[Task]) -> Iterator[Iterator[Result]]:
-    """Do all tasks in this process, on one thread, as workers do."""
-    counter, threads = OwnCounter(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield (
-            (counter.value, (task, shard))
-            for task in tasks
-            for shard in [make_shard(source, out, task, counter)]
-        )
-    finally:
-        torch.set_num_threads(threads)
+@attrs.frozen
+class Begin:
+    """Makes what a worker does with a task: the shard, and the bytes of its file.
+
+    head: what the manifest says of the source; a worker that finds another one refuses to work.
+    """
+
+    config: Config
+    head: Mapping[str, Any]
+
+    def __call__(self, tell: Tell) -> Callable[[Task], tuple[Shard, bytes]]:
+        """A source of the worker's own."""
+        source = Source.load(self.config)
+        if source.manifest(1).head != self.head:
+            raise DataError(
+                "a worker finds another corpus or checkpoint than the process that it works for\n"
+                "  fix: give all machines the same files, and change none of them meanwhile"
+            )
+        return partial(_shard_bytes, source, tell)
 
 
-@contextlib.contextmanager
-def _together(
-    config: Config, source: Source, out: Path, tasks: list[Task], workers: int
-) -> Iterator[Iterator[Result]]:
-    """Do the tasks in worker processes, which end with this one, however that ends."""
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    head, others = source.manifest(1).head, set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(
-        max(min(workers, len(tasks)), 1), context, _start_worker, (config, head, out, counter)
-    )
-    try:
-        futures = {executor.submit(_work, task): task for task in tasks}
-        yield _results(futures, counter)
-        executor.shutdown()
-    except BrokenProcessPool as error:
-        raise RunError(
-            "a worker process has ended before its time; what was finished is kept, and the same "
-            "command goes on\n  fix: if memory ran out, use fewer --workers"
-        ) from error
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
+def _shard_bytes(source: Source, tell: Tell, task: Task) -> tuple[Shard, bytes]:
+    with tempfile.TemporaryDirectory(prefix="blt-") as folder:
+        shard = make_shard(source, Path(folder), task, tell)
+        return shard, (Path(folder) / task.path).read_bytes()
 
 
-def _results(futures: Mapping[Future[Shard], Task], counter: Counter) -> Iterator[Result]:
-    left = set(futures)
-    while left:
-        done, left = wait(left, GLANCE, FIRST_COMPLETED)
-        yield counter.value, None
-        for future in done:
-            yield counter.value, (futures[future], future.result())
+def _shards(
+    config: Config, source: Source, out: Path, tasks: list[Task], tell: Tell
+) -> Iterator[tuple[Task, Shard]]:
+    """The shards that are done, each with its task; their files lie in the folder.
+
+    Workers of this machine and of others do the same: what they make comes back to be written.
+    """
+    executor: Executor = source.plan.build("executor")
+    with executor.start(Begin(config, source.manifest(1).head)) as workers:
+        for number, (shard, data) in workers.run(tasks, tell):
+            with replaced(out / tasks[number].path) as fresh:
+                fresh.write_bytes(data)
+            yield tasks[number], shard
 
 
-_worker: Callable[[Task], Shard]
-
-
-def _start_worker(config: Config, head: Mapping[str, Any], out: Path, counter: Counter) -> None:
-    """Load what a worker needs, once."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process sees to it
-    _end_with_parent()
-    torch.set_num_threads(1)
-    source = Source.load(config)
-    if source.manifest(1).head != head:
-        raise DataError("the corpus or the checkpoint changed in the meantime")
-    global _worker  # noqa: PLW0603 -- how an initializer hands on what it made
-    _worker = lambda task: make_shard(source, out, task, counter)  # noqa: E731
-
-
-def _work(task: Task) -> Shard:
-    return _worker(task)
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent has ended, even by SIGKILL, since no work will come."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        wait_for([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _alone(
+    source: Source, out: Path, tasks: list[Task], tell: Tell
+) -> Iterator[tuple[Task, Shard]]:
+    """The same by this process, on one thread, as workers do, and with no detour."""
+    with torch_threads(1):
+        for task in tasks:
+            yield task, make_shard(source, out, task, tell)

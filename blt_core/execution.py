@@ -1,0 +1,126 @@
+"""The kind ``executor``: where the tasks of one kind of work are done, and by how many workers.
+
+Work is a function that each worker makes once, since a model is long in loading, and tasks that it
+is called with. Any worker may do any task, so nothing that a task gives may depend on which ones
+came before it; then results are the same with any executor.
+
+>>> with executor.start(make) as workers:  # doctest: +SKIP
+...     for number, result in workers.run(tasks):
+...         ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import attrs
+import torch
+
+from blt_core.errors import BltError
+
+R = TypeVar("R")
+
+#: Told how much of a task is done, in a unit of the work's own, such as bytes.
+Tell = Callable[[int], None]
+#: What a worker does with a task.
+Work = Callable[[Any], Any]
+#: Makes it, in the worker: it is sent there by pickle, as tasks and results are.
+Start = Callable[[Tell], Work]
+
+
+@runtime_checkable
+class Workers(Protocol):
+    """Workers that have started; those of an executor, or :class:`Here`."""
+
+    def run(self, tasks: Iterable[Any], watch: Tell | None = None) -> Iterator[tuple[int, Any]]:
+        """(number, result) of each task, counted from 0, as they end.
+
+        Tasks are taken as workers become free, so that there may be any number of them. watch:
+        called now and then, in the caller's thread, with what was told since; by the end, with all
+        that finished tasks told. What a task raises is raised here, and ends the run.
+        """
+        ...
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """The contract of the kind ``executor``.
+
+    threads: of torch, in each worker: with another number, sums of floating-point numbers are
+    others in their last digits.
+    """
+
+    threads: int
+
+    def start(self, make: Start) -> AbstractContextManager[Workers]:
+        """Workers, as a context manager; when it is left none of them lives.
+
+        ``make`` is called once in a worker, before its first task. A task whose worker dies is done
+        again by another one.
+        """
+        ...
+
+
+class Here:
+    """The only worker is this process, whose work tells at once. Fulfils :class:`Workers`."""
+
+    def __init__(self, make: Start) -> None:
+        self._watch: Tell | None = None
+        self._work = make(self._tell)
+
+    def _tell(self, amount: int) -> None:
+        if self._watch is not None:
+            self._watch(amount)
+
+    def run(self, tasks: Iterable[Any], watch: Tell | None = None) -> Iterator[tuple[int, Any]]:
+        """Do each task when the result of the one before it was taken."""
+        self._watch = watch
+        for number, task in enumerate(tasks):
+            yield number, self._work(task)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads for torch within."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@attrs.frozen
+class Outcome:
+    """What became of a task in a worker: a result, or an error of ours, which travels whole."""
+
+    result: Any = None
+    error: BltError | None = None
+
+    @classmethod
+    def of(cls, work: Work, task: Any) -> Outcome:
+        """Do a task; other errors are raised, for they are faults of a program."""
+        try:
+            return cls(work(task))
+        except BltError as error:
+            return cls(error=error)
+
+    def take(self) -> Any:
+        """The result; raises the error."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+def in_order(results: Iterable[tuple[int, R]]) -> Iterator[R]:
+    """Results in the order of their tasks; those that come too soon are kept until then."""
+    early: dict[int, R] = {}
+    due = 0
+    for number, result in results:
+        early[number] = result
+        while due in early:
+            yield early.pop(due)
+            due += 1

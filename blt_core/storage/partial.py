@@ -1,0 +1,117 @@
+"""Results of a long run, batch by batch, until all of them are there."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from blt_core.errors import DataError, RunError
+from blt_core.files import to_json
+from blt_core.storage.folders import file_errors, lock, replace_file
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Record = dict[str, Any]
+
+
+class PartialResults:
+    """What is done so far, in a file: a line with the settings, and then one for each batch.
+
+    A record is a mapping with the ``index`` of its item; an item has one or several.
+    Raises DataError for a file of other settings, or that is none of its kind.
+    """
+
+    def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
+        self._path, self._head, self._offset = path, _dumped(head), 0
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack, file_errors(self._path, RunError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = stack.enter_context(self._path.open("a+b"))
+            lock(self._file, self._path)
+            self._begin()
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def _begin(self) -> None:
+        """Hold the settings of a file that is gone on with; write those of a new one."""
+        self._file.seek(0)
+        line = self._file.readline()
+        if line == self._head:
+            self._offset = len(line)
+        elif line.endswith(b"\n"):
+            raise DataError(f"{self._path}: {self._other(line)}")
+        elif self._head.startswith(line):
+            self._file.truncate(0)
+            self._write(self._head)
+        else:
+            raise DataError(f"{self._path}: {_NOT_OURS}")
+
+    def _other(self, line: bytes) -> str:
+        """What is wrong with a file that begins with ``line``."""
+        try:
+            before, now = json.loads(line), json.loads(self._head)
+            keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+            _ = before["format"]
+        except (ValueError, TypeError, KeyError):
+            return _NOT_OURS
+        return (
+            f"was begun with other settings ({', '.join(keys)})\n"
+            "  fix: restore them, or remove it to begin anew"
+        )
+
+    def next(self, expected: Sequence[int]) -> list[list[Record]] | None:
+        """The records of the next batch, if it is there whole; else nothing follows any more.
+
+        expected: the indices of its items.
+        """
+        self._file.seek(self._offset)
+        line = self._file.readline()
+        try:
+            found: list[list[Record]] = json.loads(line)["records"] if line[-1:] == b"\n" else []
+            indices = [records[0]["index"] for records in found]
+        except (ValueError, TypeError, LookupError):  # damaged: made again
+            indices = []
+        if indices == list(expected):
+            self._offset += len(line)
+            return found
+        self._file.truncate(self._offset)
+        return None
+
+    def append(self, window: int, found: Sequence[Sequence[Record]]) -> None:
+        """Keep the records of a batch."""
+        self._write(_dumped({"window": window, "records": found}))
+
+    def _write(self, data: bytes) -> None:
+        with file_errors(self._path, RunError):
+            self._file.write(data)
+            self._file.flush()
+        self._offset += len(data)
+
+    def finish(self, target: Path) -> None:
+        """Write all records in the order of their items, and go."""
+        self._file.seek(0)
+        self._file.readline()
+        batches = (json.loads(line) for line in self._file)
+        with file_errors(target, RunError):
+            with replace_file(target) as file:
+                for _, window in itertools.groupby(batches, key=lambda batch: batch["window"]):
+                    found = [records for batch in window for records in batch["records"]]
+                    for records in sorted(found, key=lambda records: records[0]["index"]):
+                        file.writelines(map(_dumped, records))
+            self._path.unlink()
+
+
+_NOT_OURS = "holds no results of batch inference\n  fix: choose another output"
+
+
+def _dumped(value: object) -> bytes:
+    return to_json(value).encode() + b"\n"

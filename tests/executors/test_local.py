@@ -1,0 +1,114 @@
+"""Processes of this machine: the same results as one, whatever happens to them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from blt_core.component import BuildContext
+from blt_core.errors import ConfigError, Problem, RequestError, RunError
+from blt_core.execution import Here, in_order
+from blt_core.pipeline import Pipeline
+from blt_core.testing import check_component
+from blt_plugins.executors.local import LocalExecutor, LocalParams
+from tests.conformance.test_first_party import PLUGINS
+from tests.executors.conftest import RUN
+
+
+def test_a_worker_is_killed_and_the_records_are_those_of_one_process(generated):
+    killed = []
+
+    def watch(done, total):
+        if not killed and done > 2:
+            [worker, *_] = multiprocessing.active_children()
+            os.kill(worker.pid, signal.SIGKILL)
+            killed.append(worker.pid)
+
+    here, there = generated({"use": "local", "workers": 2}, watch)
+    assert here == there
+    assert killed
+    assert not multiprocessing.active_children()
+
+
+def _deadly(tell):
+    def work(task):
+        if task == 1:
+            os._exit(1)
+        return task
+
+    return work
+
+
+def test_a_task_that_kills_its_worker_each_time_ends_the_run():
+    executor = LocalExecutor(LocalParams(workers=2, retries=0), BuildContext())
+    with (
+        pytest.raises(RunError, match=r"(?s)before its time, 1 times; .*fewer workers"),
+        executor.start(_deadly) as workers,
+    ):
+        list(workers.run([1]))
+    assert not multiprocessing.active_children()
+
+
+WAITS = """
+import sys, time
+from blt_core.component import BuildContext
+from blt_plugins.executors.local import LocalExecutor, LocalParams
+
+def make(tell):
+    return lambda task: print("works", flush=True) or time.sleep(600)
+
+if __name__ == "__main__":
+    with LocalExecutor(LocalParams(workers=2), BuildContext()).start(make) as workers:
+        list(workers.run([1]))
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    script = tmp_path / "waits.py"
+    script.write_text(WAITS)
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"works\n"
+    process.kill()
+    # The pipe is closed when the last process that holds it has ended.
+    assert process.communicate(timeout=60)[0] == b""
+
+
+@pytest.mark.nightly(reason="the same contracts hold for one worker in test_first_party.py")
+def test_several_workers_keep_the_contracts():
+    check_component("executor", "local", {"workers": 2}, plugins=PLUGINS)
+
+
+def test_results_are_put_in_order():
+    assert list(in_order([(2, "c"), (0, "a"), (1, "b"), (3, "d")])) == ["a", "b", "c", "d"]
+
+
+def test_this_process_takes_a_task_when_the_one_before_is_taken():
+    taken = []
+    here = Here(lambda tell: lambda task: tell(task) or -task)
+    results = here.run((taken.append(n) or n for n in range(1, 9)), taken.append)
+    assert next(results) == (0, -1)
+    assert taken == [1, 1], "a task, and what it told"
+
+
+def test_errors_travel_whole():
+    error = ConfigError([Problem("a.toml: x", "is wrong", ("fix: y",)), Problem("b", "too")])
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error)
+    assert again.problems == error.problems
+
+
+def test_a_pipeline_that_a_program_changed_is_refused(checkpoint, tmp_path):
+    run = {**RUN, "checkpoint": str(checkpoint)}
+    pipeline = Pipeline.from_config({"schema": 1, "run": run, "executor": {"use": "local"}})
+    assert pipeline.with_sampler("blt-s").config_for_workers().tables["sampler"]["use"] == (
+        "speculative"
+    )
+    pipeline.sampler = pipeline.with_sampler("blt-s").sampler
+    with pytest.raises(RequestError, match="a program made its sampler"):
+        pipeline.config_for_workers()
