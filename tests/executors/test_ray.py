@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import signal
 
 import pytest
@@ -20,20 +19,29 @@ pytestmark = [
 ]
 
 
+def test_an_address_where_nobody_answers_is_named():
+    from blt_core.component import BuildContext
+    from blt_plugins.executors.ray import RayExecutor, RayParams
+
+    executor = RayExecutor(RayParams(address="127.0.0.1:1"), BuildContext())
+    with pytest.raises(RunError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
+        executor.start(None).__enter__()
+
+
 @pytest.fixture(scope="module")
 def cluster():
+    """Two nodes of one CPU; this process belongs to the first."""
+    import ray
     from ray.cluster_utils import Cluster
 
     options = {"num_cpus": 1, "object_store_memory": 80_000_000}
-    before = {name: os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED")}
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     made = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
-    os.environ["RAY_ADDRESS"] = made.address
+    # Connected before there is another node on this machine, which it might be given to.
+    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
     made.other = made.add_node(**options)
     yield made
+    ray.shutdown()
     made.shutdown()
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def workers_of(node):
@@ -60,15 +68,6 @@ def test_a_worker_is_killed_and_a_node_removed_and_the_records_are_the_same(clus
     assert here == there
     assert len(done_by_then) == 2, "both were lost while there was work"
     assert done_by_then[-1] < 25
-
-
-def test_an_address_where_nobody_answers_is_named():
-    from blt_core.component import BuildContext
-    from blt_plugins.executors.ray import RayExecutor, RayParams
-
-    executor = RayExecutor(RayParams(address="127.0.0.1:1"), BuildContext())
-    with pytest.raises(RunError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
-        executor.start(None).__enter__()
 
 
 @pytest.mark.nightly(reason="records of a cluster, and contracts of local, are in the plain run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from blt_core.execution import Outcome, Start, Tell, Work, Workers
 
 #: Seconds between two looks at how far the workers are.
 GLANCE = 0.2
-#: Seconds that the last look may take.
+#: Seconds that the last look, and finding a cluster, may take.
 PATIENCE = 10.0
 #: Tasks that Ray is given for each that it can run, so that no worker is idle.
 AHEAD = 2
@@ -65,16 +66,17 @@ class RayExecutor:
         ray, params = self._ray, self._params
         own = not ray.is_initialized()
         if own:
+            address = params.address or os.environ.get("RAY_ADDRESS", "this machine")
             try:
+                _reach(address)
                 ray.init(
                     address=params.address,
                     log_to_driver=False,  # it would go to stdout
                     logging_level="ERROR",
                 )
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                where = params.address or "RAY_ADDRESS"
+            except (OSError, ValueError, RuntimeError) as error:
                 raise RunError(
-                    f"executor.address: no Ray cluster answers at {where}: {error}\n"
+                    f"executor.address: no Ray cluster answers at {address}: {error}\n"
                     "  fix: start one (ray start --head), or leave the address out"
                 ) from error
         try:
@@ -82,6 +84,13 @@ class RayExecutor:
         finally:
             if own:
                 ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where HOST:PORT does not answer: Ray waits minutes for it, and then exits."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "//" not in host:
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
 
 
 class _RayWorkers:
