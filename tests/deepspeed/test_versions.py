@@ -18,7 +18,7 @@ from blt_core.errors import PluginError
 from blt_plugins.deepspeed.backend import DeepSpeedBackend
 from blt_plugins.deepspeed.process import import_deepspeed
 from blt_plugins.deepspeed.settings import DeepSpeedBackendParams
-from blt_plugins.deepspeed.versions import TESTED, warn_untested
+from blt_plugins.deepspeed.versions import FIX, OLDEST, TESTED, warn_untested
 
 ROOT = Path(__file__).resolve().parents[2]
 DOC = ROOT / "docs" / "distributed.md"
@@ -34,7 +34,7 @@ def nothing_was_said():
 
 @pytest.fixture
 def another(monkeypatch):
-    """As if a version were installed that is not tested."""
+    """As if a version were installed that is newer than what is tested."""
     monkeypatch.setattr(metadata, "version", lambda _: OUTSIDE)
 
 
@@ -61,11 +61,10 @@ def test_the_docs_name_the_range_and_rows_of_versions_in_it():
     tested = [each for each in rows if each in SpecifierSet(TESTED)]
     pinned = "deepspeed==" + tested[-1]
     assert pinned in (ROOT / "constraints.txt").read_text().splitlines()
-    # The range begins with a version that has a row.
-    assert f">={tested[0]}" in TESTED
+    assert tested[0] == OLDEST  # the range begins with a version that has a row
 
 
-def test_another_version_is_warned_of_once_on_stderr(another, capsys):
+def test_a_newer_version_is_warned_of_once_on_stderr(another, capsys):
     warn_untested()
     warn_untested()
     out, err = capsys.readouterr()
@@ -75,7 +74,7 @@ def test_another_version_is_warned_of_once_on_stderr(another, capsys):
     assert TESTED in err
 
 
-def test_another_version_is_no_error_before_it_is_used(another):
+def test_a_newer_version_is_no_error(another):
     DeepSpeedBackend(DeepSpeedBackendParams(), BuildContext())
 
 
@@ -104,9 +103,18 @@ def test_a_version_that_cannot_be_imported_is_an_error_that_names_what_is_tested
     message = str(caught.value)
     assert f"DeepSpeed {OUTSIDE} cannot be imported with torch {torch.__version__}" in message
     assert "what_torch_no_longer_has" in message
-    assert (
-        f"pip install 'blt-core[deepspeed]', which installs a tested version ({TESTED})" in message
-    )
+    assert FIX in message
+    assert TESTED in FIX
+
+
+@pytest.mark.parametrize("version", ["0.15.4", "0.18.0"])
+def test_an_older_version_is_refused(monkeypatch, version):
+    monkeypatch.setattr(metadata, "version", lambda _: version)
+    with pytest.raises(PluginError) as caught:
+        DeepSpeedBackend(DeepSpeedBackendParams(), BuildContext())
+    message = str(caught.value)
+    assert f"needs DeepSpeed {OLDEST} or newer; {version} is installed" in message
+    assert FIX in message
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
