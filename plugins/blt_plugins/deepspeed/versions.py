@@ -10,7 +10,7 @@ from importlib import metadata
 from blt_core.errors import PluginError
 from blt_core.log import logger
 
-#: The oldest version that the tests pass with. Those before it train wrongly without an error:
+#: The oldest version that the tests pass with. Older ones may train wrongly without an error:
 #: 0.18.0 keeps the gradient of a step's last pass alone, at stage 2.
 OLDEST = "0.19.8"
 #: From the oldest to the newest version that the tests pass with; pyproject.toml requires the same.
