@@ -41,7 +41,7 @@ class Part(nn.Module):
         self.mlp = SwiGLU(8, 12)  # reads halves of a matrix where that is not lent
         self.head = nn.Linear(8, 16, bias=False)
         self.head.weight = self.embed.weight
-        self.unused = nn.Linear(3, 3)
+        self.unused = nn.Linear(3, 5)  # four processes have a part of the biases each
         self.fixed = nn.Parameter(torch.full((8,), 0.5), requires_grad=False)
         self.register_buffer("shift", torch.full((8,), 0.1))
 
@@ -175,11 +175,11 @@ def train(folder: Path, stages: tuple[int, ...], **keys: Any) -> dict[str, Any]:
     return result
 
 
-def go_on(folder: Path, pairs: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+def go_on(folder: Path, pairs: tuple[tuple[int, int], ...], **keys: Any) -> dict[str, Any]:
     """For each pair: a state of the first stage goes on in the second, is saved and read anew."""
     result: dict[str, Any] = {}
     for saved, stage in pairs:
-        backend = new_backend(stage)
+        backend = new_backend(stage, **keys)
         run = Run(backend)
         backend.load(folder / f"{saved}" / "middle")
         figures = run.steps(MIDDLE, MIDDLE + 1)
@@ -227,10 +227,25 @@ def after(folder: Path) -> dict[str, Any]:
     }
 
 
+def more(folder: Path) -> dict[str, Any]:
+    """Two processes: what one left of bfloat16 weights, and of an optimizer on the CPU."""
+    half = ((1, 1), (1, 2), (2, 1), (3, 3))
+    return {
+        "half": go_on(folder / "half", half, weight_dtype="bfloat16"),
+        "away": go_on(folder / "away", ((2, 1), (2, 2))),
+    }
+
+
+def four(folder: Path) -> dict[str, Any]:
+    """Four processes: what two left."""
+    return go_on(folder / "two", ((0, 0), (1, 1), (1, 2), (2, 1), (2, 2), (3, 3)))
+
+
 def internals(folder: Path) -> dict[tuple[str, int], str]:
     """What is wrong with each internal at each stage that uses it; "" for nothing.
 
-    The backend's own checks, which raise at the first, are off.
+    The backend's own checks are off, and engines are not taken out of their modules: either may
+    need just what is missing.
     """
     found: dict[tuple[str, int], str] = {}
     private.check_package = private.check_engine = lambda *_: None
@@ -242,6 +257,7 @@ def internals(folder: Path) -> dict[tuple[str, int], str]:
             if stage in each.stages:
                 problems = {each.problem(owner) for owner in owners[each.owner]}
                 found[each.path, stage] = " ".join(sorted(problems))
+        BACKENDS.clear()
     return found
 
 
@@ -277,9 +293,10 @@ def reference() -> Iterator[tuple[float, float, dict[str, Tensor]]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    cases = {"alone": alone, "pair": pair, "after": after, "internals": internals}
-    outcome = cases[sys.argv[2]](Path(sys.argv[3]))
-    BACKENDS.pop().close()
+    cases = (alone, pair, after, more, four, internals)
+    outcome = {case.__name__: case for case in cases}[sys.argv[2]](Path(sys.argv[3]))
+    while BACKENDS:
+        BACKENDS.pop().close()
     if int(os.environ.get("RANK", "0")) == 0:
         target = Path(sys.argv[1])
         torch.save(outcome, target.with_suffix(".part"))

@@ -37,8 +37,13 @@ class Outcomes:
 
     def __init__(self, folder: Path, forks: Forks) -> None:
         self.folder, self.work = folder, folder / "work"
+        self._forks = forks
         for case, world in (("alone", 1), ("pair", 2), ("after", 1)):
-            launch.run_program(forks, case, folder / f"{case}.pt", self.work, world)
+            self.run(case, world)
+
+    def run(self, case: str, world: int) -> dict[str, Any]:
+        launch.run_program(self._forks, case, self.folder / f"{case}.pt", self.work, world)
+        return self.of(case)
 
     def of(self, case: str) -> dict[str, Any]:
         return torch.load(self.folder / f"{case}.pt")
@@ -155,6 +160,39 @@ def test_a_state_goes_on_in_other_processes_and_stages_and_can_be_saved_there(
     found = torch.tensor(gone_on["figures"])
     torch.testing.assert_close(found, figures(plain, program.MIDDLE), **NEAR)
     assert_same_weights(gone_on["weights"], plain[-1][2], **NEAR)
+
+
+STATES = (
+    "test_a_state_goes_on_in_other_processes_and_stages_and_can_be_saved_there: the same in one "
+    "process and two, of float32 weights"
+)
+
+
+@pytest.mark.nightly(reason=STATES)
+def test_states_of_two_processes_go_on_in_four(outcomes, plain):
+    for pair, gone_on in outcomes.run("four", 4).items():
+        found = torch.tensor(gone_on["figures"])
+        wanted = figures(plain, program.MIDDLE)
+        torch.testing.assert_close(found, wanted, msg=lambda m, p=pair: f"{p}: {m}", **NEAR)
+        assert_same_weights(gone_on["weights"], plain[-1][2], **NEAR)
+
+
+@pytest.mark.nightly(reason=STATES)
+def test_states_of_bfloat16_weights_and_of_an_optimizer_on_the_cpu_go_on_in_two(outcomes, plain):
+    found = outcomes.run("more", 2)
+    assert set(found["half"]) == {"1-1", "1-2", "2-1", "3-3"}
+    for pair, gone_on in found["half"].items():
+        whole = outcomes.of("alone")["bfloat16"][pair[0]]
+        # The weights are the same; later steps add gradients up in another order, and round.
+        first, *_ = gone_on["figures"][0]
+        assert first == pytest.approx(whole["figures"][program.MIDDLE][0], rel=0, abs=1e-6), pair
+        rest = torch.tensor(gone_on["figures"])
+        torch.testing.assert_close(rest, figures(plain, program.MIDDLE), rtol=0.05, atol=0.05)
+        assert_same_weights(gone_on["weights"], whole["weights"], rtol=0.0, atol=0.01)
+    for gone_on in found["away"].values():
+        rest = torch.tensor(gone_on["figures"])
+        torch.testing.assert_close(rest, figures(plain, program.MIDDLE), **NEAR)
+        assert_same_weights(gone_on["weights"], plain[-1][2], **NEAR)
 
 
 def test_no_trace_of_a_conversion_stays_in_a_state(outcomes):

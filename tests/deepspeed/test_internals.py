@@ -18,6 +18,7 @@ import blt_plugins.deepspeed
 from blt_core.errors import PluginError
 from blt_plugins.deepspeed import internals
 from blt_plugins.deepspeed.internals import INTERNALS, Internal, check_engine, check_package
+from blt_plugins.deepspeed.versions import FIX
 
 FOLDER = Path(__file__).parent
 SOURCES = sorted(Path(blt_plugins.deepspeed.__path__[0]).glob("*.py"))
@@ -120,7 +121,7 @@ def test_one_that_is_missing_or_other_is_named_with_its_purpose_and_the_version(
         assert f"DeepSpeed {metadata.version('deepspeed')}" in message
         assert f"{internal.path} {what}" in message
         assert f"it is needed {internal.needed_for}" in message
-        assert "fix: pip install 'blt-core[deepspeed]'" in message
+        assert FIX in message
 
 
 def test_a_start_names_all_that_is_missing_at_its_stage():

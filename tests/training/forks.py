@@ -17,9 +17,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Forks for each line of stdin: a program as the main module of ``processes`` that know each other.
-#: Writes what they ended with. A fork leaves this loop for good.
+#: Writes what they ended with; what imports print goes to stderr. A fork leaves this loop for good.
 SERVER = """
 import importlib, json, os, signal, sys, traceback
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
 import torch
 import matplotlib.figure, torch._dynamo, torch.distributed.fsdp  # what runs import late
 import blt_plugins.training.run.make_job, blt_plugins.training.run.trainer
@@ -55,7 +57,7 @@ for line in sys.stdin:
         if children[-1] == 0:
             become(job, rank)
     ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    print(json.dumps(ends), flush=True)
+    print(json.dumps(ends), file=answers, flush=True)
 """
 
 

@@ -20,9 +20,10 @@ from blt_core.nn import read_weights_whole
 from blt_core.types import StateMemory
 from blt_plugins.deepspeed import internals
 from blt_plugins.deepspeed.memory_plan import Zero, check_gathers, zero_memory, zero_traffic
-from blt_plugins.deepspeed.process import check_installed, import_deepspeed, join_group, leave_group
+from blt_plugins.deepspeed.process import import_deepspeed, join_group, leave_group
 from blt_plugins.deepspeed.resume import TAG, Topology, converted, needs_conversion, read_topology
 from blt_plugins.deepspeed.settings import DeepSpeedBackendParams, deepspeed_config
+from blt_plugins.deepspeed.versions import check_installed
 from blt_plugins.deepspeed.weights import full_weights, make_plain, whole_module
 
 BETAS = (0.9, 0.95)

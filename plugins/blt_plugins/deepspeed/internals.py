@@ -15,7 +15,6 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from blt_core.errors import PluginError
+from blt_plugins.deepspeed.versions import FIX, installed
 
 _STAGES = frozenset(range(4))
 _SPLIT_WEIGHTS = 3
@@ -82,11 +82,8 @@ class Internal:
 
 def _refusal(problems: Iterable[str]) -> PluginError:
     return PluginError(
-        f"the training backend 'deepspeed' cannot use DeepSpeed {metadata.version('deepspeed')}",
-        [
-            *problems,
-            "fix: pip install 'blt-core[deepspeed]', which installs the version that is tested",
-        ],
+        f"the training backend 'deepspeed' cannot use DeepSpeed {installed()}",
+        [*problems, FIX],
     )
 
 

@@ -1,11 +1,9 @@
-"""DeepSpeed as a package: whether it is there, its import, and its process group."""
+"""DeepSpeed as a package: its import, and its process group."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import warnings
-from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -13,33 +11,25 @@ import torch
 
 from blt_core.errors import PluginError
 from blt_plugins.deepspeed import internals
-
-#: The one version whose behaviour, parts that it does not document included, is tested.
-VERSION = "0.19.8"
-
-
-def check_installed() -> None:
-    """Raise PluginError unless DeepSpeed is installed in the version that this is written for."""
-    if importlib.util.find_spec("deepspeed") is None:
-        found = "it is not installed"
-    elif (version := metadata.version("deepspeed")) != VERSION:
-        found = f"{version} is installed"
-    else:
-        return
-    raise PluginError(
-        f"the training backend 'deepspeed' needs DeepSpeed {VERSION}; {found}",
-        ["fix: pip install 'blt-core[deepspeed]'"],
-    )
+from blt_plugins.deepspeed.versions import FIX, installed, warn_untested
 
 
 def import_deepspeed(device: torch.device) -> ModuleType:
     """The package, set to train on ``device``: the first import in a process decides.
 
-    Raises PluginError where it lacks something that is used here.
+    Raises PluginError where it lacks something that is used here, or cannot be imported at all.
     """
+    warn_untested()
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
+    try:
+        import deepspeed
+    except Exception as error:  # whatever a version does not find in this torch or Python
+        raise PluginError(
+            f"DeepSpeed {installed()} cannot be imported with torch {torch.__version__}: "
+            f"{type(error).__name__}: {error}",
+            [FIX],
+        ) from error
 
     internals.check_package(deepspeed, device)
     internals.forget_default_groups(deepspeed)
