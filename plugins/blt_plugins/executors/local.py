@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 from collections import Counter, deque
@@ -66,7 +65,7 @@ class _Processes:
     """A pool of processes, which is made anew when one of them has died."""
 
     def __init__(self, params: LocalParams, make: Start) -> None:
-        self._params, self._make = params, pickle.dumps(make)
+        self._params, self._make = params, make
         self._context = multiprocessing.get_context("spawn")
         self._others = set(multiprocessing.active_children())
         # No lock, which a worker might take with it when it is killed: short writes are whole.
@@ -173,7 +172,7 @@ _worker: _Worker
 class _Worker:
     """What a process does; work is made for the first task, whose outcome says if that fails."""
 
-    def __init__(self, make: bytes, tells: Connection) -> None:
+    def __init__(self, make: Start, tells: Connection) -> None:
         self._make, self._tells = make, tells
         self._work: Work | None = None
 
@@ -182,14 +181,14 @@ class _Worker:
 
     def _do(self, task: Any) -> Any:
         if self._work is None:
-            self._work = pickle.loads(self._make)(self._tell)  # noqa: S301 -- from our own process
+            self._work = self._make(self._tell)
         return self._work(task)
 
     def _tell(self, amount: int) -> None:
         self._tells.send_bytes(amount.to_bytes(8, "big"))
 
 
-def _start_worker(make: bytes, threads: int, tells: Connection) -> None:
+def _start_worker(make: Start, threads: int, tells: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process sees to it
     _end_with_parent()
     torch.set_num_threads(threads)

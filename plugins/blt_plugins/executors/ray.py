@@ -103,7 +103,7 @@ class _RayWorkers:
         counter = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Counter)
         self._counter = counter.remote()
         self._seen = 0
-        start = _Making(ray.cloudpickle.dumps(make), uuid.uuid4().hex, params.threads, os.getcwd())  # noqa: PTH109
+        start = _Making(ray.put(make), uuid.uuid4().hex, params.threads, os.getcwd())  # noqa: PTH109
         self._start = ray.put(start)
         self._do = ray.remote(
             num_cpus=params.threads,
@@ -191,9 +191,9 @@ class _Counter:
 
 @attrs.frozen
 class _Making:
-    """What makes the work: its pickle, a name of this run, threads, and the caller's folder."""
+    """What makes the work: a reference to it, a name of this run, threads, the caller's folder."""
 
-    make: bytes
+    make: Any
     name: str
     threads: int
     folder: str
@@ -226,7 +226,7 @@ def _work_of(making: _Making, counter: Any) -> Work:
         torch.set_num_threads(making.threads)
         with contextlib.suppress(OSError):  # of another machine: its paths may be absolute
             os.chdir(making.folder)
-        make: Start = ray.cloudpickle.loads(making.make)
+        make: Start = ray.get(making.make)
         _made[making.name] = make(lambda amount: _told.append(counter.add.remote(amount)))
     return _made[making.name]
 
