@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,9 +130,12 @@ class TorchBackend:
         means: list[float] = (total[:-1] / self.world_size).tolist()
         return means
 
-    def whole(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def whole(self) -> Iterator[None]:
         """Within it every process holds all of the weights."""
-        return self._strategy.whole(self._module)
+        # A frame of this backend, so that errors of the gathering are named after it.
+        with self._strategy.whole(self._module):
+            yield
 
     def weights(self) -> dict[str, Tensor]:
         """The module's whole ``state_dict`` in process 0."""
