@@ -311,7 +311,7 @@ def test_copies_are_whole_apart_from_what_they_are_of_and_their_memory_is_used_a
 
 
 def test_what_is_staged_is_what_the_plan_says(tables):
-    tables["train"]["async_states"] = True
+    tables["train"] |= {"async_states": True, "scorer": {"steps": 0}}
     config = Config.from_mapping(tables, "tiny.toml")
     planned = Planner(config, load_plugins()).plan(1).phases[-1].state.host.staging
     job = make_job(config, load_plugins())
