@@ -53,7 +53,8 @@ class TrainingBackend(Protocol):
     """Runs optimizer steps on a module: in one process, data-parallel or sharded.
 
     A run of several processes makes every call in each of them, in the same order. ``rank`` and
-    ``world_size`` are known from the start; a process group is there from ``start`` to ``close``.
+    ``world_size`` are known from the start; a process group is there from ``start`` to ``close``,
+    and may be there before.
     """
 
     rank: int
@@ -119,6 +120,19 @@ class TrainingBackend(Protocol):
     def close(self) -> None:
         """Let the module and the process group go."""
         ...
+
+
+@runtime_checkable
+class BackgroundSaver(Protocol):
+    """An optional ability of a training backend: to be saved while training goes on.
+
+    ``stage`` copies what this process would save into memory of the CPU, which is whole when it
+    returns. What it returns writes the copy into an existing folder and gives the files that it has
+    written: those of all processes together are what ``save`` writes. It is called in another
+    thread, waits for no other process, and has returned before the next ``stage``.
+    """
+
+    def stage(self) -> Callable[[Path], Sequence[Path]]: ...
 
 
 @runtime_checkable

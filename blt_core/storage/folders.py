@@ -89,7 +89,7 @@ def replace_file(target: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(target)
-        _flush(target.parent)
+        flush(target.parent)
     finally:
         fresh.unlink(missing_ok=True)
 
@@ -135,7 +135,7 @@ def _swap(fresh: Path, target: Path) -> None:
         _discard(spare)
         target.rename(spare)
     fresh.rename(target)
-    _flush(target.parent)
+    flush(target.parent)
     _discard(spare)
 
 
@@ -162,10 +162,10 @@ def flush_all(folder: Path) -> None:
     """Flush all that a folder holds, and the folder."""
     for path in (*folder.rglob("*"), folder):
         if not path.is_symlink():
-            _flush(path)
+            flush(path)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the file system write ``path`` out; without it a power cut may leave empty files."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -18,7 +18,9 @@ class StateBytes:
     the backend's own, such as those in which gradients travel. step: peak extra bytes during the
     optimizer step, in place of the gradients: copies of them, and workspace (0: none). scoring:
     bytes held during evaluation in place of gradients and buffers: the whole weights, where they
-    are sharded at other times (0: none).
+    are sharded at other times (0: none). staging: the copy of a state that is written while
+    training goes on, in process 0, which has most of it (0: states are written from what they are
+    of).
     """
 
     parameters: int = 0
@@ -27,11 +29,12 @@ class StateBytes:
     buffers: int = 0
     step: int = 0
     scoring: int = 0
+    staging: int = 0
 
     @property
     def total(self) -> int:
         """What is there between two passes of a step."""
-        return self.parameters + self.gradients + self.optimizer + self.buffers
+        return self.parameters + self.gradients + self.optimizer + self.buffers + self.staging
 
     @property
     def stepping(self) -> int:
@@ -41,7 +44,7 @@ class StateBytes:
     @property
     def scored(self) -> int:
         """Bytes held during evaluation; an upper bound if the backend gathers nothing."""
-        return self.parameters + self.optimizer + self.scoring
+        return self.parameters + self.optimizer + self.scoring + self.staging
 
 
 @attrs.frozen

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from blt_core.errors import RunError
+from blt_core.errors import ConfigError, RunError
 from blt_core.plugins.loading import load_plugins
 from blt_core.types import StateBytes
 from blt_core.wiring.config import Config
 from blt_plugins.deepspeed.memory_plan import Zero, check_gathers, zero_memory
 from blt_plugins.training.objectives.losses import MODEL
 from blt_plugins.training.planning.plan import Planner
+from blt_plugins.training.run.make_job import make_job
 from blt_plugins.training.setup.config import plan_training
 from tests.peaks import measured_peak
 
@@ -158,3 +160,16 @@ def test_run_and_plan_refuse_a_table_that_stage_3_may_not_gather():
     module = torch.nn.ModuleDict({"encoder": plan.build("encoder")})
     with pytest.raises(RunError, match=r"stage3_max_live_parameters = 57600000 in"):
         plan.build("training_backend").start(module, [], clip=1.0, accumulate=1)
+
+
+def test_run_and_plan_refuse_states_in_the_background(tmp_path):
+    """DeepSpeed writes from the tensors that it trains."""
+    backend = {"use": "deepspeed", "stage": 1}
+    train = {**TABLES["train"], "async_states": True}
+    corpus = {**TABLES["corpus"], "path": str(tmp_path)}
+    tables = TABLES | {"training_backend": backend, "train": train, "corpus": corpus}
+    config = Config.from_mapping(tables)
+    for refused in (Planner, partial(make_job, out=tmp_path / "out")):
+        with pytest.raises(ConfigError, match=r"train\.async_states: .*'deepspeed'") as error:
+            refused(config, load_plugins())
+        assert "set training_backend.use = 'torch'" in str(error.value)

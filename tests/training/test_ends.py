@@ -80,6 +80,7 @@ def launched(forks: Forks, folder: Path, tables: dict[str, Any], fail: str) -> l
 def test_nothing_lives_on_threads_when_the_command_returns(forks, tables, tmp_path, backend, fail):
     tables["train"] |= {"steps": 2, "accumulate": 2, "validate_every": 2}
     tables["train"]["scorer"]["steps"] = 2
+    tables["train"]["async_states"] = backend == "fsdp"
     found = launched(forks, tmp_path, {**tables, "training_backend": BACKENDS[backend]}, fail)
     code = 1 if fail else 0
     left = {"code": code, "group": False, "threads": ["MainThread"], "native": []}

@@ -368,8 +368,8 @@ def config(planned, tmp_path) -> Path:
 def test_the_command_prints_a_table_and_trains_nothing(config, capsys, tmp_path):
     assert run(["train", str(config), "--plan", "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert [line.split()[0] for line in shown.splitlines()[1:10]] == [
-        "parameters", "gradients", "optimizer", "buffers", "step", "scoring", "frozen",
+    assert [line.split()[0] for line in shown.splitlines()[1:11]] == [
+        "parameters", "gradients", "optimizer", "buffers", "step", "scoring", "staging", "frozen",
         "activations", "peak",
     ]  # fmt: skip
     assert "12 steps of 256 bytes (about 64 patches)" in shown
@@ -385,6 +385,7 @@ def test_the_record_has_what_the_table_has(config, capsys):
     for phase in record["phases"].values():
         device = phase["device"]
         assert device["parameters"] == 4 * phase["trained_parameters"]
+        assert (device["staging"], phase["host"]["staging"]) == (0, 0)
         assert device["peak"] <= sum(v for k, v in device.items() if k != "peak")
     assert record["peak"] == max(p["device"]["peak"] for p in record["phases"].values())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import pytest
@@ -24,11 +24,12 @@ from tests.nightly import nightly_or
 #: ``blt``, whose processes wait 20 seconds for one another. Those of DYING die SECONDS after they
 #: have met; the others tell how long they went on.
 #: FULL, a rank and a step: that process cannot write a file of this step's state to its end.
+#: SLOW: the most seconds that each part of a state takes longer to be written in the background.
 PROGRAM = """
-import datetime, os, resource, signal, sys, threading, time
+import datetime, os, random, resource, signal, sys, threading, time
 import torch.distributed
 from blt_core.cli import main
-from blt_plugins.training.backends.torch import TorchBackend
+from blt_plugins.training.backends import saving
 
 rank, init, began = os.environ["RANK"], torch.distributed.init_process_group, []
 
@@ -41,16 +42,18 @@ def meet(*names):
         die.start()
 
 torch.distributed.init_process_group = meet
-if full := os.environ.get("FULL"):
-    own_save = TorchBackend.save
+full = os.environ.get("FULL", "")
+own_write, slow = saving.write, float(os.environ.get("SLOW", 0))
 
-    def save(self, folder):
-        if full == f"{rank} {folder.name.split('.')[1]}":
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
-        own_save(self, folder)
+def write(folder, part, **keys):
+    if full == f"{rank} {folder.name.split('.')[1]}":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+    if threading.current_thread() is not threading.main_thread():
+        time.sleep(random.uniform(0, slow))
+    return own_write(folder, part, **keys)
 
-    TorchBackend.save = save
+saving.write = write
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 try:
     main()
 finally:
@@ -108,11 +111,17 @@ class Run:
         backend = {"use": "torch", "strategy": "fsdp"}
         tables = {**tables, "training_backend": backend, "train": train}
         (folder / "program.py").write_text(PROGRAM)
-        (folder / "config.toml").write_text(tomli_w.dumps(tables))
+        for background in (False, True):
+            tables["train"] = {**train, "async_states": background}
+            self._config(background=background).write_text(tomli_w.dumps(tables))
 
-    def __call__(self, out: Path, *options: str, **env: str):
-        program = [str(self.folder / "program.py"), "train", str(self.folder / "config.toml")]
-        return self._forks.run(2, [*program, "--out", str(out), *options], env)
+    def __call__(self, out: Path, *, background: bool = False, **env: str):
+        config = self._config(background=background)
+        program = [str(self.folder / "program.py"), "train", str(config)]
+        return self._forks.run(2, [*program, "--out", str(out)], env)
+
+    def _config(self, *, background: bool) -> Path:
+        return self.folder / f"config-{background}.toml"
 
 
 def made(out: Path):
@@ -150,33 +159,54 @@ def test_each_process_writes_what_it_keeps(whole):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "background",
+    [
+        pytest.param((False, True), id="in turns"),
+        pytest.param((True,), id="async", marks=pytest.mark.nightly(reason="in turns, both are")),
+    ],
+)
 @pytest.mark.parametrize("seed", range(nightly_or(1, 10)))
-def test_a_run_whose_processes_are_killed_goes_on_bit_for_bit(run, whole, tmp_path, seed):
+def test_a_run_whose_processes_are_killed_goes_on_bit_for_bit(
+    run, whole, tmp_path, seed, background
+):
     """Five times, at random moments: one process, the other, or both."""
     out, draw = tmp_path / "out", random.Random(seed)
-    for dying in ("0", "1", "01", "0", "1"):
+    for dying, own in zip(("0", "1", "01", "0", "1"), cycle(background), strict=False):
         seconds = draw.uniform(0, whole[1] / 2)
-        ended = run(out, DYING=dying, SECONDS=str(seconds))
+        ended = run(out, background=own, DYING=dying, SECONDS=str(seconds), SLOW="0.2")
         if -9 in ended.codes:
             assert 0 not in ended.codes
             assert ended.codes.count(-9) == len(dying)
             if "Traceback" in ended.stderr:
                 pytest.fail(ended.stderr)
-    assert run(out).returncode == 0
+    assert run(out, background=background[-1]).returncode == 0
     assert made(out) == made(whole[0])
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "background",
+    [
+        pytest.param(False, marks=pytest.mark.nightly(reason="test_resume.py fails such a write")),
+        True,
+    ],
+)
 def test_a_process_that_cannot_write_stops_the_run_and_the_state_before_is_gone_on_from(
-    run, whole, tmp_path
+    run, whole, tmp_path, background
 ):
-    ended = run(tmp_path / "out", FULL="1 model-00000004")
+    out = tmp_path / "out"
+    ended = run(out, background=background, FULL="1 model-00000004")
     assert ended.codes == [1, 1]
     assert "File too large" in ended.stderr
-    assert "another process could not write its part of the state" in ended.stderr
-    ended = run(tmp_path / "out")
+    if background:
+        assert "state of model step 4: failed in process 1 of 2" in ended.stderr
+    else:
+        assert "another process could not write its part of the state" in ended.stderr
+    assert not [path for path in (out / "state").iterdir() if path.name.startswith(".")]
+    ended = run(out)
     assert "resumed at model step 3" in ended.stderr
-    assert made(tmp_path / "out") == made(whole[0])
+    assert made(out) == made(whole[0])
 
 
 @pytest.mark.slow
@@ -186,7 +216,7 @@ def test_a_part_that_is_missing_is_named(run, whole, tmp_path):
     for folder in states:
         (folder / PART.format(1, 2)).unlink()
     ended = run(tmp_path / "out")
-    assert ended.returncode == 2
+    assert ended.codes == [2, 2]
     for folder in states:
         assert f"{folder}: this state is damaged" in ended.stderr
         assert str(folder / PART.format(1, 2)) in ended.stderr

@@ -5,11 +5,9 @@ Processes are threads here, each with a model of its own; test_processes.py has 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import attrs
 import pytest
 import torch
 from hypothesis import given
@@ -25,9 +23,8 @@ from blt_plugins.training.scores.accuracy import masked_accuracy
 from blt_plugins.training.scores.held_out import evaluate_model
 from blt_plugins.training.scores.validation import Scores, validate
 from tests.engine.models import model as tiny_model
+from tests.training.groups import Group, Member
 from tests.training.runs import BLOCKS
-
-SECONDS = 60
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 9))
@@ -39,53 +36,6 @@ def test_each_item_is_in_one_share_and_shares_are_of_like_size(sizes, processes)
     assert all(share == sorted(share) for share in shares)
     totals = [sum(sizes[item] for item in share) for share in shares]
     assert max(totals) - min(totals) <= max(sizes, default=0)
-
-
-class Group:
-    """Processes that reduce as a backend does, and can be waited for."""
-
-    def __init__(self, world_size: int) -> None:
-        self.world_size = world_size
-        self.meeting = threading.Barrier(world_size, timeout=SECONDS)
-        self.values: dict[int, list[float]] = {}
-
-    def run(self, work: Callable[[Any], Any]) -> list[Any]:
-        """What each process returns or raises."""
-        found: dict[int, Any] = {}
-
-        def one(rank: int) -> None:
-            try:
-                found[rank] = work(Member(self, rank))
-            except Exception as error:  # noqa: BLE001 -- returned
-                found[rank] = error
-
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.world_size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(SECONDS)
-        return [found[rank] for rank in range(self.world_size)]
-
-
-@attrs.frozen
-class Member:
-    """The part of a training backend that scores use."""
-
-    group: Group
-    rank: int
-
-    @property
-    def world_size(self) -> int:
-        return self.group.world_size
-
-    def mean(self, values: Sequence[float]) -> list[float]:
-        group = self.group
-        group.values[self.rank] = list(values)
-        group.meeting.wait()
-        ordered = [group.values[rank] for rank in range(group.world_size)]
-        group.meeting.wait()
-        assert len({len(each) for each in ordered}) == 1, "processes reduce different things"
-        return [sum(each) / group.world_size for each in zip(*ordered, strict=True)]
 
 
 @pytest.fixture

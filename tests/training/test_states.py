@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from pathlib import Path
 
 import attrs
@@ -11,8 +12,12 @@ import pytest
 import torch
 
 from blt_core.errors import CheckpointError, DataError
+from blt_plugins.training.run import state_files
 from blt_plugins.training.run.resume import OtherSettingsError, check_same_settings
-from blt_plugins.training.run.states import States, TrainingState
+from blt_plugins.training.run.state_files import TrainingState
+from blt_plugins.training.run.states import States
+from blt_plugins.training.run.together import Together
+from tests.training.groups import Group, Member
 
 
 def state(**keys) -> TrainingState:
@@ -51,6 +56,110 @@ def test_what_was_saved_is_what_is_loaded(tmp_path):
     assert torch.equal(found.state.rest["patcher.head.weight"], saved.rest["patcher.head.weight"])
     assert torch.equal(found.state.generator, saved.generator)
     assert (found.folder / "backend.txt").read_text() == "weights"
+
+
+# -- processes that check a state together -------------------------------------------------------
+
+
+def save_parts(of: States, step: int, sizes: tuple[int, ...]) -> None:
+    """A state of files of so many bytes."""
+
+    def write(folder: Path) -> None:
+        for number, size in enumerate(sizes):
+            (folder / f"part-{number}").write_bytes(bytes(size))
+
+    of.save(state(step=step), write)
+
+
+def found_by(tmp_path: Path, processes: int) -> list[tuple[object, list[str]]]:
+    """What each process goes on from, or raises, and what it was warned of."""
+
+    def one(backend: Member) -> tuple[object, list[str]]:
+        together, said = Together(backend, lambda: False, "start"), []
+        try:
+            found = states(tmp_path).latest(
+                said.append, rank=backend.rank, processes=processes, tell=together.tell
+            )
+        except CheckpointError as error:
+            return str(error), said
+        return found and found.state.step, said
+
+    return Group(processes).run(one)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_each_process_checks_a_share_and_no_file_is_checked_twice(tmp_path, monkeypatch, processes):
+    sizes = (9000, 5000, 4000, 3000, 100)
+    save_parts(states(tmp_path), 3, sizes)
+    checked: dict[int, list[str]] = {}
+    inner = state_files._checksum
+
+    def noting(path: Path) -> int:
+        checked.setdefault(threading.get_ident(), []).append(path.name)
+        return inner(path)
+
+    monkeypatch.setattr(state_files, "_checksum", noting)
+    assert found_by(tmp_path, processes) == [(3, [])] * processes
+    names = [name for share in checked.values() for name in share]
+    assert sorted(names) == [*(f"part-{n}" for n in range(5)), "rest.safetensors"]
+    folder = tmp_path / "state" / "model-00000003"
+    loads = [sum((folder / name).stat().st_size for name in share) for share in checked.values()]
+    assert len(loads) == processes
+    assert max(loads) - min(loads) <= max(sizes)
+
+
+@pytest.mark.parametrize("name", ["part-0", "part-1", "part-2", "rest.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_damage_that_one_process_finds_has_all_take_the_state_before(tmp_path, name, damage):
+    own = states(tmp_path)
+    save_parts(own, 1, (90, 80, 70))
+    save_parts(own, 2, (90, 80, 70))
+    folder = tmp_path / "state" / "model-00000002"
+    DAMAGE[damage](folder / name)
+    first, *others = found_by(tmp_path, 3)
+    assert others == [first] * 2
+    step, (warning,) = first
+    assert step == 1
+    assert warning.startswith(f"warning: {folder}: this state is damaged (")
+    if name != "state.json":  # which may be no text any more
+        assert name in warning
+    DAMAGE[damage](tmp_path / "state" / "model-00000001" / "part-1")
+    first, *others = found_by(tmp_path, 3)
+    assert others == [first] * 2
+    error, warnings = first
+    told = [f"warning: {line}; looking for the one before it" for line in error.splitlines()[:2]]
+    assert warnings == told
+    assert error.splitlines()[2:] == ["  fix: start anew with --fresh"]
+
+
+def test_processes_without_a_state_and_with_one_of_another_version_do_not_wait(tmp_path):
+    assert found_by(tmp_path, 2) == [(None, [])] * 2
+    save_parts(states(tmp_path), 3, (9,))
+    file = tmp_path / "state" / "model-00000003" / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "version": 7}))
+    for error, said in found_by(tmp_path, 2):
+        assert "state version 7, this one reads" in error
+        assert said == []
+
+
+def test_a_process_that_cannot_read_what_others_can_stops_none_of_them(tmp_path, monkeypatch):
+    own = states(tmp_path)
+    save_parts(own, 1, (9,))
+    save_parts(own, 2, (9,))
+    inner = state_files.load_file
+
+    def failing(path: Path):
+        if threading.current_thread().name.endswith("1") and "00000002" in str(path):
+            raise OSError("Stale file handle")
+        return inner(path)
+
+    monkeypatch.setattr(state_files, "load_file", failing)
+    for step, (warning,) in found_by(tmp_path, 2):
+        assert step == 1
+        assert "this state is damaged (Stale file handle)" in warning
+
+
+# -- a state of one process ----------------------------------------------------------------------
 
 
 def test_no_state_is_none(tmp_path):

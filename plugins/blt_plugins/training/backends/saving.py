@@ -32,37 +32,75 @@ _WEIGHT, _OPTIMIZER = "weight/", "optimizer/"
 _FIRST_ROWS = "first_rows"
 
 
-def save(
-    folder: Path,
-    module: nn.Module,
-    optimizers: Iterable[Optimizer],
-    strategy: Alone,
-    *,
-    rank: int,
-    processes: int,
-) -> None:
-    """Write what process ``rank`` keeps and no other writes. Raises OSError, SafetensorError."""
-    parts: dict[str, Tensor] = {}
+@attrs.frozen(eq=False)
+class Part:
+    """What one process writes of a state.
+
+    first_rows: of the tensors that are spread, the first row that is here. spreads: whether any is.
+    """
+
+    tensors: Mapping[str, Tensor]
+    first_rows: Mapping[str, int]
+    spreads: bool
+
+
+def own_part(
+    module: nn.Module, optimizers: Iterable[Optimizer], strategy: Alone, *, rank: int
+) -> Part:
+    """What process ``rank`` keeps and no other writes: the tensors that training changes."""
+    tensors: dict[str, Tensor] = {}
     first_rows: dict[str, int] = {}
     spreads = False
     for name, tensor in _tensors(module, optimizers):
         rows, first = strategy.part(tensor)
         spreads = spreads or first is not None
         if (first is None and rank == 0) or (first is not None and len(rows)):
-            parts[name] = rows.detach().cpu().contiguous()
-        if name in parts and first is not None:
+            tensors[name] = rows.detach()
+        if name in tensors and first is not None:
             first_rows[name] = first
-    if spreads:
-        metadata = {_FIRST_ROWS: json.dumps(first_rows)}
-        save_file(unshared(parts), folder / PART.format(rank, processes), metadata)
-    elif rank == 0:
-        save_file(unshared(parts), folder / TENSORS)
+    return Part(tensors, first_rows, spreads)
+
+
+class Staging:
+    """Memory of the CPU into which tensors are copied; it is kept for the next copy.
+
+    That of tensors of a CUDA device is pinned.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies, whole when this returns; those of an earlier call are overwritten, or let go."""
+        former, self._kept = self._kept, {}
+        for name, tensor in tensors.items():
+            own = former.pop(name, None)
+            if own is None or (own.shape, own.dtype) != (tensor.shape, tensor.dtype):
+                own = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._kept[name] = own.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+        for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+            torch.cuda.synchronize(device)  # copies into pinned memory are only begun
+        return dict(self._kept)
+
+
+def write(folder: Path, part: Part, *, rank: int, processes: int) -> list[Path]:
+    """Write a part; returns its file, if it needs one. Raises OSError, SafetensorError."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in part.tensors.items()}
+    if part.spreads:
+        metadata = {_FIRST_ROWS: json.dumps(part.first_rows)}
+        path = folder / PART.format(rank, processes)
+        save_file(unshared(tensors), path, metadata)
+        return [path]
+    if rank == 0:
+        save_file(unshared(tensors), folder / TENSORS)
+        return [folder / TENSORS]
+    return []
 
 
 def load(
     folder: Path, module: nn.Module, optimizers: Sequence[Optimizer], strategy: Alone, name: str
 ) -> None:
-    """Put back what :func:`save` wrote; ``name`` of the optimizer.
+    """Put back what :func:`write` wrote; ``name`` of the optimizer.
 
     Raises CheckpointError for the state of another backend, optimizer or module.
     """

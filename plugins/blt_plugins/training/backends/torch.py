@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class TorchBackend:
         self._module: nn.Module = nn.Module()
         self._called: nn.Module = self._module
         self._optimizers: list[torch.optim.Optimizer] = []
+        self._staging = saving.Staging()
         self._clip, self._accumulate = 1.0, 1
         self._owns_group = False
         if self.world_size > 1 and torch.cuda.is_available():
@@ -128,9 +130,12 @@ class TorchBackend:
         means: list[float] = (total[:-1] / self.world_size).tolist()
         return means
 
-    def whole(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def whole(self) -> Iterator[None]:
         """Within it every process holds all of the weights."""
-        return self._strategy.whole(self._module)
+        # A frame of this backend, so that errors of the gathering are named after it.
+        with self._strategy.whole(self._module):
+            yield
 
     def weights(self) -> dict[str, Tensor]:
         """The module's whole ``state_dict`` in process 0."""
@@ -145,14 +150,7 @@ class TorchBackend:
         error: Exception | None = None
         try:
             with file_errors(folder, RunError):
-                saving.save(
-                    folder,
-                    self._module,
-                    self._running(),
-                    self._strategy,
-                    rank=self.rank,
-                    processes=self.world_size,
-                )
+                saving.write(folder, self._part(), rank=self.rank, processes=self.world_size)
         except Exception as raised:  # noqa: BLE001 -- raised again, when the others know
             error = raised
         (failed,) = self.mean([float(error is not None)])
@@ -163,6 +161,12 @@ class TorchBackend:
                 f"{folder}: another process could not write its part of the state\n"
                 "  fix: see the message of that process; the state before is whole"
             )
+
+    def stage(self) -> Callable[[Path], Sequence[Path]]:
+        """Copy what this process would save; returns what writes the copy, in any thread."""
+        part = self._part()
+        copied = attrs.evolve(part, tensors=self._staging.copy(part.tensors))
+        return partial(saving.write, part=copied, rank=self.rank, processes=self.world_size)
 
     def load(self, folder: Path) -> None:
         """Go on from ``save``, of this backend with any strategy and number of processes."""
@@ -188,6 +192,7 @@ class TorchBackend:
         """Let the module and its optimizers go; the processes stay together."""
         self._module = self._called = nn.Module()
         self._optimizers = []
+        self._staging = saving.Staging()
         if self._side_by_side is not None:
             self._side_by_side.close()
         self._side_by_side = None
@@ -199,6 +204,9 @@ class TorchBackend:
         if self._owns_group and distributed.is_initialized():
             distributed.destroy_process_group()
         self._owns_group = False
+
+    def _part(self) -> saving.Part:
+        return saving.own_part(self._module, self._running(), self._strategy, rank=self.rank)
 
     def _passes_at_once(self, processes: int, accumulate: int) -> int:
         """How many passes of a step a process runs at a time: no more than torch has threads."""

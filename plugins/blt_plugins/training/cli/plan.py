@@ -17,7 +17,7 @@ from blt_plugins.training.planning.plan import MemoryPlan, PhasePlan, Planner
 
 GB, TERA, DAY = 1e9, 1e12, 24 * 3600
 #: Rows of the table that the backend's state has, on the device and on the host.
-_STATE = ("parameters", "gradients", "optimizer", "buffers", "step", "scoring")
+_STATE = ("parameters", "gradients", "optimizer", "buffers", "step", "scoring", "staging")
 
 
 def tell_plan(

@@ -47,6 +47,7 @@ from blt_plugins.training.setup.blocks import BLOCKS, block_sizes
 from blt_plugins.training.setup.config import (
     TrainingPlan,
     check_passes,
+    check_saves,
     check_trains,
     plan_training,
 )
@@ -120,6 +121,7 @@ class Planner:
         if not isinstance(backend, MemoryPlanner):
             text = f"{self._node.label} does not tell what it keeps in memory"
             raise ConfigError([self._node.place.written.problem(text)])
+        check_saves(self._training.plan, self._training.settings, backend)
         scorer = scorer_backend(backend, self._training.plan.model.scheme)
         self._backends: dict[str, MemoryPlanner] = {SCORER: scorer, MODEL: backend}
         self._fakes = FakeTensorMode()
@@ -149,6 +151,10 @@ class Planner:
         names = {id(parameter) for parameter in trained}
         others = (p for p in self.model.module_dict().parameters() if id(p) not in names)
         frozen = parameter_bytes(others)
+        if self._training.settings.async_states:
+            # A state holds both, and process 0 writes what is frozen.
+            staging = state.device.parameters + state.device.optimizer + frozen
+            state = attrs.evolve(state, host=attrs.evolve(state.host, staging=staging))
         trace = self._trace(phase, state.passes_in)
         return PhasePlan(
             name=phase.name,

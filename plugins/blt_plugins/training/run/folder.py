@@ -8,6 +8,7 @@ others take part where weights are gathered.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from torch import Tensor
 
 from blt_core.errors import DataError
 from blt_core.files import is_dross
-from blt_core.protocols import TrainingBackend
+from blt_core.protocols import BackgroundSaver, TrainingBackend
 from blt_core.storage.folders import MODEL_FILES, check_replaceable, file_errors
 from blt_core.storage.tensors import model_config
+from blt_plugins.training.run.background import BackgroundStates
 from blt_plugins.training.run.job import BEST, LAST, Job
 from blt_plugins.training.run.metrics import Metrics, plot_losses
 from blt_plugins.training.run.phases import Phase
 from blt_plugins.training.run.rebuild import check_reloads, check_written, outputs_of
-from blt_plugins.training.run.states import States, TrainingState, discard, tidy_model
+from blt_plugins.training.run.state_files import TrainingState
+from blt_plugins.training.run.states import States, discard, tidy_model
 from blt_plugins.training.run.together import Together
 
 
@@ -45,6 +48,9 @@ class RunFolder:
         # Whether a model that was written has been read again.
         self._reloads = False
         self.states: States
+        self.background: BackgroundStates
+        self._ending = ExitStack()
+        self._ending.callback(self._metrics.close)
 
     def open(self) -> None:
         """Make the folder, where all that will be written must have room, or raise DataError."""
@@ -55,6 +61,11 @@ class RunFolder:
         for name in (BEST, LAST) if self._main else ():
             check_replaceable(job.out / name, MODEL_FILES)
         self.states = States(job.out / "state", self._phases, job.settings.keep_states)
+        backend = job.backend
+        self.background = BackgroundStates(
+            self.states, backend.rank, backend.world_size, self._note_saved
+        )
+        self._ending.callback(self.background.close)
 
     def go_on(
         self, state: Path, logged: Mapping[str, int], unscored: tuple[str, int] | None
@@ -102,10 +113,13 @@ class RunFolder:
         *,
         best: float | None,
         scored: bool = True,
+        wait: bool = False,
     ) -> None:
         """Save the state after ``step`` steps of a phase, in every process.
 
         best: the best score so far. scored: False if the scores of this step are yet to be taken.
+        wait: whether the state must be there when this returns, though the run saves in the
+        background. Raises RunError where the save before has failed.
         """
         state = TrainingState(
             scored=scored,
@@ -114,16 +128,27 @@ class RunFolder:
             threshold=getattr(self._job.model.patcher, "threshold", None),
             best=best,
             settings=self.settings,
-            rest=self._rest(phase.module.state_dict()),
+            rest=self._untrained(phase.module.state_dict()) if self._main else {},
         )
         together = Together(backend, lambda: False, f"state of {state.name}")
-        self.saved = self.states.save(
-            state,
-            backend.save,
-            rank=backend.rank,
-            processes=backend.world_size,
-            agree=lambda failed: together.agree(failed=failed),
-        )
+
+        def agree(failed: bool) -> None:  # noqa: FBT001 -- see Agree
+            together.agree(failed=failed)
+
+        self.background.finish()
+        if self._job.settings.async_states and not wait and isinstance(backend, BackgroundSaver):
+            self.background.save(state, backend.stage, agree)
+        else:
+            self.saved = self.states.save(
+                state,
+                backend.save,
+                rank=backend.rank,
+                processes=backend.world_size,
+                agree=agree,
+            )
+
+    def _note_saved(self, folder: Path) -> None:
+        self.saved = folder
 
     def record(self, *, phase: str, step: int, **figures: Any) -> None:
         """Add a line to the log."""
@@ -141,7 +166,8 @@ class RunFolder:
         if not self._main:
             return
         dtype: torch.dtype = getattr(torch, job.settings.save_dtype)
-        whole = {**self._rest(weights), **weights}
+        rest = {k: t.cpu().contiguous() for k, t in self._untrained(weights).items()}
+        whole = {**rest, **weights}
         tensors = {
             key: tensor.to(dtype) if tensor.is_floating_point() else tensor
             for key, tensor in whole.items()
@@ -152,10 +178,10 @@ class RunFolder:
             check_written(folder, job.format, tensors)
             check_reloads(folder, job.format, job.plugins, whole, job.model, outputs)
 
-    def _rest(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The model's tensors that are not among the trained ones."""
+    def _untrained(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's tensors that are not among the trained ones, where they are."""
         state = self._job.model.module_dict().state_dict()
-        return {k: t.detach().cpu().contiguous() for k, t in state.items() if k not in trained}
+        return {name: t.detach() for name, t in state.items() if name not in trained}
 
     def plot(self) -> Path | None:
         """Draw the losses, if asked to; None if not, in other processes, and without matplotlib."""
@@ -163,5 +189,5 @@ class RunFolder:
         return self._drawn if wanted and plot_losses(self._metrics, self._drawn) else None
 
     def close(self) -> None:
-        """Write out what is buffered."""
-        self._metrics.close()
+        """Write out what is buffered, and end a save in the background."""
+        self._ending.close()

@@ -99,6 +99,7 @@ class Judge:
         """Raise RunError, with what is good so far and what to do, for what is no number."""
         if math.isfinite(value):
             return
+        self._folder.background.finish()  # the value is that of all processes, so all are here
         good = f"the last good state is {self._folder.saved}"
         if phase.name == MODEL and self.best is not None:
             good += f", the best model so far {self._job.out / BEST}"

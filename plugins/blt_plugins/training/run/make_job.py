@@ -19,6 +19,7 @@ from blt_plugins.training.setup.blocks import BLOCKS, block_sizes
 from blt_plugins.training.setup.config import (
     TrainingPlan,
     check_passes,
+    check_saves,
     check_trains,
     load_model,
     plan_training,
@@ -42,6 +43,7 @@ def make_job(
     _check_out(training, folder)
     backend: TrainingBackend = plan.build("training_backend")
     check_passes(plan, settings, backend.world_size)
+    check_saves(plan, settings, backend)
     model = load_model(training)
     check_trains(training, model)
     check_rebuilds(plan, model)

@@ -19,12 +19,14 @@ from blt_plugins.training.objectives.losses import MODEL, PATCHES, SCORER
 from blt_plugins.training.run.folder import RunFolder
 from blt_plugins.training.run.job import Job
 from blt_plugins.training.run.phases import Phase
-from blt_plugins.training.run.states import Found, TrainingState
+from blt_plugins.training.run.state_files import TrainingState
+from blt_plugins.training.run.states import Found
+from blt_plugins.training.run.together import Together
 
 #: Settings that may change when a run is resumed, since no step depends on them.
 FREE = (
     *("out", "log_every", "checkpoint_every", "validate_every", "keep_states"),
-    *("valid_drafts", "tensorboard", "plot"),
+    *("async_states", "valid_drafts", "tensorboard", "plot"),
 )
 
 
@@ -40,16 +42,35 @@ def resume(
     phases: Sequence[Phase],
     folder: RunFolder,
     note: Callable[[str], None],
+    together: Together,
     *,
     fresh: bool,
 ) -> Found | None:
     """The state to go on from, put back but for what the backend holds; None for a new run.
 
+    The same in all processes, which check it ``together``.
     ``note`` is told of it. Raises OtherSettingsError if the state belongs to another configuration,
     DataError if something is in the way of what is to be written.
     """
+    with together.work():
+        return _resume(job, phases, folder, note, together, fresh=fresh)
+
+
+def _resume(
+    job: Job,
+    phases: Sequence[Phase],
+    folder: RunFolder,
+    note: Callable[[str], None],
+    together: Together,
+    *,
+    fresh: bool,
+) -> Found | None:
     folder.open()
-    found = None if fresh else folder.states.latest(note)
+    found = None
+    if not fresh:
+        found = folder.states.latest(
+            note, rank=together.rank, processes=together.processes, tell=together.tell
+        )
     if found is None:
         folder.forget()
         return None

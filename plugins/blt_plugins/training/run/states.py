@@ -7,73 +7,31 @@ that a damaged state is known, and the one before it is taken.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
 import shutil
-import zlib
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import attrs
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from blt_core.errors import CheckpointError, DataError, RunError
-from blt_core.files import is_stray, read_json
-from blt_core.storage.folders import current_folder, file_errors, flush_all
-from blt_core.storage.tensors import unshared
-
-VERSION = 2
-DESCRIPTION, TENSORS = "state.json", "rest.safetensors"
-#: What each process notes of the files that it checks, until all are in the description.
-_SUMS = "sums-{}.json"
+from blt_core.files import is_stray
+from blt_core.storage.folders import current_folder, file_errors
+from blt_plugins.training.run.state_files import (
+    DESCRIPTION,
+    Tell,
+    TrainingState,
+    describe,
+    read,
+    sum_share,
+    write_rest,
+)
+from blt_plugins.training.run.together import Agree, agreed
 
 _NAME = re.compile(r"[a-z]+-\d{8}")
 _TEMPORARY = re.compile(r"\.[a-z]+-\d{8}\.(new|old)-[0-9a-f]+")
-#: Bytes that a checksum reads at once.
-_CHUNK = 1 << 24
-#: What a description consists of, beside its version and its checksum.
-_NUMBER = (int, float, type(None))
-_KINDS: Mapping[str, type | tuple[type, ...]] = {
-    "phase": str, "step": int, "threshold": _NUMBER, "best": _NUMBER, "settings": dict,
-    "files": dict,
-}  # fmt: skip
-
-
-@attrs.frozen(kw_only=True)
-class TrainingState:
-    """All that a run needs to go on as if it had never stopped, beside what the backend saves.
-
-    phase, step: the next step to take. threshold: of the patcher, once calibrated. best: the best
-    held-out bits per byte so far. settings: the tables that the run was started with. rest: tensors
-    of the parts that the phase does not train, by name. generator: torch's global random state.
-    scored: False if the run was stopped before the scores of this step, which are yet to be taken.
-    """
-
-    phase: str
-    step: int
-    threshold: float | None
-    best: float | None
-    settings: Mapping[str, Any]
-    rest: Mapping[str, Tensor]
-    generator: Tensor = attrs.field(factory=torch.get_rng_state)
-    scored: bool = True
-
-    @property
-    def name(self) -> str:
-        """How the state is told in words."""
-        return f"{self.phase} step {self.step}"
-
-    @property
-    def folder_name(self) -> str:
-        """The name of its folder."""
-        return f"{self.phase}-{self.step:08}"
 
 
 @attrs.frozen
@@ -102,49 +60,55 @@ class States:
         *,
         rank: int = 0,
         processes: int = 1,
-        agree: Callable[[bool], object] = lambda _failed: None,
+        agree: Agree = lambda _failed: None,
     ) -> Path:
         """Write a state; ``write`` adds the backend's files to its folder, in every process.
 
         Process 0 writes the rest and renames; until it has, the former states are all there is.
-        Checksums are dealt out to all. agree: waits for the other processes, is told whether this
-        one has failed, and raises an error where another one has.
+        Checksums are dealt out to all. agree: see :func:`agreed`.
 
         Returns the state's folder. Raises RunError if a file cannot be written.
         """
-        target = self._folder / state.folder_name
-        fresh = target.with_name(f".{target.name}.new-0")
-        main = rank == 0
-
-        def stage(work: Callable[[], None]) -> None:
-            error: Exception | None = None
-            try:
-                work()
-            except Exception as raised:  # noqa: BLE001 -- raised again, when the others know
-                error = raised
-            if error is None:
-                agree(False)
-                return
-            with suppress(Exception):  # the error itself is what is to be raised
-                agree(True)
-            raise error
-
-        def begin() -> None:
-            self.tidy()
-            with file_errors(fresh, RunError):
-                fresh.mkdir(parents=True)
+        fresh, main = self.fresh(state), rank == 0
 
         def finish() -> None:
-            _describe(fresh, state, processes)
-            self._replace(target, fresh)
+            with file_errors(fresh, RunError):
+                write_rest(fresh, state)
+            self.complete(state, processes)
 
-        stage(begin if main else _nothing)
+        agreed(lambda: self.begin(state) if main else None, agree)
         with file_errors(fresh, RunError):
             write(fresh)
         agree(False)
-        stage(lambda: _sum_share(fresh, rank, processes))
-        stage(finish if main else _nothing)
+        agreed(lambda: sum_share(fresh, rank, processes), agree)
+        agreed(lambda: finish() if main else None, agree)
+        return self.target(state)
+
+    def fresh(self, state: TrainingState) -> Path:
+        """The folder in which a state is written."""
+        return self._folder / f".{state.folder_name}.new-0"
+
+    def begin(self, state: TrainingState) -> None:
+        """Make that folder."""
+        self.tidy()
+        with file_errors(self.fresh(state), RunError):
+            self.fresh(state).mkdir(parents=True)
+
+    def complete(self, state: TrainingState, processes: int) -> Path:
+        """Have a state count whose files are all written and summed; returns its folder."""
+        fresh, target = self.fresh(state), self.target(state)
+        with file_errors(fresh, RunError):
+            describe(fresh, state, processes)
+        self._replace(target, fresh)
         return target
+
+    def give_up(self, state: TrainingState) -> None:
+        """Remove what is written of a state that was begun."""
+        shutil.rmtree(self.fresh(state), ignore_errors=True)
+
+    def target(self, state: TrainingState) -> Path:
+        """The folder of a state that counts."""
+        return self._folder / state.folder_name
 
     def _replace(self, target: Path, fresh: Path) -> None:
         """Have the new state take its name, and remove those that are not kept."""
@@ -158,17 +122,27 @@ class States:
         for old in (*folders[:place], *folders[place + self._keep :]):
             discard(old)
 
-    def latest(self, warn: Callable[[str], None]) -> Found | None:
-        """The newest state that is whole; None if there is none at all.
+    def latest(
+        self,
+        warn: Callable[[str], None],
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        tell: Tell = lambda text: [text],
+    ) -> Found | None:
+        """The newest state that is whole, the same in all processes; None if there is none at all.
 
+        They share out the check of its files. What counts are the states that process 0 sees.
         ``warn`` is told of each damaged one that is passed over. Raises CheckpointError if all of
         them are damaged, or if they are of another version.
         """
         problems = []
-        for folder in self._folders():
+        names = "/".join(folder.name for folder in self._folders()) if rank == 0 else ""
+        for name in filter(None, tell(names)[0].split("/")):
+            folder = self._folder / name
             try:
-                return Found(_read(folder), folder)
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:  # noqa: PERF203
+                return Found(read(folder, rank, processes, tell), folder)
+            except ValueError as error:
                 problems.append(f"{folder}: this state is damaged ({error})")
                 warn(f"warning: {problems[-1]}; looking for the one before it")
         if problems:
@@ -216,115 +190,6 @@ class States:
 
 def _is_state(path: Path) -> bool:
     return _NAME.fullmatch(path.name) is not None
-
-
-def _describe(folder: Path, state: TrainingState, processes: int) -> None:
-    """Write what is not the backend's; the description last, for it tells of all other files."""
-    with file_errors(folder, RunError):
-        tensors = {**state.rest, "generator": state.generator}
-        kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        save_file(unshared(kept), folder / TENSORS)
-        files = _summed(folder, processes)
-        description = {
-            "version": VERSION,
-            "phase": state.phase,
-            "step": state.step,
-            "threshold": state.threshold,
-            "best": state.best,
-            "settings": state.settings,
-            "scored": state.scored,
-            "files": files,
-        }
-        text = json.dumps({**description, "checksum": _own_checksum(description)}, indent=1)
-        (folder / DESCRIPTION).write_text(text, encoding="utf-8")
-        flush_all(folder)
-
-
-def _nothing() -> None:
-    """What other processes do while one works."""
-
-
-def _files(folder: Path) -> list[Path]:
-    """Those of a state, but for notes and strays, which may be gone before they are checked."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not is_stray(path.name) and not path.match(_SUMS.format("*"))
-    ]
-
-
-def _sum_share(folder: Path, rank: int, processes: int) -> None:
-    """Note sizes and checksums of this process's share of the files of a state."""
-    with file_errors(folder, RunError):
-        found = {
-            str(path.relative_to(folder)): _size_and_checksum(path)
-            for path in _files(folder)[rank::processes]
-        }
-        (folder / _SUMS.format(rank)).write_text(json.dumps(found), encoding="utf-8")
-
-
-def _summed(folder: Path, processes: int) -> dict[str, list[int]]:
-    """Sizes and checksums of all files, by name: as noted, or else taken; the notes are removed.
-
-    On a shared file system processes may see other listings for a while.
-    """
-    noted: dict[str, list[int]] = {}
-    for path in (folder / _SUMS.format(rank) for rank in range(processes)):
-        noted |= read_json(path)
-        path.unlink()
-    names = {str(path.relative_to(folder)): path for path in _files(folder)}
-    if missing := noted.keys() - names.keys():
-        raise RunError(f"{folder}: {', '.join(sorted(missing))} is not seen in process 0")
-    return {name: noted.get(name) or _size_and_checksum(path) for name, path in names.items()}
-
-
-def _size_and_checksum(path: Path) -> list[int]:
-    return [path.stat().st_size, _checksum(path)]
-
-
-def _read(folder: Path) -> TrainingState:
-    description = read_json(folder / DESCRIPTION)
-    if description["version"] != VERSION:
-        raise CheckpointError(
-            f"{folder}: written by another version of blt (state version "
-            f"{description['version']}, this one reads {VERSION}); start anew with --fresh"
-        )
-    _check_description(description)
-    for name, (size, checksum) in description["files"].items():
-        path = folder / name
-        if path.stat().st_size != size or _checksum(path) != checksum:
-            raise ValueError(f"{name} is not what was written")
-    tensors = load_file(folder / TENSORS)
-    fields = {k: description[k] for k in _KINDS if k != "files"}
-    fields["scored"] = description.get("scored", True)  # older states were all scored
-    state = TrainingState(**fields, generator=tensors.pop("generator"), rest=tensors)
-    if state.folder_name != folder.name:
-        raise ValueError(f"{DESCRIPTION} is that of {state.name}")
-    return state
-
-
-def _check_description(description: dict[str, Any]) -> None:
-    """Raise ValueError or KeyError for one that is not what was written."""
-    wrong = [key for key, kind in _KINDS.items() if not isinstance(description[key], kind)]
-    # States of programs before the checksum have none.
-    checksum = description.pop("checksum", None)
-    if wrong or checksum not in (None, _own_checksum(description)):
-        raise ValueError(f"{DESCRIPTION} is not what was written")
-    if TENSORS not in description["files"]:
-        raise ValueError(f"{DESCRIPTION} does not tell of {TENSORS}")
-
-
-def _own_checksum(description: Mapping[str, Any]) -> int:
-    """Of a description without it, however it is laid out."""
-    return zlib.crc32(json.dumps(description, sort_keys=True).encode())
-
-
-def _checksum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            value = zlib.crc32(chunk, value)
-    return value
 
 
 def discard(folder: Path) -> None:

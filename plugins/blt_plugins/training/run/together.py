@@ -13,6 +13,10 @@ from blt_plugins.training.run.interrupts import Stopped
 
 T = TypeVar("T")
 
+#: Waits for the other processes, is told whether this one has failed, and raises an error where
+#: another one has.
+Agree = Callable[[bool], object]
+
 
 class OtherProcessError(RunError):
     """The work has failed in another process, whose own message says why."""
@@ -31,6 +35,16 @@ class Together:
         """asked: whether this process was asked to stop. what: the work, in messages."""
         self._backend, self._asked, self._what = backend, asked, what
         self._lost = False
+
+    @property
+    def rank(self) -> int:
+        """Which process this is."""
+        return self._backend.rank
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return self._backend.world_size
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -59,6 +73,24 @@ class Together:
         """The sum of each value over the processes, in float64, the same in all of them."""
         self.agree()
         return [mean * self._backend.world_size for mean in self._mean(values)]
+
+    def tell(self, text: str) -> list[str]:
+        """Tell the others a text; gives the text of each process, in the order of their ranks."""
+        count, own = self.processes, text.encode()
+
+        def shared(values: Sequence[int]) -> list[int]:
+            """The values of each process, one process after another."""
+            rows = [values if rank == self.rank else [0] * len(values) for rank in range(count)]
+            return [round(value) for value in self.total([v for row in rows for v in row])]
+
+        sizes = shared([len(own)])
+        if not (width := max(sizes)):
+            return [""] * count
+        codes = shared([*own, *[0] * (width - len(own))])
+        return [
+            bytes(codes[rank * width :][:size]).decode(errors="replace")
+            for rank, size in enumerate(sizes)
+        ]
 
     def agree(self, *, may_stop: bool = False, failed: bool = False) -> None:
         """Tell the others whether this process has failed, and hear of them.
@@ -92,3 +124,15 @@ class Together:
                 f"{self._what}: another process has ended, or does not answer: {error}\n"
                 "  fix: see the messages of the other processes, then run the same command again"
             ) from error
+
+
+def agreed(work: Callable[[], T], agree: Agree) -> T:
+    """Do ``work`` in this process, and hear whether it has failed in another."""
+    try:
+        found = work()
+    except Exception:
+        with suppress(Exception):  # the error itself is what is to be raised
+            agree(True)
+        raise
+    agree(False)
+    return found

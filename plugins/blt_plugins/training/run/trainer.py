@@ -31,6 +31,7 @@ from blt_plugins.training.run.phases import Phase, make_phases
 from blt_plugins.training.run.report import Report
 from blt_plugins.training.run.resume import resume, settings_of
 from blt_plugins.training.run.states import Found
+from blt_plugins.training.run.together import Together
 
 
 class Trainer:
@@ -76,11 +77,8 @@ class Trainer:
         job = self._job
         keep_freed_memory()
         self._report.note(self._data.summary)
-        found = resume(job, self._phases, self._folder, self._report.note, fresh=fresh)
-        # States of older versions may hold a best score that is no number.
-        if found is not None and is_score(found.state.best):
-            self._judge.best = found.state.best
         try:
+            found = self._resume(fresh=fresh)
             with self._interrupts:
                 for phase in self._phases:
                     if found is not None and found.state.phase != phase.name:
@@ -101,6 +99,16 @@ class Trainer:
             job.backend.close()
             self._scorer_backend.close()
         return self._end()
+
+    def _resume(self, *, fresh: bool) -> Found | None:
+        together = Together(self._scorer_backend, lambda: False, "start of the run")
+        found = resume(
+            self._job, self._phases, self._folder, self._report.note, together, fresh=fresh
+        )
+        # States of older versions may hold a best score that is no number.
+        if found is not None and is_score(found.state.best):
+            self._judge.best = found.state.best
+        return found
 
     def _end(self) -> TrainResult:
         job, judge = self._job, self._judge
@@ -178,9 +186,13 @@ class Trainer:
         for index in own:
             for name, value in found[index].items():
                 sums[name] = sums.get(name, 0.0) + value
-        shared = backend.mean([*sums.values(), float(self._interrupts.asked)])
-        self._stopping = shared.pop() > 0
-        figures = {k: v * backend.world_size for k, v in zip(sums, shared, strict=True)}
+        background = self._folder.background
+        own_news = float(self._interrupts.asked), *background.news()
+        shared = backend.mean([*sums.values(), *own_news])
+        means, asked, *news = shared[: len(sums)], *shared[len(sums) :]
+        self._stopping = asked > 0
+        background.heard(news)
+        figures = {k: v * backend.world_size for k, v in zip(sums, means, strict=True)}
         self._judge.check_finite("loss", figures["loss"], phase, step)
         rate = phase.schedule.rate(step)
         norm = backend.step(rate)
@@ -204,7 +216,8 @@ class Trainer:
         scored = not due or (not stopping and judge.score(phase, done, backend, alone=self._alone))
         stopping = stopping or not scored
         if self._is_due(settings.checkpoint_every, phase, done) or stopping:
-            self._folder.save(phase, done, backend, best=judge.best, scored=scored)
+            wait = stopping or done == phase.steps
+            self._folder.save(phase, done, backend, best=judge.best, scored=scored, wait=wait)
         if stopping:
             raise RunError(
                 f"interrupted at {phase.name} step {done}, which is saved in {self._job.out}; "

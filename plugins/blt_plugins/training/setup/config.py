@@ -16,7 +16,7 @@ from blt_core.files import expand_home
 from blt_core.loading import new_model, read_checkpoint
 from blt_core.model import Model
 from blt_core.plugins.loading import Plugins
-from blt_core.protocols import MODEL_KINDS
+from blt_core.protocols import MODEL_KINDS, BackgroundSaver
 from blt_core.storage.tensors import load_tensors
 from blt_core.wiring.config import Config, RunSettings
 from blt_core.wiring.merge import merge_checkpoint
@@ -65,6 +65,15 @@ def check_passes(plan: Plan, settings: TrainSettings, processes: int) -> None:
         text = f"{passes} passes cannot be dealt out to {processes} processes"
         hint = f"set it to a multiple of {processes}; train.batch_bytes is split over all passes"
         raise ConfigError([plan.place.child("train", "accumulate").problem(text, hint)])
+
+
+def check_saves(plan: Plan, settings: TrainSettings, backend: object) -> None:
+    """Raise ConfigError if states are to be written in the background, and the backend cannot."""
+    if settings.async_states and not isinstance(backend, BackgroundSaver):
+        name = plan.node("training_backend").label
+        text = f"{name} cannot copy its state to write it while training goes on"
+        hint = "remove this key, or set training_backend.use = 'torch'"
+        raise ConfigError([plan.place.child("train", "async_states").problem(text, hint)])
 
 
 @attrs.frozen(eq=False)

@@ -50,6 +50,7 @@ class TrainSettings:
     learning_rate, and how long a wsd schedule decays, as a share of the steps (see
     :class:`blt_plugins.training.setup.schedule.Schedule`); the scorer's rate has the same shape.
     validate_every, checkpoint_every, log_every: in steps. keep_states: how many states are kept.
+    async_states: whether states are copied and written while training goes on.
     valid_bytes: held-out text that is scored (0: none). valid_drafts: held-out prefixes after which
     drafts of a denoising decoder are judged (0: none). shuffle_bytes: of the text that is in memory
     and shuffled at a time. tensorboard: whether to write its events. plot: whether to draw the
@@ -77,6 +78,7 @@ class TrainSettings:
     valid_bytes: int = attrs.field(default=60_000, validator=at_least(0))
     checkpoint_every: int = attrs.field(default=100, validator=at_least(1))
     keep_states: int = attrs.field(default=3, validator=at_least(1))
+    async_states: bool = False
     log_every: int = attrs.field(default=1, validator=at_least(1))
     valid_drafts: int = attrs.field(default=32, validator=at_least(0))
     tensorboard: bool = True
