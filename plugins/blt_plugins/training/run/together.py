@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -12,6 +14,9 @@ from blt_plugins.training.data.shares import Share
 from blt_plugins.training.run.interrupts import Stopped
 
 T = TypeVar("T")
+
+#: Seconds after which a process that works alone tells the others that it is alive.
+BEAT = 5.0
 
 
 class OtherProcessError(RunError):
@@ -55,6 +60,26 @@ class Together:
             self.agree(may_stop=True)
             yield from share.batches[number : number + 1]
 
+    def first_alone(self, do: Callable[[], T]) -> T:
+        """What ``do`` gives, in each process; the others begin when process 0 has done it.
+
+        For work whose result is kept on a disk. However long it takes, no collective waits longer
+        than some seconds: process 0 does it in a thread, and tells the others that it is alive.
+        """
+        if self._backend.world_size == 1:
+            return do()
+        if self._backend.rank != 0:
+            while self.total([0.0]) != [0.0]:
+                pass
+            return do()
+        found: Future[T] = Future()
+        threading.Thread(target=_fulfil, args=(found, do), daemon=True).start()
+        while not wait([found], timeout=BEAT).done:
+            self.total([1.0])
+        result = found.result()
+        self.total([0.0])
+        return result
+
     def total(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over the processes, in float64, the same in all of them."""
         self.agree()
@@ -92,3 +117,10 @@ class Together:
                 f"{self._what}: another process has ended, or does not answer: {error}\n"
                 "  fix: see the messages of the other processes, then run the same command again"
             ) from error
+
+
+def _fulfil(found: Future[T], do: Callable[[], T]) -> None:
+    try:
+        found.set_result(do())
+    except BaseException as error:  # noqa: BLE001 -- raised where the result is asked for
+        found.set_exception(error)
