@@ -6,6 +6,7 @@ the caller is imported again in them, and nothing is unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -26,7 +27,7 @@ from blt_plugins.training.corpora.index import Found, Part, Reader, find
 from blt_plugins.training.corpora.sources import Files, LocalFiles, RemoteFiles, file_system
 
 #: Bytes and files that a process reads before it answers.
-TASK_BYTES, TASK_FILES = 1 << 25, 2000
+TASK_BYTES, TASK_FILES = 1 << 24, 2000
 #: Less than so many tasks are not worth the half second in which a process starts.
 FEW_TASKS = 4
 
@@ -152,9 +153,11 @@ class _Worker:
     def kill(self) -> None:
         """End the process, whatever it does."""
         self._process.kill()
+        self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None and not pipe.closed and self._process.wait() is not None:
-                pipe.close()
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):  # of what was not sent yet
+                    pipe.close()
 
     def _ask(self, order: Mapping[str, Any]) -> Found:
         stdin, stdout = self._process.stdin, self._process.stdout
