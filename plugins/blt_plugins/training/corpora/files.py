@@ -87,7 +87,7 @@ def below(folder: str, name: str) -> str:
 
 def _match_remote(url: str, example: str, options: Mapping[str, Any]) -> Files:
     with _listing(url, options) as (system, path):
-        if system.isfile(path):
+        if _is_file(system, path):
             folder, _, name = path.rpartition("/")
             return _remote([path], system, folder, name, url, options)
         if _MAGIC.isdisjoint(path):
@@ -133,6 +133,14 @@ def _remote(
 ) -> Files:
     whole = system.unstrip_protocol
     return RemoteFiles([whole(name) for name in found], whole(root), pattern, url, options, system)
+
+
+def _is_file(system: Any, path: str) -> bool:
+    """Whether there is such a file; over HTTP ``isfile`` would begin to download it."""
+    try:
+        return bool(system.info(path)["type"] == "file")
+    except FileNotFoundError:
+        return False
 
 
 def _visible(found: Mapping[str, Mapping[str, Any]], pattern: str) -> list[str]:

@@ -57,13 +57,13 @@ class LineReader:
             place = _first_line(file, part.begin)
             while part.end is None or place < part.end:
                 line = file.readline()
+                if not line.endswith(b"\n"):
+                    self._check_end(part.file, file, place + len(line))
                 if not line:
                     break
                 if line.strip():
                     yield place, self._text_at(part.file, place, line)
                 place += len(line)
-            if part.end is None or place < part.end:
-                self._check_end(part.file, file, place)
 
     def read(self, file: int, place: int) -> bytes:
         """The text of one document."""
@@ -89,6 +89,7 @@ class LineReader:
     def _check_end(self, file: int, stream: BinaryIO, place: int) -> None:
         """Raise DataError where a file ended before its end, as connections do."""
         size = stream.seek(0, os.SEEK_END)
+        stream.seek(place)
         if size != place:
             raise DataError(
                 f"{self.files.names[file]}: its text ended at byte {place} of {size}\n"
