@@ -28,7 +28,8 @@ def visible_names(folder: Path, pattern: str = "**/*") -> list[str]:
     shown = [part for part in Path(pattern).parts if _is_hidden(part)]
     name = None if shown else _anywhere(pattern)
     if name is not None:
-        return list(_walk(str(folder), "", re.compile(fnmatch.translate(os.path.normcase(name)))))
+        flags = re.IGNORECASE if os.name == "nt" else 0
+        return list(_walk(str(folder), "", re.compile(fnmatch.translate(name), flags)))
     found = [path.relative_to(folder) for path in folder.glob(pattern) if path.is_file()]
     files = [path for path in found if not _hides(path, shown)]
     return [str(path) for path in sorted(files, key=lambda path: path.parts)]
@@ -44,20 +45,21 @@ def _anywhere(pattern: str) -> str | None:
 def _walk(folder: str, below: str, wanted: re.Pattern[str]) -> Iterator[str]:
     """The files in ``folder`` and in what it holds and does not hide; links are not followed.
 
-    below: what its path adds to that where the walk began. In the order of the parts of paths.
+    below: what its path adds to that where the walk began, with a separator at its end. In the
+    order of the parts of paths.
     """
     try:
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
-    except PermissionError:  # as if it were empty, as for a glob
+    except (PermissionError, FileNotFoundError):  # as if it were empty, as for a glob
         return
     for entry in entries:
         if _is_hidden(entry.name):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, os.path.join(below, entry.name), wanted)  # noqa: PTH118
-        elif wanted.match(os.path.normcase(entry.name)) and entry.is_file():
-            yield os.path.join(below, entry.name)  # noqa: PTH118
+            yield from _walk(entry.path, f"{below}{entry.name}{os.sep}", wanted)
+        elif wanted.match(entry.name) and entry.is_file():
+            yield below + entry.name
 
 
 def _hides(path: Path, shown: Sequence[str]) -> bool:
