@@ -70,8 +70,7 @@ class Index:
 
     def where(self, taken: npt.NDArray[np.bool_]) -> Index:
         """The documents where ``taken`` is True."""
-        columns = (self.sizes, self.keys, self.files, self.places)
-        return Index(*(column[taken] for column in columns))
+        return Index(self.sizes[taken], self.keys[taken], self.files[taken], self.places[taken])
 
     def split(self, percent: float) -> tuple[Index, Index]:
         """The documents to train on, and about ``percent`` of them held out.

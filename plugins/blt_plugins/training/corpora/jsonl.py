@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import attrs
 
@@ -41,7 +41,7 @@ class LineReader:
 
     def __init__(self, files: Files, text_key: str) -> None:
         self.files: Files = Decompressed(files) if any(map(is_compressed, files.names)) else files
-        self.settings = {"text_key": text_key}
+        self.settings: Mapping[str, Any] = {"text_key": text_key}
         self._key = text_key
 
     def parts(self, file: int, file_bytes: int, most: int) -> Sequence[Part]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -49,8 +49,8 @@ class RowReader:
 
     def __init__(self, files: Files, text_key: str) -> None:
         arrow()
-        self.files, self.settings = files, {"text_key": text_key}
-        self._key = text_key
+        self.files, self._key = files, text_key
+        self.settings: Mapping[str, Any] = {"text_key": text_key}
         self._tables: dict[int, _Table] = {}
         self._groups: OrderedDict[tuple[int, int], pa.ChunkedArray | pa.Array] = OrderedDict()
 
