@@ -107,7 +107,10 @@ def test_a_second_start_reads_no_file_and_finds_the_same(tmp_path, use, scanned)
     assert len(scanned) == 3
     assert told(open_corpus(use, path)) == first
     assert len(scanned) == 3
+    waiting = open_corpus(use, path, check="full")  # as another process of the same run does
     assert told(open_corpus(use, path, check="full")) == first
+    assert len(scanned) == 6
+    assert told(waiting) == first
     assert len(scanned) == 6
 
 
@@ -371,6 +374,7 @@ def test_a_worker_that_dies_is_told(tmp_path, monkeypatch):
         find_all(reader, [0], [path.stat().st_size], 2)
 
 
+@pytest.mark.nightly(reason="test_workers_find_what_one_process_finds_in_any_number")
 def test_a_script_without_a_main_guard_may_index_with_workers(tmp_path):
     write_lines(tmp_path / "a.jsonl", *(f"text {i}" for i in range(20)))
     script = tmp_path / "script.py"

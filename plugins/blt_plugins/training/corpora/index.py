@@ -129,12 +129,13 @@ class Entries:
     """An index that can be kept: its files, as they were when they were read, and what they hold.
 
     labels, stamps: of the files, see :class:`~blt_plugins.training.corpora.sources.Files`. found:
-    a part is a file.
+    a part is a file. since: all files were read after that; nanoseconds.
     """
 
     labels: list[str]
     stamps: Stamps
     found: Found
+    since: int
 
     def index(self) -> Index:
         """The documents of all files."""
@@ -158,10 +159,8 @@ class Entries:
         return np.where(same & (own >= 0), own, -1)
 
 
-def merged(
-    old: Entries | None, kept: Ints, fresh: Found, labels: list[str], stamps: Stamps
-) -> Entries:
-    """The entries of all files. kept: of ``still_true``; fresh: of the files without a number."""
+def merged(old: Entries | None, kept: Ints, fresh: Found) -> Found:
+    """What all files hold. kept: of ``still_true``; fresh: of the files without a number there."""
     parts = [fresh] if old is None else [old.found, fresh]
     pool = Found.joined(parts)
     number = np.where(kept >= 0, kept, 0)
@@ -170,5 +169,4 @@ def merged(
     first = (np.cumsum(pool.counts) - pool.counts)[number]
     # Row i of a file's documents is row first + i of the pool.
     rows = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
-    found = Found(counts, pool.sizes[rows], pool.keys[rows], pool.places[rows])
-    return Entries(labels, stamps, found)
+    return Found(counts, pool.sizes[rows], pool.keys[rows], pool.places[rows])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ SMALL_BYTES, SMALL_FILES = 1 << 24, 1000
 
 _TENSORS: Mapping[str, Any] = {
     "labels": np.uint8,  # UTF-8, each ended by a zero byte
+    "since": np.int64,  # (1,)
     "stamps": np.int64,  # (f, 3)
     "counts": np.int64,  # (f,): documents of each file
     "sizes": np.int64,  # (d,), as those below
@@ -47,11 +49,19 @@ _IGNORED = (".gitignore", "*\n")
 class Keeping:
     """How an index is kept. folder: where, None: beside the corpus, or in the cache folder.
 
-    check: ``stat`` trusts files of the same size and times; ``full`` reads them all.
+    check: ``stat`` trusts files of the same size and times; ``full`` reads them all, unless another
+    process has done so after ``since`` (nanoseconds), as process 0 of a run does for the others.
     """
 
     folder: str | None = None
     check: Check = "stat"
+    since: int = attrs.field(factory=time.time_ns)
+
+    def trusted(self, entries: Entries | None) -> Entries | None:
+        """``entries``, unless their files are to be read in any case."""
+        if self.check == "full" and entries is not None and entries.since < self.since:
+            return None
+        return entries
 
 
 def entries_of(reader: Reader, keeping: Keeping, *, workers: int | None = None) -> Entries:
@@ -66,7 +76,7 @@ def entries_of(reader: Reader, keeping: Keeping, *, workers: int | None = None) 
         return _updated(reader, None, labels, stamps, workers)
     places = _places(reader, keeping)
     seen = [place.version() for place in places]
-    old = None if keeping.check == "full" else _first(places)
+    old = keeping.trusted(_first(places))
     if old is not None and _covers(old, labels, stamps):
         return old
     for place, version in zip(places, seen, strict=True):
@@ -74,7 +84,7 @@ def entries_of(reader: Reader, keeping: Keeping, *, workers: int | None = None) 
             continue
         with alone_with(place.path, "indexes this corpus"):
             if place.version() != version:  # another process has made it meanwhile
-                old = place.load() or old
+                old = keeping.trusted(place.load()) or old
             found = _updated(reader, old, labels, stamps, workers)
             if found is not old:
                 place.save(found)
@@ -183,8 +193,9 @@ def _updated(
     none = np.full(len(labels), -1, dtype=np.int64)
     kept = none if old is None else old.still_true(labels, stamps)
     changed = np.flatnonzero(kept < 0).tolist()
+    since = time.time_ns() if old is None else old.since
     fresh = find_all(reader, changed, stamps[changed, 0].tolist(), workers)
-    return merged(old, kept, fresh, labels, stamps)
+    return Entries(labels, stamps, merged(old, kept, fresh), since)
 
 
 def _read(path: Path, of: Mapping[str, Any]) -> Entries:
@@ -203,6 +214,7 @@ def _read(path: Path, of: Mapping[str, Any]) -> Entries:
     files, documents = len(labels), len(found.sizes)
     fits = (
         all(tensors[name].dtype == kind for name, kind in _TENSORS.items())
+        and tensors["since"].shape == (1,)
         and tensors["stamps"].shape == (files, 3)
         and found.counts.shape == (files,)
         and bool((found.counts >= 0).all())
@@ -213,7 +225,7 @@ def _read(path: Path, of: Mapping[str, Any]) -> Entries:
     )
     if not fits:
         raise ValueError("its parts do not fit each other")
-    return Entries(labels, tensors["stamps"], found)
+    return Entries(labels, tensors["stamps"], found, int(tensors["since"].item()))
 
 
 def _tensors(entries: Entries) -> dict[str, npt.NDArray[Any]]:
@@ -221,6 +233,7 @@ def _tensors(entries: Entries) -> dict[str, npt.NDArray[Any]]:
     found = entries.found
     tensors = {
         "labels": np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8),
+        "since": np.array([entries.since], dtype=np.int64),
         "stamps": entries.stamps,
         "counts": found.counts,
         "sizes": found.sizes,

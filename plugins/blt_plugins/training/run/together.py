@@ -68,6 +68,7 @@ class Together:
         """
         if self._backend.world_size == 1:
             return do()
+        self.agree()  # all have come so far
         if self._backend.rank != 0:
             while self.total([0.0]) != [0.0]:
                 pass
