@@ -11,6 +11,7 @@ import fnmatch
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ _MARKS = {
 
 #: Files that operating systems and network file systems leave anywhere, on their own.
 _DROSS = (".DS_Store", "._*", "Thumbs.db", "desktop.ini", ".directory", ".nfs*")
+_IS_DROSS = re.compile("|".join(map(fnmatch.translate, _DROSS)))
 #: What editors keep beside a file: backups, and edits that are not saved yet.
 _OF_EDITORS = ("*~", ".*.sw?", "#*#", ".#*")
 
@@ -138,7 +140,7 @@ def _spelt(value: Any) -> Any:
 
 def is_dross(name: str) -> bool:
     """Whether a file of this name is left by a system, as ``.DS_Store`` is, and nobody's work."""
-    return any(fnmatch.fnmatchcase(name, each) for each in _DROSS)
+    return _IS_DROSS.match(name) is not None
 
 
 def is_stray(name: str) -> bool:

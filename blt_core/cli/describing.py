@@ -144,8 +144,12 @@ def _default(field: attrs.Attribute[Any]) -> Any:
 
 
 def _meanings(params: type) -> dict[str, str]:
-    """What a params class says of its keys: sentences that begin with ``key:`` in its docstring."""
-    text = " ".join((params.__doc__ or "").replace("``", "").split())
+    """What a params class says of its keys: sentences that begin with ``key:`` in its docstring.
+
+    And in those of the params classes that it extends.
+    """
+    texts = [each.__doc__ or "" for each in reversed(params.__mro__) if attrs.has(each)]
+    text = " ".join(" ".join(texts).replace("``", "").split())
     names = "|".join(map(re.escape, params_fields(params))) or "(?!)"
     # "key: …", "one, other: …", "key of such a thing: …", at the beginning of a sentence.
     begin = re.compile(rf"(?:^|(?<=[.;:] ))((?:{names})(?:, (?:{names}))*)( [^:.]{{1,40}})?: ")

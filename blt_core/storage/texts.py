@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from blt_core.errors import DataError
@@ -19,31 +20,52 @@ def visible_files(folder: Path, pattern: str = "**/*") -> list[Path]:
 
     Raises ValueError or NotImplementedError for what is no glob below a folder.
     """
+    return [folder / name for name in visible_names(folder, pattern)]
+
+
+def visible_names(folder: Path, pattern: str = "**/*") -> list[str]:
+    """As ``visible_files``, the paths below ``folder`` as texts: quick for a million files."""
     shown = [part for part in Path(pattern).parts if _is_hidden(part)]
-    found = [path for path in _matches(folder, pattern, shown) if path.is_file()]
-    files = [path for path in found if not _hides(path.relative_to(folder), shown)]
-    return sorted(files, key=lambda path: path.relative_to(folder).parts)
+    name = None if shown else _anywhere(pattern)
+    if name is not None:
+        flags = re.IGNORECASE if os.name == "nt" else 0
+        return list(_walk(str(folder), "", re.compile(fnmatch.translate(name), flags)))
+    found = [path.relative_to(folder) for path in folder.glob(pattern) if path.is_file()]
+    files = [path for path in found if not _hides(path, shown)]
+    return [str(path) for path in sorted(files, key=lambda path: path.parts)]
 
 
-def _matches(folder: Path, pattern: str, shown: Sequence[str]) -> Iterable[Path]:
-    """What is below ``folder`` and matches; without most of what is hidden, as an environment."""
+def _anywhere(pattern: str) -> str | None:
+    """The glob of names that a pattern looks for in all folders, if that is all it says."""
     anywhere, _, name = pattern.partition("/")
-    if shown or anywhere != "**" or not name.strip("/") or name.startswith("/"):
-        return folder.glob(pattern)
-    return {path for each in _visible_folders(folder) for path in each.glob(name)}
+    plain = anywhere == "**" and name not in {"", ".", "..", "**"}
+    return name if plain and not {"/", os.sep, os.altsep} & set(name) else None
 
 
-def _visible_folders(folder: Path) -> Iterator[Path]:
-    """``folder`` and what is below and not hidden; links are not followed, nor does ``**``."""
-    for path, names, _ in os.walk(folder):
-        names[:] = [name for name in names if not _is_hidden(name)]
-        yield Path(path)
+def _walk(folder: str, below: str, wanted: re.Pattern[str]) -> Iterator[str]:
+    """The files in ``folder`` and in what it holds and does not hide; links are not followed.
+
+    below: what its path adds to that where the walk began, with a separator at its end. In the
+    order of the parts of paths.
+    """
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except (PermissionError, FileNotFoundError):  # as if it were empty, as for a glob
+        return
+    for entry in entries:
+        if _is_hidden(entry.name):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, f"{below}{entry.name}{os.sep}", wanted)
+        elif wanted.match(entry.name) and entry.is_file():
+            yield below + entry.name
 
 
 def _hides(path: Path, shown: Sequence[str]) -> bool:
     """Whether a part of ``path`` is hidden and matches none of the globs ``shown``."""
     hidden = [part for part in path.parts if _is_hidden(part)]
-    return not all(any(fnmatchcase(part, glob) for glob in shown) for part in hidden)
+    return not all(any(fnmatch.fnmatchcase(part, glob) for glob in shown) for part in hidden)
 
 
 def _is_hidden(part: str) -> bool:
@@ -56,6 +78,11 @@ def read_document(path: Path) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return check_document(str(path), data)
+
+
+def check_document(name: str, data: bytes) -> bytes:
+    """``data``, if it is a text; DataError if it is a Git-LFS pointer to it. name: of the file."""
     if is_lfs_pointer(data) and len(data) < _LONGEST_POINTER:
-        raise DataError(f"{path}: {stand_in(data)}")
+        raise DataError(f"{name}: {stand_in(data)}")
     return data

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: the modules below it. tests/docs holds it to the list in tests/core/test_layers.py.
 MODULES = (
     *("component", "hookspecs", "protocols", "caches", "types", "errors", "faults", "files"),
-    *("nn", "model"),
+    *("log", "nn", "model"),
     *("decoding.drafting", "decoding.denoising", "decoding.following", "storage"),
     *("tables.place", "tables.inline", "plugins.loading", "wiring", "loading"),
     *("pipeline", "batch_inference", "execution", "published", "cli"),

@@ -64,7 +64,7 @@ HOUSES = {
 #: What plugins import of blt_core; the rest may change with any version.
 PUBLIC = (
     *("component", "hookspecs", "protocols", "caches", "types", "errors", "faults", "files"),
-    *("nn", "model"),
+    *("log", "nn", "model"),
     *(
         "decoding.drafting",
         "decoding.denoising",

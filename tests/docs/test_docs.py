@@ -76,7 +76,7 @@ def test_the_corpora_of_the_documentation_resolve():
 
     tables = [tomli.loads(code).get("corpus") for code in blocks("docs/data.md", "toml")]
     names = [table["use"] for table in tables]
-    assert names == ["folder", "jsonl", "parquet", "mixture", "prepared", "prepared"]
+    assert names == ["folder", "jsonl", "parquet", "mixture", "parquet", "prepared", "prepared"]
     for table in tables:
         resolve_component("corpus", table, load_plugins())
 

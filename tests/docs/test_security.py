@@ -12,12 +12,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 import tomli
 import tomli_w
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
+from blt_core.component import BuildContext
 from blt_core.errors import CheckpointError, ConfigError, DataError, PluginError, RequestError
 from blt_core.evaluation import sandbox
 from blt_core.loading import plan_run, read_checkpoint
@@ -29,6 +33,9 @@ from blt_core.resources import resource
 from blt_core.storage.folders import replace_folder
 from blt_core.tables.place import LARGEST
 from blt_core.wiring.config import Config, load_config
+from blt_core.wiring.resolve import build_node, resolve_component
+from blt_plugins.training.corpora import index_file
+from blt_plugins.training.corpora import sources as corpus_files
 from tests.tiny import config, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -479,3 +486,46 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     ):
         pytest.fail("nothing is to be written")
     assert (target / "chapter.md").read_text() == "x"
+
+
+# -- corpora --------------------------------------------------------------------------------------
+
+
+def open_corpus(path: str, **keys):
+    plugins = load_plugins()
+    node = resolve_component("corpus", {"use": "jsonl", "path": path, **keys}, plugins)
+    return build_node(node, BuildContext(), plugins.registry)
+
+
+@holds("corpus-reads")
+def test_a_corpus_is_read_from_a_url_and_its_index_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(index_file, "SMALL_FILES", 0)
+    fsspec.filesystem("memory").pipe_file("/texts/a", b'{"text": "there"}')
+    (tmp_path / "a").write_text('{"text": "here"}')
+    for path, text in (("memory://texts/a", b"there"), (str(tmp_path / "a"), b"here")):
+        assert list(open_corpus(path, valid_percent=0).documents("train")) == [text]
+    assert list((tmp_path / "cache" / "blt-core" / "index").glob("*.safetensors"))
+    assert list((tmp_path / ".blt-index").glob("*.safetensors"))
+
+
+@holds("index-data")
+def test_an_index_runs_nothing_and_is_compared_with_the_texts(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_file, "SMALL_FILES", 0)
+    monkeypatch.setattr(corpus_files, "SETTLED", -(10**12))
+    path = tmp_path / "a"
+    path.write_text('{"text": "one"}\n')
+    open_corpus(str(path), valid_percent=0).documents("train")
+    [kept] = (tmp_path / ".blt-index").glob("*.safetensors")
+    tensors, metadata = {}, {}
+    with safe_open(str(kept), "numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in index_file._TENSORS}
+        metadata = file.metadata()
+    tensors["keys"] = tensors["keys"] ^ 1
+    checksum = index_file._checksum(tensors, json.loads(metadata["of"]))
+    save_arrays(tensors, kept, {**metadata, "sha256": checksum})
+    with pytest.raises(DataError, match="changed while it was in use"):
+        list(open_corpus(str(path), valid_percent=0).documents("train"))
+    kept.write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+    assert list(open_corpus(str(path), valid_percent=0).documents("train")) == [b"one"]
+    assert not (tmp_path / "ran").exists()

@@ -173,3 +173,54 @@ def test_blocks_of_a_window_do_not_depend_on_the_batch_that_it_is_in():
         return masked_accuracy(model, batches, 4, (0.5, 1.0))
 
     assert found((0, 1, 2)) == found((2, 0), (1,)) == found((1,), (2,), (0,))
+
+
+# -- work that process 0 does first ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beats", [0, 3])
+def test_process_0_does_its_work_before_the_others_begin_however_long_it_takes(monkeypatch, beats):
+    monkeypatch.setattr("blt_plugins.training.run.together.BEAT", 0.01)
+    order: list[int] = []
+
+    def one(backend: Member) -> int:
+        together, heard = Together(backend, lambda: False, "the corpus"), threading.Event()
+
+        def do() -> int:
+            if backend.rank == 0 and beats:
+                assert heard.wait(SECONDS)
+            order.append(backend.rank)
+            return backend.rank
+
+        total, rounds = together.total, iter(range(1, 10**6))
+
+        def counted(values: Sequence[float]) -> list[float]:
+            if next(rounds) == beats:
+                heard.set()
+            return total(values)
+
+        together.total = counted
+        with together.work():
+            return together.first_alone(do)
+
+    assert Group(3).run(one) == [0, 1, 2]
+    assert order[0] == 0
+    assert sorted(order) == [0, 1, 2]
+
+
+def test_the_others_hear_that_process_0_has_failed_alone():
+    def one(backend: Member) -> None:
+        together = Together(backend, lambda: False, "the corpus")
+
+        def do() -> None:
+            assert backend.rank == 0, "the others have nothing to read"
+            raise DataError("a.jsonl:3: not valid JSON")
+
+        with together.work():
+            together.first_alone(do)
+
+    first, *others = Group(3).run(one)
+    assert str(first) == "a.jsonl:3: not valid JSON"
+    for other in others:
+        assert isinstance(other, OtherProcessError)
+        assert "the corpus: failed in process 0 of 3" in str(other)

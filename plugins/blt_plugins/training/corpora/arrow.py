@@ -23,7 +23,7 @@ def arrow() -> Any:
 
 
 @contextlib.contextmanager
-def arrow_errors(path: Path) -> Iterator[None]:
+def arrow_errors(path: Path | str) -> Iterator[None]:
     """Raise DataError, naming ``path``, for a file that cannot be read."""
     try:
         yield

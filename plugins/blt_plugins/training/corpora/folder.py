@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import attrs
 
-from blt_core.component import BuildContext, Component, between
+from blt_core.component import BuildContext, Component
 from blt_core.files import expand_home
-from blt_core.storage.texts import read_document
-from blt_plugins.training.corpora.files import find_files
-from blt_plugins.training.corpora.stored import StoredCorpus
+from blt_core.storage.texts import check_document, read_document
+from blt_plugins.training.corpora.files import below, find_files, has_folders
+from blt_plugins.training.corpora.index import Part
+from blt_plugins.training.corpora.sources import Files
+from blt_plugins.training.corpora.stored import StoredCorpus, StoredCorpusParams
 
 
 @attrs.frozen(kw_only=True)
-class FolderCorpusParams:
-    """path: the folder (relative: to the working directory). pattern: a glob, ** for any depth.
+class FolderCorpusParams(StoredCorpusParams):
+    """path: the folder (relative: to the working directory), or its URL.
 
-    Hidden files and folders (and ``__pycache__``, ``Thumbs.db``) are taken only where the pattern
-    names them.
+    pattern: a glob, ** for any depth. Hidden files and folders (and ``__pycache__``, ``Thumbs.db``)
+    are taken only where the pattern names them.
     valid_path: a folder of held-out files. Without it, ``train`` and ``valid`` below ``path`` are
     used if both exist; else about ``valid_percent`` of the files are held out, by their content.
-    valid_percent: how many of the files are held out where nothing else says it.
     """
 
     path: str = attrs.field(converter=expand_home)
@@ -30,43 +33,50 @@ class FolderCorpusParams:
     valid_path: str | None = attrs.field(
         default=None, converter=attrs.converters.optional(expand_home)
     )
-    valid_percent: float = attrs.field(default=5.0, validator=between(0, 50))
 
 
 class FileReader:
-    """The files of a folder, in sorted order; a document's place is always 0 in its file."""
+    """Files, each of which is a document; its place is always 0."""
 
-    def __init__(self, folder: Path, pattern: str) -> None:
-        self.files = find_files(folder, pattern)
-        self._folder = folder
+    settings: Mapping[str, Any] = MappingProxyType({})
 
-    def scan(self) -> Iterator[tuple[int, int, bytes]]:
-        """(file, place, text) of all documents."""
-        for number, path in enumerate(self.files):
-            yield number, 0, read_document(path)
+    def __init__(self, files: Files) -> None:
+        self.files = files
+
+    def parts(self, file: int, file_bytes: int, most: int) -> Sequence[Part]:
+        """The file, whole."""
+        return [Part(file)]
+
+    def scan(self, part: Part) -> Iterator[tuple[int, bytes]]:
+        """The place and the text of the one document."""
+        yield 0, self.read(part.file, 0)
 
     def read(self, file: int, place: int) -> bytes:
         """The text of one document."""
-        return read_document(self.files[file])
+        name = self.files.names[file]
+        if self.files.url is None:
+            return read_document(Path(name))
+        with self.files.opened(file, in_order=True) as stream:
+            return check_document(name, stream.read())
 
     def name(self, file: int, place: int) -> str:
         """The file's path within the folder."""
-        return self.files[file].relative_to(self._folder).as_posix()
+        return self.files.label(file)
 
 
 class FolderCorpus(StoredCorpus):
     """Raises DataError, when it is made, if a folder is missing or holds no such file."""
 
     def __init__(self, params: FolderCorpusParams, context: BuildContext) -> None:
-        path = train = Path(params.path)
-        valid = Path(params.valid_path) if params.valid_path is not None else None
-        if valid is None and (path / "train").is_dir() and (path / "valid").is_dir():
-            train, valid = path / "train", path / "valid"
-        super().__init__(
-            FileReader(train, params.pattern),
-            FileReader(valid, params.pattern) if valid is not None else None,
-            params.valid_percent,
-        )
+        train, valid, options = params.path, params.valid_path, params.storage_options
+        if valid is None and has_folders(train, ("train", "valid"), options):
+            train, valid = below(train, "train"), below(train, "valid")
+        readers = [
+            FileReader(find_files(path, params.pattern, options))
+            for path in (train, valid)
+            if path is not None
+        ]
+        super().__init__(readers[0], readers[1] if valid is not None else None, params)
 
 
 FOLDER_CORPUS = Component(

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import BinaryIO
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, BinaryIO
 
 import attrs
 
-from blt_core.component import BuildContext, Component, between, not_empty
+from blt_core.component import BuildContext, Component, not_empty
 from blt_core.errors import DataError
 from blt_core.files import expand_home, parse_json
-from blt_core.storage.folders import file_errors
+from blt_plugins.training.corpora.compressed import Decompressed, is_compressed
 from blt_plugins.training.corpora.files import match_files
-from blt_plugins.training.corpora.stored import StoredCorpus
+from blt_plugins.training.corpora.index import Part
+from blt_plugins.training.corpora.sources import Files
+from blt_plugins.training.corpora.stored import StoredCorpus, StoredCorpusParams
 
 
 @attrs.frozen(kw_only=True)
-class JsonlCorpusParams:
-    """path: a file, or a glob such as ``data/**/*.jsonl``. text_key: the key that holds the text.
+class JsonlCorpusParams(StoredCorpusParams):
+    """path: a file, a glob such as ``data/**/*.jsonl``, or a URL of one.
 
+    Compressed files (.gz, .bz2, .xz, .zst) are decompressed once, into the user's cache folder.
+    text_key: the key that holds the text.
     valid_path: held-out files, as ``path``; without it about ``valid_percent`` of the documents are
     held out, by their content. Empty lines, and texts that are null or empty, are passed over.
-    valid_percent: how many of the documents are held out where nothing else says it.
     """
 
     path: str = attrs.field(converter=expand_home)
@@ -29,41 +34,67 @@ class JsonlCorpusParams:
     valid_path: str | None = attrs.field(
         default=None, converter=attrs.converters.optional(expand_home)
     )
-    valid_percent: float = attrs.field(default=5.0, validator=between(0, 50))
 
 
 class LineReader:
     """The lines of some files; a document's place is the offset of its line, in bytes."""
 
-    def __init__(self, path: str, text_key: str) -> None:
-        self.files = match_files(path, "*.jsonl")
+    def __init__(self, files: Files, text_key: str) -> None:
+        self.files: Files = Decompressed(files) if any(map(is_compressed, files.names)) else files
+        self.settings: Mapping[str, Any] = {"text_key": text_key}
         self._key = text_key
-        for file in self.files:
-            if file.suffix in {".gz", ".zst", ".bz2", ".xz"}:
-                raise DataError(
-                    f"{file}: documents are read in any order, which a compressed file does not "
-                    "allow\n  fix: decompress it, or store it as Parquet"
-                )
 
-    def scan(self) -> Iterator[tuple[int, int, bytes]]:
-        """(file, place, text) of all documents."""
-        for number, path in enumerate(self.files):
-            with file_errors(path, DataError), path.open("rb") as file:
-                place = 0
-                for count, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield number, place, self._text(line, f"{path}:{count}")
-                    place += len(line)
+    def parts(self, file: int, file_bytes: int, most: int) -> Sequence[Part]:
+        """Ranges of bytes; a line is in that of its first byte."""
+        if is_compressed(self.files.names[file]):
+            return [Part(file)]
+        bounds = [*range(0, file_bytes, most), None]
+        return [Part(file, begin or 0, end) for begin, end in pairwise(bounds)]
+
+    def scan(self, part: Part) -> Iterator[tuple[int, bytes]]:
+        """(place, text) of all documents of a part."""
+        with self.files.opened(part.file, in_order=True) as file:
+            place = _first_line(file, part.begin)
+            while part.end is None or place < part.end:
+                line = file.readline()
+                if not line.endswith(b"\n"):
+                    self._check_end(part.file, file, place + len(line))
+                if not line:
+                    break
+                if line.strip():
+                    yield place, self._text_at(part.file, place, line)
+                place += len(line)
 
     def read(self, file: int, place: int) -> bytes:
         """The text of one document."""
-        path = self.files[file]
-        with file_errors(path, DataError), path.open("rb") as stream:
-            return self._text(_line_at(stream, place), f"{path}: line at byte {place}")
+        with self.files.opened(file) as stream:
+            stream.seek(place)
+            line = stream.readline()
+            return self._text(line, f"{self.files.names[file]}: line at byte {place}")
 
     def name(self, file: int, place: int) -> str:
         """The file, and the offset of the line."""
-        return f"{self.files[file]}@{place}"
+        return f"{self.files.names[file]}@{place}"
+
+    def _text_at(self, file: int, place: int, line: bytes) -> bytes:
+        """The text of a line, which is called by its number if it is at fault."""
+        try:
+            return self._text(line, "")
+        except DataError:
+            name = self.files.names[file]
+        with self.files.opened(file, in_order=True) as stream:
+            number = _lines(stream, place) + 1
+        return self._text(line, f"{name}:{number}")
+
+    def _check_end(self, file: int, stream: BinaryIO, place: int) -> None:
+        """Raise DataError where a file ended before its end, as connections do."""
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(place)
+        if size != place:
+            raise DataError(
+                f"{self.files.names[file]}: its text ended at byte {place} of {size}\n"
+                "  fix: run the same command again"
+            )
 
     def _text(self, line: bytes, where: str) -> bytes:
         try:
@@ -88,21 +119,32 @@ class LineReader:
             raise DataError(f"{where}: {self._key!r} holds half a surrogate pair") from error
 
 
-def _line_at(file: BinaryIO, place: int) -> bytes:
-    file.seek(place)
-    return file.readline()
+def _first_line(file: BinaryIO, begin: int) -> int:
+    """Go to the first line that begins at ``begin`` or after it; where that is."""
+    if not begin:
+        return 0
+    file.seek(begin - 1)
+    return begin - 1 + len(file.readline())
+
+
+def _lines(file: BinaryIO, end: int) -> int:
+    """The line ends before a place."""
+    count = 0
+    while data := file.read(min(1 << 20, end)):
+        count += data.count(b"\n")
+        end -= len(data)
+    return count
 
 
 class JsonlCorpus(StoredCorpus):
     """Raises DataError, when it is made, if there is no such file."""
 
     def __init__(self, params: JsonlCorpusParams, context: BuildContext) -> None:
+        def reader(path: str) -> LineReader:
+            return LineReader(match_files(path, "*.jsonl", params.storage_options), params.text_key)
+
         valid = params.valid_path
-        super().__init__(
-            LineReader(params.path, params.text_key),
-            LineReader(valid, params.text_key) if valid is not None else None,
-            params.valid_percent,
-        )
+        super().__init__(reader(params.path), None if valid is None else reader(valid), params)
 
 
 JSONL_CORPUS = Component(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from blt_core.component import BuildContext, Component, between, not_empty
+from blt_core.component import BuildContext, Component, not_empty
 from blt_core.errors import DataError, near_match
 from blt_core.files import expand_home, stand_in
 from blt_plugins.training.corpora.arrow import arrow, arrow_errors
 from blt_plugins.training.corpora.files import match_files
-from blt_plugins.training.corpora.stored import StoredCorpus
+from blt_plugins.training.corpora.index import Part
+from blt_plugins.training.corpora.sources import Files
+from blt_plugins.training.corpora.stored import StoredCorpus, StoredCorpusParams
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,12 +29,12 @@ GROUPS = 2
 
 
 @attrs.frozen(kw_only=True)
-class ParquetCorpusParams:
-    """path: a file, or a glob such as ``data/**/*.parquet``. text_key: the column of the texts.
+class ParquetCorpusParams(StoredCorpusParams):
+    """path: a file, a glob such as ``data/**/*.parquet``, or a URL of one.
 
+    text_key: the column of the texts.
     valid_path: held-out files, as ``path``; without it about ``valid_percent`` of the documents are
     held out, by their content. Texts that are null or empty are passed over.
-    valid_percent: how many of the documents are held out where nothing else says it.
     """
 
     path: str = attrs.field(converter=expand_home)
@@ -38,27 +42,33 @@ class ParquetCorpusParams:
     valid_path: str | None = attrs.field(
         default=None, converter=attrs.converters.optional(expand_home)
     )
-    valid_percent: float = attrs.field(default=5.0, validator=between(0, 50))
 
 
 class RowReader:
     """The rows of some files; a document's place is the number of its row."""
 
-    def __init__(self, path: str, text_key: str) -> None:
+    def __init__(self, files: Files, text_key: str) -> None:
         arrow()
-        self.files = match_files(path, "*.parquet")
-        self._key = text_key
+        self.files, self._key = files, text_key
+        self.settings: Mapping[str, Any] = {"text_key": text_key}
         self._tables: dict[int, _Table] = {}
         self._groups: OrderedDict[tuple[int, int], pa.ChunkedArray | pa.Array] = OrderedDict()
 
-    def scan(self) -> Iterator[tuple[int, int, bytes]]:
-        """(file, place, text) of all documents."""
-        for number in range(len(self.files)):
-            starts = self._table(number).starts
-            for group, start in enumerate(starts[:-1]):
-                column = self._group(number, group)
-                for row in range(starts[group + 1] - start):
-                    yield number, start + row, self._text(number, column, row)
+    def parts(self, file: int, file_bytes: int, most: int) -> Sequence[Part]:
+        """Whole groups of rows."""
+        starts = self._table(file).starts
+        step = max(len(starts) - 1, 1) * most // file_bytes + 1
+        bounds = [*starts[:-1:step], starts[-1]]
+        return [Part(file, begin, end) for begin, end in pairwise(bounds)] or [Part(file)]
+
+    def scan(self, part: Part) -> Iterator[tuple[int, bytes]]:
+        """(place, text) of all documents of a part."""
+        file, starts = part.file, self._table(part.file).starts
+        end = starts[-1] if part.end is None else part.end
+        for group in range(bisect_left(starts, part.begin), bisect_left(starts, end)):
+            column = self._group(file, group)
+            for row in range(starts[group + 1] - starts[group]):
+                yield starts[group] + row, self._text(file, column, row)
 
     def read(self, file: int, place: int) -> bytes:
         """The text of one document."""
@@ -68,16 +78,16 @@ class RowReader:
 
     def name(self, file: int, place: int) -> str:
         """The file, and the number of the row."""
-        return f"{self.files[file]}#{place}"
+        return f"{self.files.names[file]}#{place}"
 
     def _text(self, file: int, column: Any, row: int) -> bytes:
-        with arrow_errors(self.files[file]):
+        with _errors(self.files, file):
             value = column[row].as_py()
         return b"" if value is None else bytes(value)
 
     def _table(self, file: int) -> _Table:
         if file not in self._tables:
-            self._tables[file] = _Table(self.files[file], self._key)
+            self._tables[file] = _Table(self.files, file, self._key)
         return self._tables[file]
 
     def _group(self, file: int, group: int) -> Any:
@@ -93,10 +103,11 @@ class RowReader:
 class _Table:
     """One file. starts: the first row of each group (row group, record batch), and their end."""
 
-    def __init__(self, path: Path, key: str) -> None:
-        self._path, self._key = path, key
-        with arrow_errors(path):
-            file = _open(path)
+    def __init__(self, files: Files, number: int, key: str) -> None:
+        self._errors, self._key = partial(_errors, files, number), key
+        path = files.names[number]
+        with self._errors():
+            file = _open(files, number)
         schema = file.schema_arrow if _is_parquet(file) else file.schema
         if key not in schema.names:
             near = near_match(key, schema.names)
@@ -111,7 +122,7 @@ class _Table:
         ):  # fmt: skip
             raise DataError(f"{path}: column {key!r} holds {kind}; texts are string or binary")
         self._file = file
-        with arrow_errors(path):
+        with self._errors():
             self.starts = [0]
             for size in _group_sizes(file):
                 self.starts.append(self.starts[-1] + size)
@@ -119,7 +130,7 @@ class _Table:
     def column(self, group: int) -> pa.ChunkedArray | pa.Array:
         """The texts of one group, as binary."""
         pa = arrow()
-        with arrow_errors(self._path):
+        with self._errors():
             if _is_parquet(self._file):
                 column = self._file.read_row_group(group, columns=[self._key]).column(self._key)
             else:
@@ -127,20 +138,39 @@ class _Table:
             return column.cast(pa.large_binary())
 
 
-def _open(path: Path) -> Any:
-    pa = arrow()
-    with path.open("rb") as file:
+def _open(files: Files, number: int) -> Any:
+    """The file, of which groups are read when they are needed: mapped, or behind its URL."""
+    pa, name = arrow(), files.names[number]
+    with files.opened(number) as file:
+        file.seek(0)
         beginning = file.read(200)
     if beginning.startswith(b"PAR1"):
         from pyarrow import parquet
 
-        return parquet.ParquetFile(path, memory_map=True)
+        if files.url is None:
+            return parquet.ParquetFile(name, memory_map=True)
+        return parquet.ParquetFile(files.held(number), pre_buffer=True)
     if beginning.startswith(b"ARROW1"):
-        return pa.ipc.open_file(pa.memory_map(str(path)))
+        return pa.ipc.open_file(pa.memory_map(name) if files.url is None else files.held(number))
     what = (
         stand_in(beginning) or "neither a Parquet file nor an Arrow IPC file (Feather, version 2)"
     )
-    raise DataError(f"{path}: {what}")
+    raise DataError(f"{name}: {what}")
+
+
+@contextmanager
+def _errors(files: Files, number: int) -> Iterator[None]:
+    """Raise DataError, naming the file, for one that cannot be read or is damaged."""
+    name = files.names[number]
+    if files.url is None:
+        with arrow_errors(name):
+            yield
+        return
+    with files.errors(number):
+        try:
+            yield
+        except arrow().ArrowException as error:
+            raise DataError(f"{name}: damaged: {str(error).splitlines()[0]}") from error
 
 
 def _is_parquet(file: Any) -> bool:
@@ -157,12 +187,13 @@ class ParquetCorpus(StoredCorpus):
     """Raises DataError, when it is made, without pyarrow or if there is no such file."""
 
     def __init__(self, params: ParquetCorpusParams, context: BuildContext) -> None:
+        def reader(path: str) -> RowReader:
+            files = match_files(path, "*.parquet", params.storage_options)
+            return RowReader(files, params.text_key)
+
+        arrow()
         valid = params.valid_path
-        super().__init__(
-            RowReader(params.path, params.text_key),
-            RowReader(valid, params.text_key) if valid is not None else None,
-            params.valid_percent,
-        )
+        super().__init__(reader(params.path), None if valid is None else reader(valid), params)
 
 
 PARQUET_CORPUS = Component(

@@ -1,84 +1,41 @@
-"""Documents that stay in their files: an index of them, and how some are held out."""
+"""Documents that stay in their files, and how some are held out."""
 
 from __future__ import annotations
 
 import hashlib
-from array import array
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from typing import Literal
 
 import attrs
-import numpy as np
-import numpy.typing as npt
 
+from blt_core.component import between
 from blt_core.errors import DataError
+from blt_core.files import expand_home
+from blt_plugins.training.corpora.index import Index, Reader, key_of
+from blt_plugins.training.corpora.index_file import Check, Keeping, entries_of
 
 Split = Literal["train", "valid"]
 
-
-class Reader(Protocol):
-    """Reads the documents of some files; a document has a file's number and a place in it."""
-
-    files: Sequence[Path]
-
-    def scan(self) -> Iterator[tuple[int, int, bytes]]:
-        """(file, place, text) of all documents, in order; DataError for what cannot be read."""
-        ...
-
-    def read(self, file: int, place: int) -> bytes:
-        """The text of one document."""
-        ...
-
-    def name(self, file: int, place: int) -> str:
-        """What to call a document."""
-        ...
+Scalar = bool | int | float | str
+#: Options of a file system: plain values, and tables of them, such as ``client_kwargs``.
+Options = Mapping[str, Scalar | Mapping[str, Scalar]]
 
 
-@attrs.frozen(eq=False)
-class Index:
-    """All that is kept in memory of each document: 32 bytes.
+@attrs.frozen(kw_only=True)
+class StoredCorpusParams:
+    """valid_percent: how many documents are held out, by their content, without a valid_path.
 
-    sizes: int64, in bytes. keys: uint64, the first 8 bytes of the text's SHA-256. files, places:
-    int64, where to read it.
+    index: the folder where the index of the texts is kept; without it, a hidden folder beside them,
+    or the user's cache folder.
+    check: stat trusts what it knows of files of the same size and times; full reads all of them.
+    storage_options: for URLs, the options of fsspec's file system, such as ``anon`` or
+    ``client_kwargs``.
     """
 
-    sizes: npt.NDArray[np.int64]
-    keys: npt.NDArray[np.uint64]
-    files: npt.NDArray[np.int64]
-    places: npt.NDArray[np.int64]
-
-    def where(self, taken: npt.NDArray[np.bool_]) -> Index:
-        """The documents where ``taken`` is True."""
-        columns = (self.sizes, self.keys, self.files, self.places)
-        return Index(*(column[taken] for column in columns))
-
-    def split(self, percent: float) -> tuple[Index, Index]:
-        """The documents to train on, and about ``percent`` of them held out.
-
-        Of two and more at least one, unless ``percent`` is 0. Those with the smallest keys are held
-        out, so copies of a text never lie on both sides.
-        """
-        share = len(self.keys) * percent / 100
-        count = min(max(round(share), 1), len(self.keys) - 1) if share else 0
-        held = np.zeros(len(self.keys), bool)
-        if count > 0:
-            held = self.keys < np.partition(self.keys, count)[count]
-        return self.where(~held), self.where(held)
-
-
-def make_index(reader: Reader) -> Index:
-    """Read all documents once, one at a time. Empty ones are left out."""
-    sizes, files, places, keys = array("q"), array("q"), array("q"), array("Q")
-    for file, place, text in reader.scan():
-        if text:
-            sizes.append(len(text))
-            keys.append(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
-            files.append(file)
-            places.append(place)
-    signed = (np.array(each, dtype=np.int64) for each in (sizes, files, places))
-    sizes_n, files_n, places_n = signed
-    return Index(sizes_n, np.array(keys, dtype=np.uint64), files_n, places_n)
+    valid_percent: float = attrs.field(default=5.0, validator=between(0, 50))
+    index: str | None = attrs.field(default=None, converter=attrs.converters.optional(expand_home))
+    check: Check = "stat"
+    storage_options: Options = attrs.field(factory=dict)
 
 
 class StoredDocuments:
@@ -98,9 +55,10 @@ class StoredDocuments:
         """The text of a document. Raises DataError if it has changed since it was indexed."""
         file, place = int(self._index.files[index]), int(self._index.places[index])
         text = self._reader.read(file, place)
-        if len(text) != self.sizes[index]:
+        if len(text) != self.sizes[index] or key_of(text) != self._index.keys[index]:
             raise DataError(
-                f"{self._reader.files[file]}: changed while it was in use; run the command again"
+                f"{self._reader.files.names[file]}: changed while it was in use; "
+                "run the command again"
             )
         return text
 
@@ -110,23 +68,25 @@ class StoredDocuments:
 
 
 class StoredCorpus:
-    """Documents of files; all are read once to index them, when they are first asked for.
+    """Documents of files, which are read once to index them; what is known of them is kept.
 
-    valid: the held-out documents; None: about ``percent`` of the others.
+    valid: the held-out documents; None: about ``valid_percent`` of the others.
     """
 
-    def __init__(self, train: Reader, valid: Reader | None, percent: float) -> None:
-        self._train, self._valid, self._percent = train, valid, percent
+    def __init__(self, train: Reader, valid: Reader | None, params: StoredCorpusParams) -> None:
+        self._train, self._valid, self._percent = train, valid, params.valid_percent
+        self._keeping = Keeping(params.index, params.check)
         self._found: dict[Split, StoredDocuments] = {}
 
     def documents(self, split: Split) -> StoredDocuments:
         """The documents of one split. Raises DataError for a file that cannot be read."""
         if not self._found:
-            index = make_index(self._train)
+            index = entries_of(self._train, self._keeping).index()
             if not len(index.sizes):
-                raise DataError(f"{self._train.files[0]}: it and all other files hold no text")
+                name = self._train.files.names[0]
+                raise DataError(f"{name}: it and all other files hold no text")
             if self._valid is not None:
-                held = make_index(self._valid)
+                held = entries_of(self._valid, self._keeping).index()
             else:
                 index, held = index.split(self._percent)
             self._found = {

@@ -61,7 +61,7 @@ def load_data(
     Raises DataError where it is unfit.
     """
     context = settings.context_bytes or model.context_bytes
-    documents, valid = _both_sides(corpus, settings)
+    documents, valid = read_index(corpus, settings)
     trains = trainable_scorer(model) is not None and settings.scorer.steps > 0
     for texts in (documents, valid):
         check_patching(texts, model, context, trains_scorer=trains, save_dtype=settings.save_dtype)
@@ -99,8 +99,11 @@ def load_data(
     )
 
 
-def _both_sides(corpus: Corpus, settings: TrainSettings) -> tuple[Documents, Documents]:
-    """The documents to train on, and those held out; none where nothing is scored."""
+def read_index(corpus: Corpus, settings: TrainSettings) -> tuple[Documents, Documents]:
+    """The documents to train on, and those held out; none where nothing is scored.
+
+    The corpus indexes its files for it. Raises DataError where one of the two is missing.
+    """
     documents = corpus.documents("train")
     if not len(documents):
         raise DataError("the corpus has no document to train on; lower corpus.valid_percent")

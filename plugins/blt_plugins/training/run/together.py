@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -16,6 +18,8 @@ T = TypeVar("T")
 #: Waits for the other processes, is told whether this one has failed, and raises an error where
 #: another one has.
 Agree = Callable[[bool], object]
+#: Seconds after which a process that works alone tells the others that it is alive.
+BEAT = 5.0
 
 
 class OtherProcessError(RunError):
@@ -68,6 +72,27 @@ class Together:
         for number in range(share.rounds):
             self.agree(may_stop=True)
             yield from share.batches[number : number + 1]
+
+    def first_alone(self, do: Callable[[], T]) -> T:
+        """What ``do`` gives, in each process; the others begin when process 0 has done it.
+
+        For work whose result is kept on a disk. However long it takes, no collective waits longer
+        than some seconds: process 0 does it in a thread, and tells the others that it is alive.
+        """
+        if self._backend.world_size == 1:
+            return do()
+        self.agree()  # all have come so far
+        if self._backend.rank != 0:
+            while self.total([0.0]) != [0.0]:
+                pass
+            return do()
+        found: Future[T] = Future()
+        threading.Thread(target=_fulfil, args=(found, do), daemon=True).start()
+        while not wait([found], timeout=BEAT).done:
+            self.total([1.0])
+        result = found.result()
+        self.total([0.0])
+        return result
 
     def total(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over the processes, in float64, the same in all of them."""
@@ -136,3 +161,10 @@ def agreed(work: Callable[[], T], agree: Agree) -> T:
         raise
     agree(False)
     return found
+
+
+def _fulfil(found: Future[T], do: Callable[[], T]) -> None:
+    try:
+        found.set_result(do())
+    except BaseException as error:  # noqa: BLE001 -- raised where the result is asked for
+        found.set_exception(error)

@@ -17,7 +17,7 @@ from blt_core.errors import RunError
 from blt_core.protocols import TrainingBackend
 from blt_plugins.training.backends.parameters import parameter_groups
 from blt_plugins.training.backends.torch import scorer_backend
-from blt_plugins.training.data.load import load_data
+from blt_plugins.training.data.load import Data, load_data, read_index
 from blt_plugins.training.data.order import ORDER
 from blt_plugins.training.data.windows import Batch
 from blt_plugins.training.objectives.figures import check_same_figures
@@ -46,13 +46,7 @@ class Trainer:
         self._scorer_backend = scorer_backend(job.backend, job.model.scheme)
         self._interrupts = Interrupts(report.note)
         self._stopping = False
-        self._data = load_data(
-            job.corpus,
-            job.settings,
-            job.model,
-            rank=job.backend.rank,
-            world_size=job.backend.world_size,
-        )
+        self._data = self._load()
         self._phases = make_phases(
             job.model,
             job.objective,
@@ -66,6 +60,24 @@ class Trainer:
         names = [phase.name for phase in self._phases]
         self._folder = RunFolder(job, names, settings_of(job, text))
         self._judge = Judge(job, self._data, self._folder, report, self._interrupts)
+
+    def _load(self) -> Data:
+        """Process 0 indexes the corpus, and the others read what it has kept."""
+        job, backend = self._job, self._scorer_backend
+        together = Together(backend, lambda: False, "the corpus")
+        try:
+            with together.work():
+                together.first_alone(lambda: read_index(job.corpus, job.settings))
+                return load_data(
+                    job.corpus,
+                    job.settings,
+                    job.model,
+                    rank=backend.rank,
+                    world_size=backend.world_size,
+                )
+        except BaseException:
+            backend.close()
+            raise
 
     def run(self, *, fresh: bool = False) -> TrainResult:
         """Train to the end, going on from a saved state unless ``fresh``.

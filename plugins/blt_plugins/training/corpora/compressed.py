@@ -1,0 +1,205 @@
+"""Compressed files, decompressed once into the cache folder, so that any place can be read."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import lzma
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from blt_core.errors import DataError
+from blt_core.storage.folders import replace_file
+from blt_plugins.training.corpora.cache import alone_with, cache_folder
+from blt_plugins.training.corpora.sources import UNSETTLED, Files, Stamp
+
+#: Seconds after which a copy that nobody has used is removed when another one is made.
+UNUSED = 30 * 24 * 3600
+_CHUNK = 1 << 20
+_FOLDER = "decompressed"
+_DAMAGES = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, ValueError)
+
+#: By the ends of names.
+_OPENERS: Mapping[str, Callable[[BinaryIO], Any]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": lambda file: _open_zstd(file),  # noqa: PLW0108 -- it stands below
+}
+
+
+def is_compressed(name: str) -> bool:
+    """Whether a file is compressed, by its name."""
+    return _suffix(name) in _OPENERS
+
+
+def _suffix(name: str) -> str:
+    return Path(name.partition("?")[0]).suffix.lower() if "://" in name else Path(name).suffix
+
+
+class Decompressed:
+    """Other files, of which the compressed ones are read as their decompressed copies.
+
+    Sizes and versions are those of the compressed files, of which the copies are kept by version.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self.names, self.root, self.pattern = files.names, files.root, files.pattern
+        self.url, self.options, self.shared = files.url, files.options, files.shared
+        self._copies: dict[int, Path] = {}
+
+    def label(self, number: int) -> str:
+        """The name below the root."""
+        return self._files.label(number)
+
+    def stamp(self, number: int) -> Stamp:
+        """Of the file as it is stored."""
+        return self._files.stamp(number)
+
+    def errors(self, number: int) -> AbstractContextManager[None]:
+        """As of the file that is stored."""
+        return self._files.errors(number)
+
+    @contextmanager
+    def opened(self, number: int, *, in_order: bool = False) -> Iterator[BinaryIO]:
+        """The file, or its decompressed copy."""
+        if not is_compressed(self.names[number]):
+            with self._files.opened(number, in_order=in_order) as file:
+                yield file
+            return
+        for _ in range(2):  # another run may remove a copy that was not used for long
+            path = self._copy(number)
+            with suppress(FileNotFoundError), path.open("rb") as file:
+                yield file
+                return
+            del self._copies[number]
+        raise DataError(f"{path}: removed as soon as it was made; run the same command again")
+
+    def held(self, number: int) -> BinaryIO:
+        """The compressed file itself."""
+        return self._files.held(number)
+
+    def _copy(self, number: int) -> Path:
+        """The decompressed copy, which is made if it is not there."""
+        if number not in self._copies:
+            stamp, name = self.stamp(number), self.names[number]
+            where = name if self.url is not None else str(Path(name).resolve())
+            digest = hashlib.sha256(f"{where} {stamp}".encode("utf-8", "surrogateescape"))
+            path = cache_folder() / _FOLDER / digest.hexdigest()[:32]
+            if stamp[2] == UNSETTLED or not _touched(path):
+                self._make(number, path, stamp)
+            self._copies[number] = path
+        return self._copies[number]
+
+    def _make(self, number: int, path: Path, stamp: Stamp) -> None:
+        name = self.names[number]
+        with _writing(path, name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with alone_with(path, f"decompresses {name}"):
+            if stamp[2] != UNSETTLED and _touched(path):
+                return  # made by another process while this one waited
+            _remove_unused(path.parent)
+            with _writing(path, name), replace_file(path) as copy:
+                for data in self._decompressed(number):
+                    copy.write(data)
+        if self.stamp(number)[:2] != stamp[:2]:
+            path.unlink(missing_ok=True)
+            raise DataError(f"{name}: changed while it was decompressed; run the command again")
+
+    def _decompressed(self, number: int) -> Iterator[bytes]:
+        name = self.names[number]
+        with self._files.opened(number, in_order=True) as file:
+            opened = _OPENERS[_suffix(name)](file)
+            while True:
+                try:
+                    data = opened.read(_CHUNK)
+                except _DAMAGES as error:
+                    raise _damaged(name, error) from error
+                except OSError as error:
+                    if error.errno is None and self.url is None:  # what bz2 raises for its data
+                        raise _damaged(name, error) from error
+                    raise
+                if not data:
+                    return
+                yield data
+
+
+def _damaged(name: str, error: Exception) -> DataError:
+    return DataError(f"{name}: cannot be decompressed: {error}")
+
+
+@contextmanager
+def _writing(path: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror or error}; {name} is to be decompressed there\n"
+            "  fix: free space, or set XDG_CACHE_HOME to another folder, or decompress the file"
+        ) from error
+
+
+def _touched(path: Path) -> bool:
+    """Whether a copy is there, which counts as used now."""
+    try:
+        os.utime(path)
+    except OSError:
+        return path.is_file()
+    return True
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove copies, and what ended processes have left, that were not used for long."""
+    before = time.time() - UNUSED
+    for path in folder.iterdir():
+        with suppress(OSError):  # another process may remove it too, or read it
+            if path.stat().st_mtime < before:
+                path.unlink()
+
+
+class _Zstd:
+    """The text of zstandard frames, one after the other."""
+
+    def __init__(self, file: BinaryIO, begin: Callable[[], Any]) -> None:
+        self._file, self._begin = file, begin
+        self._frame: Any = None
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        """Some text; none at the end. Raises EOFError if the last frame is cut off."""
+        while data := self._rest or self._file.read(size):
+            if self._frame is None:
+                self._frame = self._begin()
+            text: bytes = self._frame.decompress(data)
+            self._rest = b""
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+            if text:
+                return text
+        if self._frame is not None:
+            raise EOFError("it ends within a frame")
+        return b""
+
+
+def _open_zstd(file: BinaryIO) -> Any:
+    """As the others open it, by Python's own module where it has one."""
+    try:
+        from compression import zstd  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        pass
+    else:
+        return zstd.ZstdFile(file)
+    try:
+        import zstandard
+    except ImportError as error:
+        raise DataError(
+            "zstd files need zstandard.   fix: pip install zstandard, or use Python 3.14"
+        ) from error
+    return _Zstd(file, zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj)
