@@ -5,6 +5,7 @@ Processes are threads here, each with a model of its own; test_processes.py has 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from blt_plugins.training.scores.accuracy import masked_accuracy
 from blt_plugins.training.scores.held_out import evaluate_model
 from blt_plugins.training.scores.validation import Scores, validate
 from tests.engine.models import model as tiny_model
-from tests.training.groups import Group, Member
+from tests.training.groups import SECONDS, Group, Member
 from tests.training.runs import BLOCKS
 
 
