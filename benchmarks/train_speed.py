@@ -194,7 +194,8 @@ def make_start(options: argparse.Namespace, folder: Path) -> Start:
     from blt_plugins.training.data.prepare import prepare  # not in every checkout
 
     shards, source = folder / "prepared", tables("ar", options.config, start, steps=1)
-    prepare(Config.from_mapping(source), shards, workers=options.threads, shard_bytes=1_000_000)
+    executor = {"use": "local", "workers": options.threads}
+    prepare(Config.from_mapping({**source, "executor": executor}), shards, shard_bytes=1_000_000)
     return attrs.evolve(start, corpus={"use": "prepared", "path": str(shards)})
 
 

@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -27,7 +26,8 @@ import attrs
 import torch
 
 from blt_core.errors import DataError, EngineError, RequestError, RunError
-from blt_core.execution import Executor, Here, Tell, Workers, in_order
+from blt_core.execution import Executor, Here, Tell, Workers
+from blt_core.faults import broken
 from blt_core.files import parse_json
 from blt_core.storage.folders import file_errors
 from blt_core.storage.partial import PartialResults
@@ -262,12 +262,18 @@ def _run(
     head = {"format": FORMAT, "items": name, "batch": batch, **work.settings}
     tally = _Tally(total, watch)
     with PartialResults(target.with_name(f"{target.name}.partial"), head) as kept:
-        windows: deque[int] = deque()  # of the batches that are under way
+        windows: dict[int, int] = {}  # of the batches that are under way, by number
         left = _left(_windows(_read(source, work), batch * WINDOW), batch, kept, windows, tally)
         with start as workers:
-            for found in in_order(workers.run(left)):
-                kept.append(windows.popleft(), found)
+            for number, found in workers.run(left):
+                if number not in windows:
+                    text = f"gave a result of task {number}, which it was not given, or twice"
+                    raise broken(workers, text, "executor.results")
+                kept.append(windows.pop(number), found)
                 tally.count(found)
+            if windows:
+                text = f"gave no result of {len(windows)} tasks"
+                raise broken(workers, text, "executor.results")
         kept.finish(target)
     return Outcome(tally.done, tally.failed, tally.first, time.monotonic() - began)
 
@@ -276,16 +282,16 @@ def _left(
     windows: Iterator[list[Item]],
     batch: int,
     kept: PartialResults,
-    under_way: deque[int],
+    under_way: dict[int, int],
     tally: _Tally,
 ) -> Iterator[list[Item]]:
     """The batches that are yet to be done, their windows noted; those that are kept are counted."""
+    count = itertools.count()
     for number, window in enumerate(windows):
         for group in _batches(window, batch):
-            indices = [item.index for item in group]
-            found = kept.next(indices) if not under_way else None
+            found = kept.get([item.index for item in group])
             if found is None:
-                under_way.append(number)
+                under_way[next(count)] = number
                 yield group
             else:
                 tally.count(found)

@@ -12,16 +12,17 @@ came before it; then results are the same with any executor.
 from __future__ import annotations
 
 import contextlib
+import pickle
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import torch
 
-from blt_core.errors import BltError
-
-R = TypeVar("R")
+from blt_core.errors import BltError, ComponentError, PluginError, RunError
+from blt_core.faults import naming
 
 #: Told how much of a task is done, in a unit of the work's own, such as bytes.
 Tell = Callable[[int], None]
@@ -93,34 +94,57 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class WorkError(Exception):
+    """An error in a worker that is none of ours, and so a fault of a program: its traceback."""
+
+
 @attrs.frozen
 class Outcome:
-    """What became of a task in a worker: a result, or an error of ours, which travels whole."""
+    """What became of a task in a worker, in a form that travels: a result, or an error.
+
+    error: one of ours. fault: the traceback of any other. told: the sum of what the task told,
+    where that does not travel by itself.
+    """
 
     result: Any = None
     error: BltError | None = None
+    fault: str = ""
+    told: int = 0
 
     @classmethod
     def of(cls, work: Work, task: Any) -> Outcome:
-        """Do a task; other errors are raised, for they are faults of a program."""
+        """Do a task. An error names the component that it comes from, as it would here."""
         try:
-            return cls(work(task))
+            with naming():
+                return cls(work(task))
         except BltError as error:
-            return cls(error=error)
+            return cls(error=_portable(error))
+        except Exception:  # noqa: BLE001 -- raised where the result is asked for
+            return cls(fault=traceback.format_exc())
 
     def take(self) -> Any:
-        """The result; raises the error."""
+        """The result; raises the error, or WorkError."""
         if self.error is not None:
             raise self.error
+        if self.fault:
+            raise WorkError(f"in a worker:\n{self.fault}")
         return self.result
 
 
-def in_order(results: Iterable[tuple[int, R]]) -> Iterator[R]:
-    """Results in the order of their tasks; those that come too soon are kept until then."""
-    early: dict[int, R] = {}
-    due = 0
-    for number, result in results:
-        early[number] = result
-        while due in early:
-            yield early.pop(due)
-            due += 1
+def _portable(error: BltError) -> BltError:
+    """The error, or one of its kind that can be unpickled: a plugin's may not know how."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 -- our own
+    except Exception:  # noqa: BLE001 -- whatever its class does
+        kind = ComponentError if isinstance(error, PluginError) else RunError
+        return kind(str(error))
+    return error
+
+
+def check_torch(version: str) -> None:
+    """Raise RunError where torch is not the version of the process that a worker works for."""
+    if torch.__version__ != version:
+        raise RunError(
+            f"a worker has torch {torch.__version__}, the process that it works for {version}\n"
+            "  fix: install the same packages on all machines"
+        )

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
+import torch
 
 from blt_core.errors import RunError
 from blt_core.evaluation.protocol import Answer, Passage, Question
-from blt_core.execution import Tell
+from blt_core.execution import Tell, check_torch
 from blt_core.pipeline import Generation, Pipeline
 from blt_core.requests import RequestSettings
 from blt_core.wiring.config import Config
@@ -102,9 +103,11 @@ class Begin:
 
     config: Config
     digest: str
+    version: str = torch.__version__
 
     def __call__(self, tell: Tell) -> AnsweringWithAny:
         """A pipeline of the worker's own."""
+        check_torch(self.version)
         pipeline = Pipeline.load(self.config)
         if pipeline.model.digest() != self.digest:
             raise RunError(

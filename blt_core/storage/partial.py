@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
+from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from blt_core.errors import DataError, RunError
 from blt_core.files import to_json
@@ -22,12 +24,14 @@ Record = dict[str, Any]
 class PartialResults:
     """What is done so far, in a file: a line with the settings, and then one for each batch.
 
-    A record is a mapping with the ``index`` of its item; an item has one or several.
-    Raises DataError for a file of other settings, or that is none of its kind.
+    Batches come in any order; each belongs to a window, and windows follow one another. A record is
+    a mapping with the ``index`` of its item; an item has one or several. Raises DataError for a
+    file of other settings, or that is none of its kind.
     """
 
     def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
-        self._path, self._head, self._offset = path, _dumped(head), 0
+        self._path, self._head = path, _dumped(head)
+        self._found: dict[bytes, _Place] = {}
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack, file_errors(self._path, RunError):
@@ -46,7 +50,7 @@ class PartialResults:
         self._file.seek(0)
         line = self._file.readline()
         if line == self._head:
-            self._offset = len(line)
+            self._read()
         elif line.endswith(b"\n"):
             raise DataError(f"{self._path}: {self._other(line)}")
         elif self._head.startswith(line):
@@ -68,46 +72,60 @@ class PartialResults:
             "  fix: restore them, or remove it to begin anew"
         )
 
-    def next(self, expected: Sequence[int]) -> list[list[Record]] | None:
-        """The records of the next batch, if it is there whole; else nothing follows any more.
+    def _read(self) -> None:
+        """Find the batches that are there whole; what follows a damaged one is made again."""
+        while line := self._file.readline():
+            start = self._file.tell() - len(line)
+            try:
+                batch = json.loads(line) if line[-1:] == b"\n" else {}
+                key = _key([records[0]["index"] for records in batch["records"]])
+                self._found[key] = _Place(batch["window"], start)
+            except (ValueError, TypeError, LookupError):
+                self._file.truncate(start)
+                break
 
-        expected: the indices of its items.
-        """
-        self._file.seek(self._offset)
-        line = self._file.readline()
-        try:
-            found: list[list[Record]] = json.loads(line)["records"] if line[-1:] == b"\n" else []
-            indices = [records[0]["index"] for records in found]
-        except (ValueError, TypeError, LookupError):  # damaged: made again
-            indices = []
-        if indices == list(expected):
-            self._offset += len(line)
-            return found
-        self._file.truncate(self._offset)
-        return None
+    def get(self, indices: Sequence[int]) -> list[list[Record]] | None:
+        """The records of the batch of these items, if it is done."""
+        place = self._found.get(_key(indices))
+        return None if place is None else self._records(place)
+
+    def _records(self, place: _Place) -> list[list[Record]]:
+        self._file.seek(place.offset)
+        records: list[list[Record]] = json.loads(self._file.readline())["records"]
+        return records
 
     def append(self, window: int, found: Sequence[Sequence[Record]]) -> None:
         """Keep the records of a batch."""
+        key = _key([records[0]["index"] for records in found])
+        self._found[key] = _Place(window, self._file.seek(0, os.SEEK_END))
         self._write(_dumped({"window": window, "records": found}))
 
     def _write(self, data: bytes) -> None:
         with file_errors(self._path, RunError):
             self._file.write(data)
             self._file.flush()
-        self._offset += len(data)
 
     def finish(self, target: Path) -> None:
         """Write all records in the order of their items, and go."""
-        self._file.seek(0)
-        self._file.readline()
-        batches = (json.loads(line) for line in self._file)
+        places = sorted(self._found.values())
         with file_errors(target, RunError):
             with replace_file(target) as file:
-                for _, window in itertools.groupby(batches, key=lambda batch: batch["window"]):
-                    found = [records for batch in window for records in batch["records"]]
+                for _, window in itertools.groupby(places, key=lambda place: place.window):
+                    found = [records for place in window for records in self._records(place)]
                     for records in sorted(found, key=lambda records: records[0]["index"]):
                         file.writelines(map(_dumped, records))
             self._path.unlink()
+
+
+class _Place(NamedTuple):
+    """The window of a batch, and where its line begins."""
+
+    window: int
+    offset: int
+
+
+def _key(indices: Sequence[int]) -> bytes:
+    return array("q", indices).tobytes()
 
 
 _NOT_OURS = "holds no results of batch inference\n  fix: choose another output"

@@ -16,7 +16,7 @@ CORE = {
     "files": "",
     "log": "",
     "faults": "errors",
-    "execution": "errors",
+    "execution": "errors faults",
     "resources": "errors",
     "types": "errors",
     "protocols": "",
@@ -37,7 +37,7 @@ CORE = {
     "requests": "errors types component decoding tables wiring",
     "pipeline": "errors faults types protocols component model likelihood decoding scoring tables "
     "plugins wiring loading requests",
-    "batch_inference": "errors execution files types storage pipeline",
+    "batch_inference": "errors faults execution files types storage pipeline",
     "compare": "errors types model decoding requests pipeline",
     "cli": "errors files log faults resources types component published model tables plugins "
     "wiring storage loading requests pipeline batch_inference compare",

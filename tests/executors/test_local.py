@@ -12,8 +12,8 @@ import sys
 import pytest
 
 from blt_core.component import BuildContext
-from blt_core.errors import ConfigError, Problem, RequestError, RunError
-from blt_core.execution import Here, in_order
+from blt_core.errors import ConfigError, DataError, Problem, RequestError, RunError
+from blt_core.execution import Here, WorkError
 from blt_core.pipeline import Pipeline
 from blt_core.testing import check_component
 from blt_plugins.executors.local import LocalExecutor, LocalParams
@@ -84,8 +84,39 @@ def test_several_workers_keep_the_contracts():
     check_component("executor", "local", {"workers": 2}, plugins=PLUGINS)
 
 
-def test_results_are_put_in_order():
-    assert list(in_order([(2, "c"), (0, "a"), (1, "b"), (3, "d")])) == ["a", "b", "c", "d"]
+class OddError(DataError):
+    """One that cannot be unpickled, as a plugin's may be."""
+
+    def __init__(self, place, text):
+        super().__init__(f"{place}: {text}")
+
+
+def _odd(tell):
+    def work(task):
+        if task == "ours":
+            raise OddError("a.txt", "is odd")
+        if task == "large":
+            return bytes(1 << 20)
+        if task == "unsendable":
+            return lambda: None
+        return 1 // task
+
+    return work
+
+
+def test_errors_results_and_what_cannot_be_sent():
+    executor = LocalExecutor(LocalParams(workers=2), BuildContext())
+    with executor.start(_odd) as workers:
+        assert list(workers.run(["large"])) == [(0, bytes(1 << 20))]
+        for task, kind, text in (
+            ("ours", RunError, "^a.txt: is odd$"),
+            (0, WorkError, "ZeroDivisionError"),
+            ("unsendable", WorkError, "Can't pickle|Can't get local"),
+        ):
+            with pytest.raises(kind, match=text):
+                list(workers.run([task, 1]))
+        assert list(workers.run([1])) == [(0, 1)]
+    assert not multiprocessing.active_children()
 
 
 def test_this_process_takes_a_task_when_the_one_before_is_taken():

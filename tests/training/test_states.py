@@ -176,6 +176,29 @@ def test_the_last_ones_are_kept_in_the_order_of_the_run(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_a_kill_while_a_state_of_the_same_step_takes_its_place_loses_nothing(tmp_path, monkeypatch):
+    of = states(tmp_path, keep=1)
+    save(of, state(scored=False), "first")
+    rename = Path.rename
+
+    def killed(path, target):
+        if ".new-" in path.name:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(of, state(), "second")
+    monkeypatch.undo()
+    assert names(tmp_path) == [".model-00000003.former", ".model-00000003.new-0"]
+    found = states(tmp_path, keep=1).latest(pytest.fail)
+    assert (found.folder / "backend.txt").read_text() == "first"
+    save(states(tmp_path, keep=1), state(), "third")
+    assert names(tmp_path) == ["model-00000003"]
+    found = states(tmp_path, keep=1).latest(pytest.fail)
+    assert (found.folder / "backend.txt").read_text() == "third"
+
+
 @pytest.mark.parametrize("what", [TypeError, KeyboardInterrupt])
 def test_a_write_that_fails_leaves_the_former_state(tmp_path, what):
     own = states(tmp_path)

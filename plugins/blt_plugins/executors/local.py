@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import traceback
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import attrs
@@ -22,10 +23,10 @@ from blt_core.component import BuildContext, Component, at_least
 from blt_core.errors import RunError
 from blt_core.execution import Here, Outcome, Start, Tell, Work, Workers, torch_threads
 
-#: Seconds between two looks at how far the workers are.
-GLANCE = 0.2
-#: Tasks that are with a worker, or wait for it, so that none is idle.
-AHEAD = 2
+#: Seconds that a process has to end by itself.
+PATIENCE = 10.0
+#: A task with its number.
+Numbered = tuple[int, Any]
 
 
 @attrs.frozen(kw_only=True)
@@ -62,146 +63,150 @@ class LocalExecutor:
 
 
 class _Processes:
-    """A pool of processes, which is made anew when one of them has died."""
+    """Processes, each at the other end of a pipe of its own; one that has died is replaced."""
 
     def __init__(self, params: LocalParams, make: Start) -> None:
         self._params, self._make = params, make
-        self._context = multiprocessing.get_context("spawn")
-        self._others = set(multiprocessing.active_children())
-        # No lock, which a worker might take with it when it is killed: short writes are whole.
-        self._told, self._tells = self._context.Pipe(duplex=False)
-        self._pool: ProcessPoolExecutor | None = None
+        self._workers: list[_Worker] = []
 
     def run(self, tasks: Iterable[Any], watch: Tell | None = None) -> Iterator[tuple[int, Any]]:
-        """As the protocol has it. Raises RunError when workers die too often."""
-        left, again = enumerate(tasks), deque[tuple[int, Any]]()
-        under_way: dict[Future[Outcome], tuple[int, Any]] = {}
+        """As the protocol has it. Raises RunError when the workers of a task die too often."""
+        left, again = enumerate(tasks), deque[Numbered]()
         deaths: Counter[int] = Counter()
         try:
-            while True:
-                lost = self._fill(under_way, again, left)
-                if not under_way and not lost:
-                    return
-                done, _ = wait(under_way, GLANCE, FIRST_COMPLETED)
-                self._tell(watch)
-                for future in done:
-                    number, task = under_way.pop(future)
+            while busy := self._busy(again, left):
+                for pipe in wait_for(list(busy)):
+                    worker = busy[pipe]
                     try:
-                        outcome = future.result()
-                    except BrokenProcessPool:
-                        lost.append((number, task))
-                    else:
-                        yield number, outcome.take()
-                if lost:
-                    lost += under_way.values()
-                    under_way.clear()
-                    self._end()
-                    again.extendleft(reversed(lost))
-                    deaths.update(number for number, _ in lost)
-                    self._check(deaths)
-        finally:
-            for future in under_way:
-                future.cancel()
+                        found = worker.pipe.recv()
+                    except (EOFError, OSError):
+                        again.append(self._buried(worker, deaths))
+                        continue
+                    worker.has_worked = True
+                    if isinstance(found, Outcome):
+                        number, _ = worker.take()
+                        yield number, found.take()
+                    elif watch is not None:
+                        watch(found)
+        finally:  # nobody would take what those are at
+            for worker in [each for each in self._workers if each.task is not None]:
+                self._end(worker)
 
-    def _check(self, deaths: Counter[int]) -> None:
-        """Raise RunError if the worker of one task has died too often; ``deaths``, by task."""
-        if max(deaths.values()) > self._params.retries:
-            raise RunError(
-                f"a worker process has ended before its time, {max(deaths.values())} times; what "
-                "was finished is kept, and the same command goes on\n"
-                "  fix: if memory ran out, use fewer workers"
-            )
-
-    def _fill(
-        self,
-        under_way: dict[Future[Outcome], tuple[int, Any]],
-        again: deque[tuple[int, Any]],
-        left: Iterator[tuple[int, Any]],
-    ) -> list[tuple[int, Any]]:
-        """Hand out tasks as long as there are any and workers want them.
-
-        Gives a task that could not be handed out, for a worker has died meanwhile.
-        """
-        while len(under_way) < AHEAD * self._params.workers:
-            number, task = again.popleft() if again else next(left, (None, None))
-            if number is None:
+    def _busy(self, again: deque[Numbered], left: Iterator[Numbered]) -> dict[Any, _Worker]:
+        """Hand out tasks, as long as there are any and workers for them; the workers, by pipe."""
+        idle = [each for each in self._workers if each.task is None]
+        while idle or len(self._workers) < self._params.workers:
+            task = again.popleft() if again else next(left, None)
+            if task is None:
                 break
-            try:
-                under_way[self._started().submit(_work, task)] = number, task
-            except BrokenProcessPool:
-                return [(number, task)]
-        return []
+            if not idle:
+                idle.append(_Worker.started(self._make, self._params.threads))
+                self._workers.append(idle[-1])
+            idle.pop().give(task)
+        return {each.pipe: each for each in self._workers if each.task is not None}
 
-    def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            start = (self._make, self._params.threads, self._tells)
-            self._pool = ProcessPoolExecutor(
-                self._params.workers, self._context, _start_worker, start
+    def _buried(self, worker: _Worker, deaths: Counter[int]) -> Numbered:
+        """The task of a worker that has died. Raises RunError if it was not the first."""
+        number, task = worker.take()
+        self._end(worker)
+        deaths[number] += 1
+        if deaths[number] > self._params.retries:
+            fix = "if memory ran out, use fewer workers"
+            if not worker.has_worked:
+                fix += '; a program must start under `if __name__ == "__main__":`'
+            raise RunError(
+                f"a worker process has ended before its time, {deaths[number]} times at one task; "
+                f"what was finished is kept, and the same command goes on\n  fix: {fix}"
             )
-        return self._pool
+        return number, task
 
-    def _tell(self, watch: Tell | None) -> None:
-        told = 0
-        while self._told.poll():
-            told += int.from_bytes(self._told.recv_bytes(), "big")
-        if watch is not None and told:
-            watch(told)
+    def _end(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.end()
 
     def close(self) -> None:
-        """End the processes, and what they tell by."""
-        self._end()
-        self._told.close()
-        self._tells.close()
+        """End all processes."""
+        for worker in list(self._workers):
+            self._end(worker)
 
-    def _end(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            ours = set(multiprocessing.active_children()) - self._others
-            for process in ours:
-                process.terminate()
-            for process in ours:
-                process.join()
-            self._pool = None
+
+class _Worker:
+    """A process as its parent sees it. task: what it is at. has_worked: whether it ever answered.
+
+    A pipe that only its two ends hold tells of the death of the other end, in the middle of a
+    message too.
+    """
+
+    def __init__(self, process: BaseProcess, pipe: Connection) -> None:
+        self._process, self.pipe = process, pipe
+        self.task: Numbered | None = None
+        self.has_worked = False
+
+    @classmethod
+    def started(cls, make: Start, threads: int) -> _Worker:
+        """A new one."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(make, threads, theirs))
+        process.start()
+        theirs.close()
+        return cls(process, ours)
+
+    def give(self, task: Numbered) -> None:
+        """Send it a task; one that has died meanwhile is found out when it is listened to."""
+        self.task = task
+        with contextlib.suppress(OSError):
+            self.pipe.send(task[1])
+
+    def take(self) -> Numbered:
+        """What it was at, which it is no more."""
+        task, self.task = self.task, None
+        if task is None:
+            raise AssertionError("an idle worker was listened to")
+        return task
+
+    def end(self) -> None:
+        """End it, and wait until it has."""
+        self._process.terminate()
+        self._process.join(PATIENCE)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self.pipe.close()
 
 
 # -- in a worker ---------------------------------------------------------------------------------
 
-_worker: _Worker
 
-
-class _Worker:
-    """What a process does; work is made for the first task, whose outcome says if that fails."""
-
-    def __init__(self, make: Start, tells: Connection) -> None:
-        self._make, self._tells = make, tells
-        self._work: Work | None = None
-
-    def __call__(self, task: Any) -> Outcome:
-        return Outcome.of(self._do, task)
-
-    def _do(self, task: Any) -> Any:
-        if self._work is None:
-            self._work = self._make(self._tell)
-        return self._work(task)
-
-    def _tell(self, amount: int) -> None:
-        self._tells.send_bytes(amount.to_bytes(8, "big"))
-
-
-def _start_worker(make: Start, threads: int, tells: Connection) -> None:
+def _serve(make: Start, threads: int, pipe: Connection) -> None:
+    """Do each task that comes, until there is nobody any more who would send one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process sees to it
+    signal.signal(signal.SIGTERM, _stop)
     _end_with_parent()
     torch.set_num_threads(threads)
-    global _worker  # noqa: PLW0603 -- how an initializer hands on what it made
-    _worker = _Worker(make, tells)
+    works: list[Work] = []
+
+    def work(task: Any) -> Any:
+        if not works:  # within the first task, whose outcome says if it fails
+            works.append(make(pipe.send))
+        return works[0](task)
+
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+        while True:
+            outcome = Outcome.of(work, pipe.recv())
+            try:
+                pipe.send(outcome)
+            except (pickle.PicklingError, TypeError, AttributeError):  # nothing was sent
+                pipe.send(Outcome(fault=traceback.format_exc()))
 
 
-def _work(task: Any) -> Outcome:
-    return _worker(task)
+def _stop(*_: object) -> None:
+    """Unwind, so that temporary folders are removed."""
+    raise KeyboardInterrupt
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent has ended, even by SIGKILL, since no work will come."""
+    """End this process when its parent has ended, even by SIGKILL, since nobody takes results."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
+import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,10 +17,11 @@ import torch
 from blt_core.component import BuildContext, Component, at_least
 from blt_core.errors import DataError, RunError
 from blt_core.execution import Outcome, Start, Tell, Work, Workers
+from blt_core.log import logger
 
-#: Seconds between two looks at how far the workers are.
-GLANCE = 0.2
-#: Seconds that the last look, and finding a cluster, may take.
+#: Seconds after which a wait for results begins anew, so that signals are heard.
+GLANCE = 1.0
+#: Seconds that a cluster has to answer.
 PATIENCE = 10.0
 #: Tasks that Ray is given for each that it can run, so that no worker is idle.
 AHEAD = 2
@@ -66,24 +69,41 @@ class RayExecutor:
         ray, params = self._ray, self._params
         own = not ray.is_initialized()
         if own:
-            address = params.address or os.environ.get("RAY_ADDRESS", "this machine")
-            try:
-                _reach(address)
-                ray.init(
-                    address=params.address,
-                    log_to_driver=False,  # it would go to stdout
-                    logging_level="ERROR",
-                )
-            except (OSError, ValueError, RuntimeError) as error:
-                raise RunError(
-                    f"executor.address: no Ray cluster answers at {address}: {error}\n"
-                    "  fix: start one (ray start --head), or leave the address out"
-                ) from error
+            _connect(ray, params)
+        workers = _RayWorkers(ray, params, make)
         try:
-            yield _RayWorkers(ray, params, make)
+            yield workers
         finally:
+            workers.is_open = False
             if own:
                 ray.shutdown()
+
+
+def _connect(ray: Any, params: RayParams) -> None:
+    """Find the cluster, or start one. Raises RunError where none answers."""
+    address = params.address or ""
+    if address in ("", "auto"):
+        address = os.environ.get("RAY_ADDRESS", address)
+    # Of a cluster that is started here: tasks whose memory ran out are not done again for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(params.retries))
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        _reach(address)
+        ray.init(
+            address=params.address,
+            log_to_driver=False,  # it would go to stdout
+            logging_level="ERROR",
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        where = address or "this machine"
+        raise RunError(
+            f"executor.address: no Ray cluster answers at {where}: {error}\n"
+            "  fix: start one (ray start --head), or leave the address out"
+        ) from error
+    finally:
+        if main:  # Ray takes the signal over
+            signal.signal(signal.SIGTERM, before)
 
 
 def _reach(address: str) -> None:
@@ -94,96 +114,83 @@ def _reach(address: str) -> None:
 
 
 class _RayWorkers:
-    """Fulfils :class:`blt_core.execution.Workers`."""
+    """Fulfils :class:`blt_core.execution.Workers`. is_open: until the block is left."""
 
     def __init__(self, ray: Any, params: RayParams, make: Start) -> None:
-        self._ray, self._params = ray, params
-        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        here = strategy(ray.get_runtime_context().get_node_id(), soft=True)
-        counter = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Counter)
-        self._counter = counter.remote()
-        self._seen = 0
-        start = _Making(ray.put(make), uuid.uuid4().hex, params.threads, os.getcwd())  # noqa: PTH109
-        self._start = ray.put(start)
+        self._ray, self._params, self.is_open = ray, params, True
+        self._make = ray.put(make)
+        self._making = _Making(uuid.uuid4().hex, params.threads, os.getcwd())  # noqa: PTH109
         self._do = ray.remote(
             num_cpus=params.threads,
             num_gpus=params.gpus,
             memory=params.memory_bytes,
             max_retries=params.retries,
+            max_calls=0,  # with GPUs Ray would begin a new process for each task
         )(_do)
+        self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        """Warn where no node can do a task now: Ray waits for one, which may be on its way."""
+        needs = {"CPU": self._params.threads, "GPU": self._params.gpus}
+        needs["memory"] = self._params.memory_bytes or 0
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if not any(all(node.get(k, 0) >= v for k, v in needs.items()) for node in nodes):
+            logger().warning(
+                "no node of the Ray cluster has room for a task; waiting for one that has",
+                **{name: amount for name, amount in needs.items() if amount},
+                fix="lower threads, gpus or memory_bytes of [executor], or add a node",
+            )
 
     def run(self, tasks: Iterable[Any], watch: Tell | None = None) -> Iterator[tuple[int, Any]]:
         """As the protocol has it. Raises RunError where workers are lost too often."""
-        left, under_way = enumerate(tasks), {}
+        left = enumerate(tasks)
+        under_way: dict[Any, int] = {}
         try:
             while True:
                 self._fill(under_way, left)
                 if not under_way:
-                    self._tell(watch, PATIENCE)
                     return
                 done, _ = self._ray.wait(list(under_way), timeout=GLANCE)
-                self._tell(watch)
                 for each in done:
-                    number = under_way.pop(each)
-                    yield number, self._result(each).take()
+                    number, outcome = under_way.pop(each), self._outcome(each)
+                    if watch is not None and outcome.told:
+                        watch(outcome.told)
+                    yield number, outcome.take()
         finally:
-            for each in under_way:
-                self._ray.cancel(each, force=False)
+            for each in under_way if self.is_open else ():
+                self._ray.cancel(each)
 
     def _fill(self, under_way: dict[Any, int], left: Iterator[tuple[int, Any]]) -> None:
-        most = AHEAD * self._room()
-        while len(under_way) < most:
-            number, task = next(left, (None, None))
-            if number is None:
-                return
-            under_way[self._do.remote(self._start, self._counter, task)] = number
+        most = self._params.workers or AHEAD * self._room()
+        while len(under_way) < most and (one := next(left, None)) is not None:
+            number, task = one
+            under_way[self._do.remote(self._making, self._make, task)] = number
 
     def _room(self) -> int:
-        """Tasks that the cluster can run at a time; it may grow and shrink."""
-        if self._params.workers is not None:
-            return self._params.workers
+        """Tasks that the cluster can run at a time, about; it may grow and shrink."""
         found = self._ray.cluster_resources()
         rooms = [found.get("CPU", 0) / self._params.threads]
         if self._params.gpus:
             rooms.append(found.get("GPU", 0) / self._params.gpus)
         return max(int(min(rooms)), 1)
 
-    def _result(self, done: Any) -> Outcome:
+    def _outcome(self, done: Any) -> Outcome:
         errors = self._ray.exceptions
         try:
             outcome: Outcome = self._ray.get(done)
-        except errors.RayTaskError as error:
-            raise error.cause from error
+        except errors.RayTaskError as error:  # not even the task could be read there
+            raise RunError(
+                f"a worker of the Ray cluster cannot work: {error.cause!r}\n"
+                "  fix: install the same packages and plugins on every node"
+            ) from error
         except errors.RayError as error:
             raise RunError(
                 f"a worker of the Ray cluster has ended before its time, "
-                f"{self._params.retries + 1} times: {str(error).splitlines()[0]}; "
+                f"{self._params.retries + 1} times at one task: {str(error).splitlines()[0]}; "
                 "what was finished is kept, and the same command goes on\n"
                 "  fix: if memory ran out, use fewer workers, or memory_bytes"
             ) from error
         return outcome
-
-    def _tell(self, watch: Tell | None, patience: float = GLANCE) -> None:
-        if watch is None:
-            return
-        with contextlib.suppress(self._ray.exceptions.RayError):  # its node is lost: it starts anew
-            now = self._ray.get(self._counter.total.remote(), timeout=patience)
-            if now > self._seen:
-                watch(now - self._seen)
-            self._seen = now
-
-
-class _Counter:
-    """What all workers have told."""
-
-    def __init__(self) -> None:
-        self._total = 0
-
-    def add(self, amount: int) -> None:
-        self._total += amount
-
-    def total(self) -> int:
-        return self._total
 
 
 # -- in a worker ---------------------------------------------------------------------------------
@@ -191,9 +198,8 @@ class _Counter:
 
 @attrs.frozen
 class _Making:
-    """What makes the work: a reference to it, a name of this run, threads, the caller's folder."""
+    """How the work is made: a name of this run, threads, and the caller's folder."""
 
-    make: Any
     name: str
     threads: int
     folder: str
@@ -201,33 +207,26 @@ class _Making:
 
 #: The work of this process, and the name of its run; that of the run before is let go.
 _made: dict[str, Work] = {}
-#: What was told by the task that is done.
-_told: list[Any] = []
+#: What the task that is done has told.
+_told: list[int] = []
 
 
-def _do(making: _Making, counter: Any, task: Any) -> Outcome:
-    import ray
-
+def _do(making: _Making, make: Start, task: Any) -> Outcome:
     def work(each: Any) -> Any:
-        return _work_of(making, counter)(each)  # making it may fail as well
+        return _work_of(making, make)(each)  # making it may fail as well
 
-    outcome = Outcome.of(work, task)
-    with contextlib.suppress(ray.exceptions.RayError):  # none but the progress bar would miss it
-        ray.get(_told)
     _told.clear()
-    return outcome
+    outcome = Outcome.of(work, task)
+    return attrs.evolve(outcome, told=sum(_told))
 
 
-def _work_of(making: _Making, counter: Any) -> Work:
-    import ray
-
+def _work_of(making: _Making, make: Start) -> Work:
     if making.name not in _made:
         _made.clear()
         torch.set_num_threads(making.threads)
         with contextlib.suppress(OSError):  # of another machine: its paths may be absolute
             os.chdir(making.folder)
-        make: Start = ray.get(making.make)
-        _made[making.name] = make(lambda amount: _told.append(counter.add.remote(amount)))
+        _made[making.name] = make(_told.append)
     return _made[making.name]
 
 

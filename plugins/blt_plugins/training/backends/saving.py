@@ -64,7 +64,7 @@ def own_part(
 class Staging:
     """Memory of the CPU into which tensors are copied; it is kept for the next copy.
 
-    That of tensors of a CUDA device is pinned.
+    It is not pinned: torch rounds pinned blocks up to a power of two, and does not give them back.
     """
 
     def __init__(self) -> None:
@@ -76,10 +76,8 @@ class Staging:
         for name, tensor in tensors.items():
             own = former.pop(name, None)
             if own is None or (own.shape, own.dtype) != (tensor.shape, tensor.dtype):
-                own = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._kept[name] = own.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
-        for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
-            torch.cuda.synchronize(device)  # copies into pinned memory are only begun
+                own = torch.empty(tensor.shape, dtype=tensor.dtype)
+            self._kept[name] = own.copy_(tensor.detach())
         return dict(self._kept)
 
 

@@ -6,10 +6,11 @@ ones that training would compute, whatever the number of processes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +21,8 @@ import numpy as np
 import torch
 
 from blt_core.errors import ConfigError, DataError
-from blt_core.execution import Executor, Tell, torch_threads
+from blt_core.execution import Executor, Tell, check_torch, torch_threads
+from blt_core.faults import broken
 from blt_core.files import names_in
 from blt_core.model import Model
 from blt_core.plugins.loading import load_plugins
@@ -154,9 +156,10 @@ def prepare(
         if "executor" not in source.plan.nodes
         else _shards(config, source, out, left, tell)
     )
-    for task, shard in run:
-        manifest = attrs.evolve(manifest, shards={**manifest.shards, task.path: shard})
-        save_manifest(out, manifest)
+    with contextlib.closing(run):
+        for task, shard in run:
+            manifest = attrs.evolve(manifest, shards={**manifest.shards, task.path: shard})
+            save_manifest(out, manifest)
     manifest = attrs.evolve(manifest, complete=True)
     save_manifest(out, manifest)
     return _summary(manifest, len(tasks) - len(left), before, time.monotonic() - began)
@@ -256,9 +259,11 @@ class Begin:
 
     config: Config
     head: Mapping[str, Any]
+    version: str = torch.__version__
 
     def __call__(self, tell: Tell) -> Callable[[Task], tuple[Shard, bytes]]:
         """A source of the worker's own."""
+        check_torch(self.version)
         source = Source.load(self.config)
         if source.manifest(1).head != self.head:
             raise DataError(
@@ -269,29 +274,34 @@ class Begin:
 
 
 def _shard_bytes(source: Source, tell: Tell, task: Task) -> tuple[Shard, bytes]:
-    with tempfile.TemporaryDirectory(prefix="blt-") as folder:
+    # On one thread, whatever the executor has, as training computes its patches.
+    with torch_threads(1), tempfile.TemporaryDirectory(prefix="blt-") as folder:
         shard = make_shard(source, Path(folder), task, tell)
         return shard, (Path(folder) / task.path).read_bytes()
 
 
 def _shards(
     config: Config, source: Source, out: Path, tasks: list[Task], tell: Tell
-) -> Iterator[tuple[Task, Shard]]:
+) -> Generator[tuple[Task, Shard], None, None]:
     """The shards that are done, each with its task; their files lie in the folder.
 
     Workers of this machine and of others do the same: what they make comes back to be written.
     """
     executor: Executor = source.plan.build("executor")
+    missing = set(range(len(tasks)))
     with executor.start(Begin(config, source.manifest(1).head)) as workers:
         for number, (shard, data) in workers.run(tasks, tell):
             with replaced(out / tasks[number].path) as fresh:
                 fresh.write_bytes(data)
+            missing.discard(number)
             yield tasks[number], shard
+        if missing:
+            raise broken(executor, f"gave no result of {len(missing)} tasks", "executor.results")
 
 
 def _alone(
     source: Source, out: Path, tasks: list[Task], tell: Tell
-) -> Iterator[tuple[Task, Shard]]:
+) -> Generator[tuple[Task, Shard], None, None]:
     """The same by this process, on one thread, as workers do, and with no detour."""
     with torch_threads(1):
         for task in tasks:

@@ -73,13 +73,20 @@ class BackgroundStates:
             rest = self._staging.copy(state.rest) if main else {}
             return attrs.evolve(state, rest=rest), stage()
 
-        state, write = agreed(put_aside, agree)
+        try:
+            state, write = agreed(put_aside, agree)
+        except BaseException:
+            self._remove(state)
+            raise
         self._save = Save(state, agree, self._start(lambda: self._write(state, write)))
 
     def news(self) -> list[float]:
-        """What this process has to tell of the save in flight; nothing where there is none."""
+        """Whether it is still at the save in flight, and whether that has failed.
+
+        As many numbers where there is none: sums of other lengths may be added in another order.
+        """
         if self._save is None:
-            return []
+            return [0.0, 0.0]
         done = self._save.work.done()
         return [float(not done), float(done and self._save.work.exception() is not None)]
 
@@ -89,12 +96,10 @@ class BackgroundStates:
         Raises the error of a save that has failed: its own in the process where it was, in the
         others an OtherProcessError.
         """
-        if not means:
-            return
         busy, failed = means
         if failed > 0:
             self.finish()
-        elif not busy:
+        elif self._save is not None and not busy:
             self._advance()
 
     def finish(self) -> None:
@@ -116,14 +121,16 @@ class BackgroundStates:
             self._thread.shutdown()
             self._thread = None
         save = self._save
-        if save is None or save.completes:
+        if save is None:
             return
         self._save = None
-        if self._processes == 1 and save.work.exception() is None:
+        completed = save.completes and save.work.exception() is None
+        if not save.completes and self._processes == 1 and save.work.exception() is None:
             with suppress(Exception):  # the run ends by an error of its own
                 self._saved(self._states.complete(save.state, 1))
-        else:
-            self._give_up(save)
+                completed = True
+        if not completed:
+            self._remove(save.state)
 
     def _write(self, state: TrainingState, write: Write) -> None:
         fresh = self._states.fresh(state)
@@ -151,8 +158,12 @@ class BackgroundStates:
 
     def _give_up(self, save: Save) -> None:
         self._save = None
+        self._remove(save.state)
+
+    def _remove(self, state: TrainingState) -> None:
+        """Remove what is written of a state that will never count."""
         if self._rank == 0:
-            self._states.give_up(save.state)
+            self._states.give_up(state)
 
     def _start(self, work: Callable[[], object]) -> Future[object]:
         if self._thread is None:

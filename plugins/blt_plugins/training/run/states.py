@@ -32,6 +32,8 @@ from blt_plugins.training.run.together import Agree, agreed
 
 _NAME = re.compile(r"[a-z]+-\d{8}")
 _TEMPORARY = re.compile(r"\.[a-z]+-\d{8}\.(new|old)-[0-9a-f]+")
+#: A state on its way out, while one of the same step takes its name.
+_FORMER = re.compile(r"\.([a-z]+-\d{8})\.former")
 
 
 @attrs.frozen
@@ -112,10 +114,12 @@ class States:
 
     def _replace(self, target: Path, fresh: Path) -> None:
         """Have the new state take its name, and remove those that are not kept."""
+        former = self._folder / f".{target.name}.former"
         with file_errors(target, RunError):
-            if target.exists():
-                discard(target)
+            if target.exists():  # of the same step: it is put back where a kill comes in between
+                target.rename(former)
             fresh.rename(target)
+        shutil.rmtree(former, ignore_errors=True)
         # Newer ones were damaged and passed over: what they stood for is done anew.
         folders = self._folders()
         place = folders.index(target)
@@ -137,6 +141,8 @@ class States:
         them are damaged, or if they are of another version.
         """
         problems = []
+        if rank == 0:
+            self._put_back()
         names = "/".join(folder.name for folder in self._folders()) if rank == 0 else ""
         for name in filter(None, tell(names)[0].split("/")):
             folder = self._folder / name
@@ -156,9 +162,18 @@ class States:
 
     def tidy(self) -> None:
         """Remove what is left of writes and removals that were cut off."""
+        self._put_back()
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
-            if _TEMPORARY.fullmatch(path.name):
+            if _TEMPORARY.fullmatch(path.name) or _FORMER.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _put_back(self) -> None:
+        """Give a state its name back that was to be replaced when the process was killed."""
+        for path in list(self._folder.iterdir()) if self._folder.is_dir() else ():
+            found = _FORMER.fullmatch(path.name)
+            if found and not (target := self._folder / found[1]).exists():
+                with file_errors(target, RunError):
+                    path.rename(target)
 
     def _folders(self) -> list[Path]:
         """Newest first."""
@@ -180,7 +195,9 @@ class States:
             for path in paths:
                 if is_stray(path.name):
                     continue
-                known = _is_state(path) or _TEMPORARY.fullmatch(path.name)
+                known = _is_state(path) or any(
+                    pattern.fullmatch(path.name) for pattern in (_TEMPORARY, _FORMER)
+                )
                 if path.is_file() or not known:  # another process may remove it meanwhile
                     raise DataError(
                         f"{self._folder}: holds {path.name!r}, which is no state of a run\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 
 from torch import Tensor, nn
@@ -46,6 +47,14 @@ class Trainer:
         self._scorer_backend = scorer_backend(job.backend, job.model.scheme)
         self._interrupts = Interrupts(report.note)
         self._stopping = False
+        with ExitStack() as ends:
+            ends.callback(self._scorer_backend.close)  # a group that nobody else would leave
+            self._prepare()
+            ends.pop_all()
+
+    def _prepare(self) -> None:
+        """All that reads or looks at files."""
+        job, report = self._job, self._report
         self._data = self._load()
         self._phases = make_phases(
             job.model,
@@ -65,19 +74,15 @@ class Trainer:
         """Process 0 indexes the corpus, and the others read what it has kept."""
         job, backend = self._job, self._scorer_backend
         together = Together(backend, lambda: False, "the corpus")
-        try:
-            with together.work():
-                together.first_alone(lambda: read_index(job.corpus, job.settings))
-                return load_data(
-                    job.corpus,
-                    job.settings,
-                    job.model,
-                    rank=backend.rank,
-                    world_size=backend.world_size,
-                )
-        except BaseException:
-            backend.close()
-            raise
+        with together.work():
+            together.first_alone(lambda: read_index(job.corpus, job.settings))
+            return load_data(
+                job.corpus,
+                job.settings,
+                job.model,
+                rank=backend.rank,
+                world_size=backend.world_size,
+            )
 
     def run(self, *, fresh: bool = False) -> TrainResult:
         """Train to the end, going on from a saved state unless ``fresh``.
@@ -88,8 +93,8 @@ class Trainer:
         """
         job = self._job
         keep_freed_memory()
-        self._report.note(self._data.summary)
         try:
+            self._report.note(self._data.summary)
             found = self._resume(fresh=fresh)
             with self._interrupts:
                 for phase in self._phases:
@@ -107,9 +112,11 @@ class Trainer:
                 "complete; run the same command again to go on"
             ) from None
         finally:
-            self._folder.close()
-            job.backend.close()
-            self._scorer_backend.close()
+            # Groups first: other processes must not wait for what this one still writes.
+            with self._interrupts, ExitStack() as ends:
+                ends.callback(self._folder.close)
+                ends.callback(job.backend.close)
+                ends.callback(self._scorer_backend.close)
         return self._end()
 
     def _resume(self, *, fresh: bool) -> Found | None:

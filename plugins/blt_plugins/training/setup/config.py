@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from blt_plugins.training.setup.settings import TrainSettings
 #: What a training config without a table of these kinds uses.
 DEFAULTS = {"objective": {"use": "ar"}, "training_backend": {"use": "torch"}}
 NEEDS = ("train", "model", *MODEL_KINDS, "corpus")
+#: The first version of safetensors that writes a file while other threads run.
+WRITES_BESIDE = (0, 8)
 #: What a byte scorer needs that is trained alone.
 SCORER_NEEDS = ("train", "model", "patcher", "corpus")
 
@@ -73,6 +76,11 @@ def check_saves(plan: Plan, settings: TrainSettings, backend: object) -> None:
         name = plan.node("training_backend").label
         text = f"{name} cannot copy its state to write it while training goes on"
         hint = "remove this key, or set training_backend.use = 'torch'"
+        raise ConfigError([plan.place.child("train", "async_states").problem(text, hint)])
+    version = metadata.version("safetensors")
+    if settings.async_states and tuple(map(int, version.split(".")[:2])) < WRITES_BESIDE:
+        text = f"safetensors {version} lets nothing else run while it writes a file"
+        hint = "remove this key, or pip install 'safetensors>=0.8'"
         raise ConfigError([plan.place.child("train", "async_states").problem(text, hint)])
 
 
