@@ -48,7 +48,7 @@ def _deadly(tell):
 def test_a_task_that_kills_its_worker_each_time_ends_the_run():
     executor = LocalExecutor(LocalParams(workers=2, retries=0), BuildContext())
     with (
-        pytest.raises(RunError, match=r"(?s)before its time, 1 times; .*fewer workers"),
+        pytest.raises(RunError, match=r"(?s)before its time, .* 1 × in all; .*fewer workers"),
         executor.start(_deadly) as workers,
     ):
         list(workers.run([1]))

@@ -115,8 +115,9 @@ class _Processes:
             if not worker.has_worked:
                 fix += '; a program must start under `if __name__ == "__main__":`'
             raise RunError(
-                f"a worker process has ended before its time, {deaths[number]} times at one task; "
-                f"what was finished is kept, and the same command goes on\n  fix: {fix}"
+                "a worker process has ended before its time, at a task that was begun "
+                f"{deaths[number]} × in all; what was finished is kept, and the same command goes "
+                f"on\n  fix: {fix}"
             )
         return number, task
 

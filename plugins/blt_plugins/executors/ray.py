@@ -185,8 +185,8 @@ class _RayWorkers:
             ) from error
         except errors.RayError as error:
             raise RunError(
-                f"a worker of the Ray cluster has ended before its time, "
-                f"{self._params.retries + 1} times at one task: {str(error).splitlines()[0]}; "
+                "a worker of the Ray cluster has ended before its time, at a task that was begun "
+                f"{self._params.retries + 1} × in all: {str(error).splitlines()[0]}; "
                 "what was finished is kept, and the same command goes on\n"
                 "  fix: if memory ran out, use fewer workers, or memory_bytes"
             ) from error
