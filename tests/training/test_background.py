@@ -183,6 +183,16 @@ def test_a_backend_that_cannot_copy_its_state_is_refused_with_what_to_do(tables)
     assert "remove this key, or set training_backend.use = 'torch'" in str(error.value)
 
 
+def test_a_safetensors_that_stops_training_while_it_writes_is_refused(tables, monkeypatch):
+    tables["train"]["async_states"] = True
+    training = plan_training(Config.from_mapping(tables, "tiny.toml"), load_plugins())
+    backend = training.plan.build("training_backend")
+    check_saves(training.plan, training.settings, backend)
+    monkeypatch.setattr("blt_plugins.training.setup.config.metadata.version", lambda _: "0.7.1")
+    with pytest.raises(ConfigError, match=r"safetensors 0\.7\.1 lets nothing else run"):
+        check_saves(training.plan, training.settings, backend)
+
+
 # -- several processes ---------------------------------------------------------------------------
 
 
