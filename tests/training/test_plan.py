@@ -237,12 +237,9 @@ def test_a_plan_is_within_15_percent_of_the_peak_of_two_processes(planned, strat
     assert plan.peak == pytest.approx(measured, rel=0.15)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly(reason="plans of one process and of two are measured")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-@pytest.mark.parametrize(
-    "passes",
-    [2, pytest.param(4, marks=pytest.mark.nightly(reason="two at once are planned for two"))],
-)
+@pytest.mark.parametrize("passes", [2, 4])
 def test_passes_side_by_side_are_within_15_percent_of_the_peak(planned, passes, tmp_path):
     tables = large(planned)
     tables["train"] |= {"accumulate": passes, "batch_bytes": 2048 * passes, "scorer": {"steps": 0}}

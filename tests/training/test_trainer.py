@@ -95,7 +95,9 @@ def test_accumulated_passes_make_the_step_of_one_pass_over_all_of_them(new_job, 
     job.backend.start(
         phase.module, parameter_groups(phase.module, 0), clip=1.0, accumulate=accumulate
     )
-    figures, size = Trainer(job, silent())._step(phase, phase.module, 0, job.backend)
+    trainer = Trainer(job, silent())
+    trainer._folder.open()
+    figures, size = trainer._step(phase, phase.module, 0, job.backend)
     assert size == scored
     assert figures["grad_norm"] == pytest.approx(float(expected), rel=1e-9)
 
