@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from blt_core.component import BuildContext
+from blt_core.errors import RunError
 from blt_core.pipeline import Pipeline
 from blt_core.plugins.loading import load_plugins
 from blt_core.storage.tensors import load_tensors
@@ -74,6 +75,13 @@ def test_the_scorer_stays_as_it_is_while_the_model_is_trained(new_job, silent, t
     assert all(torch.equal(seen[0], each) for each in seen)
     # What is stored is what the patches of training came from.
     assert torch.equal(seen[0], seen[0].bfloat16().float())
+
+
+def test_a_backend_that_counts_other_processes_than_the_launcher_is_refused(new_job, silent):
+    job = new_job()
+    job.backend.rank, job.backend.world_size = 1, 2
+    with pytest.raises(RunError, match=r"process 1 of 2, and the environment .* 0 of 1"):
+        Trainer(job, silent())
 
 
 @pytest.mark.parametrize("accumulate", [2, 3])

@@ -55,6 +55,7 @@ class Trainer:
     def _prepare(self) -> None:
         """All that reads or looks at files."""
         job, report = self._job, self._report
+        self._check_processes()
         self._data = self._load()
         self._phases = make_phases(
             job.model,
@@ -69,6 +70,17 @@ class Trainer:
         names = [phase.name for phase in self._phases]
         self._folder = RunFolder(job, names, settings_of(job, text))
         self._judge = Judge(job, self._data, self._folder, report, self._interrupts)
+
+    def _check_processes(self) -> None:
+        """Raise RunError where the backend counts other processes than the launcher has told."""
+        backends = self._job.backend, self._scorer_backend
+        ours, told = (f"{each.rank} of {each.world_size}" for each in backends)
+        if ours != told:
+            raise RunError(
+                f"the training backend says that this is process {ours}, and the environment "
+                f"(RANK, WORLD_SIZE) {told}\n"
+                "  fix: start the run with a launcher that sets these, such as torchrun"
+            )
 
     def _load(self) -> Data:
         """Process 0 indexes the corpus, and the others read what it has kept."""
