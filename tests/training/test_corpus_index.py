@@ -374,6 +374,56 @@ def test_a_worker_that_dies_is_told(tmp_path, monkeypatch):
         find_all(reader, [0], [path.stat().st_size], 2)
 
 
+def test_workers_that_cannot_start_are_done_without(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(indexing, "TASK_BYTES", 50)
+    path = write_lines(tmp_path / "a.jsonl", *(f"text {i}" for i in range(20)))
+    reader = LineReader(match_files(str(path), "", {}), "text")
+    start, room = subprocess.Popen, [1]
+
+    def popen(*args: Any, **keys: Any) -> Any:
+        if not room:
+            raise OSError(11, "Resource temporarily unavailable")
+        room.pop()
+        return start(*args, **keys)
+
+    monkeypatch.setattr(indexing.subprocess, "Popen", popen)
+    for count in (1, 0):
+        assert len(find_all(reader, [0], [path.stat().st_size], 2).sizes) == 20
+        assert f"count={count}" in capsys.readouterr().err
+
+
+def test_a_run_that_ends_while_it_indexes_ends_at_once(tmp_path):
+    write_lines(tmp_path / "a.jsonl", *(f"text {i}" for i in range(200)))
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from blt_plugins.training.corpora import indexing
+from blt_plugins.training.corpora.files import match_files
+from blt_plugins.training.corpora.jsonl import LineReader
+from blt_plugins.training.run import together
+indexing.TASK_BYTES, together.BEAT = 50, 0.3
+indexing._START = "import time; time.sleep(600)"
+reader = LineReader(match_files({str(tmp_path / "a.jsonl")!r}, "", {{}}), "text")
+
+class Lost:
+    rank, world_size, calls = 0, 2, 0
+
+    def mean(self, values):
+        self.calls += 1
+        if self.calls > 2:
+            raise RuntimeError("Connection closed by peer")
+        return values
+
+group = together.Together(Lost(), lambda: False, "the corpus")
+with group.work():
+    group.first_alone(lambda: indexing.find_all(reader, [0], [6000], 2))
+""")
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "another process has ended, or does not answer: Connection closed" in done.stderr
+
+
 @pytest.mark.nightly(reason="test_workers_find_what_one_process_finds_in_any_number")
 def test_a_script_without_a_main_guard_may_index_with_workers(tmp_path):
     write_lines(tmp_path / "a.jsonl", *(f"text {i}" for i in range(20)))

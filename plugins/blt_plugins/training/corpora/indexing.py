@@ -13,23 +13,30 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from blt_core.errors import BltError, DataError, RunError
+from blt_core.log import logger
 from blt_plugins.training.corpora.index import Found, Part, Reader, find
 from blt_plugins.training.corpora.sources import Files, LocalFiles, RemoteFiles, file_system
+from blt_plugins.training.corpora.unwanted import check_wanted
 
 #: Bytes and files that a process reads before it answers.
 TASK_BYTES, TASK_FILES = 1 << 24, 2000
 #: Less than so many tasks are not worth the half second in which a process starts.
 FEW_TASKS = 4
+#: Processes, unless a number is asked for: each holds a piece of a table in memory, and disks and
+#: networks serve no more of them faster.
+MOST_WORKERS = 8
+#: Seconds after which it is looked whether the answers are still wanted.
+_GLANCE = 0.2
 
 _START = (
     "import sys; sys.path[:] = sys.argv[1].split(sys.argv[2]); "
@@ -47,13 +54,14 @@ def find_all(
     fault, RunError if a process ends before it has answered.
     """
     tasks = list(_tasks(reader, files, sizes))
-    count = min(workers or _cpus(), len(tasks)) if reader.files.shared else 1
+    count = min(workers or min(_cpus(), MOST_WORKERS), len(tasks)) if reader.files.shared else 1
     if workers is None and len(tasks) < FEW_TASKS:
         count = 1
     if count > 1:
-        found = Found.joined(_in_processes(reader, tasks, count))
+        with contextlib.closing(_in_processes(reader, tasks, count)) as answers:
+            found = Found.joined(answers)
     else:
-        found = Found.joined(find(reader, task) for task in tasks)
+        found = Found.joined(_in_this_process(reader, tasks))
     numbers = {file: number for number, file in enumerate(files)}
     counts = np.zeros(len(files), dtype=np.int64)
     owners = [numbers[part.file] for task in tasks for part in task]
@@ -87,28 +95,61 @@ def _cpus() -> int:
 # -- the side that asks --------------------------------------------------------------------------
 
 
-def _in_processes(reader: Reader, tasks: Sequence[Sequence[Part]], count: int) -> Iterator[Found]:
-    """The answer to each task, in order, by threads each of which has a process read for it."""
-    own, workers = threading.local(), list[_Worker]()
+def _in_this_process(reader: Reader, tasks: Sequence[Sequence[Part]]) -> Iterator[Found]:
+    for task in tasks:
+        check_wanted()
+        yield find(reader, task)
 
-    def begin() -> None:
-        own.worker = _Worker(reader)
-        workers.append(own.worker)
+
+def _in_processes(
+    reader: Reader, tasks: Sequence[Sequence[Part]], count: int
+) -> Generator[Found, None, None]:
+    """The answer to each task, in order, by threads that have processes read for them."""
+    workers = list[_Worker]()
+    try:
+        _start_workers(reader, count, workers)
+        if not workers:
+            yield from _in_this_process(reader, tasks)
+            return
+        yield from _answers(workers, tasks)
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def _start_workers(reader: Reader, count: int, workers: list[_Worker]) -> None:
+    """Append them to ``workers``, as many as the system lets start, at most ``count``."""
+    try:
+        workers.extend(_Worker(reader) for _ in range(count))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        logger().warning("fewer processes index the corpus", count=len(workers), reason=reason)
+
+
+def _answers(workers: Sequence[_Worker], tasks: Sequence[Sequence[Part]]) -> Iterator[Found]:
+    idle = SimpleQueue[_Worker]()
+    for worker in workers:
+        idle.put(worker)
 
     def ask(task: Sequence[Part]) -> Found:
-        found: Found = own.worker.find(task)
-        return found
+        worker = idle.get()
+        try:
+            return worker.find(task)
+        finally:
+            idle.put(worker)
 
-    threads = ThreadPoolExecutor(count, initializer=begin)
+    threads = ThreadPoolExecutor(len(workers))
     try:
-        yield from threads.map(ask, tasks)
+        for answer in [threads.submit(ask, task) for task in tasks]:
+            while not wait([answer], timeout=_GLANCE).done:
+                check_wanted()
+            check_wanted()
+            yield answer.result()
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
-            worker.kill()
+            worker.end()
         threads.shutdown()
-        for worker in workers:
-            worker.kill()  # also one that began meanwhile
 
 
 class _Worker:
@@ -150,10 +191,14 @@ class _Worker:
                 "  fix: see its messages; if the system ended it for want of memory, free some"
             ) from error
 
-    def kill(self) -> None:
+    def end(self) -> None:
         """End the process, whatever it does."""
         self._process.kill()
         self._process.wait()
+
+    def kill(self) -> None:
+        """End it, and close its pipes, which no thread uses any more."""
+        self.end()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):  # of what was not sent yet
