@@ -27,6 +27,7 @@ from blt_core.log import logger
 from blt_plugins.training.corpora.index import Found, Part, Reader, find
 from blt_plugins.training.corpora.sources import Files, LocalFiles, RemoteFiles, file_system
 from blt_plugins.training.corpora.unwanted import check_wanted
+from blt_plugins.training.corpora.urls import shown
 
 #: Bytes and files that a process reads before it answers.
 TASK_BYTES, TASK_FILES = 1 << 24, 2000
@@ -248,7 +249,7 @@ def serve() -> None:
             except BltError as error:
                 _answer(answers, {"wrong": str(error)})
             except Exception:  # noqa: BLE001 -- the caller raises it
-                _answer(answers, {"failed": traceback.format_exc()})
+                _answer(answers, {"failed": shown(traceback.format_exc())})
             else:
                 columns = (found.counts, found.sizes, found.keys, found.places)
                 _answer(answers, {"lengths": [len(each) for each in columns]}, columns)
