@@ -414,6 +414,31 @@ def test_the_first_fault_in_order_is_raised_with_its_line_by_any_worker(tmp_path
             find_all(reader, [0], [path.stat().st_size], workers)
 
 
+def test_a_fault_of_an_earlier_file_is_raised_before_that_of_a_later_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(indexing, "TASK_BYTES", 50)
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_text("no table" * 50)
+    reader = RowReader(match_files(f"{tmp_path}/*.parquet", "", {}), "text")
+    with pytest.raises(DataError, match=r"a.parquet: no column 'text'"):
+        find_all(reader, [0, 1], [40, 400], 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="without named pipes")
+def test_a_worker_ends_with_its_caller_though_it_reads(tmp_path):
+    os.mkfifo(tmp_path / "a")  # nobody writes there, so that reading it has no end
+    reader = LineReader(sources.LocalFiles([str(tmp_path / "a")], str(tmp_path)), "text")
+    worker = indexing._Worker(reader)
+    order = {"setup": worker._setup, "names": reader.files.names, "parts": [[0, 0, None]]}
+    stdin = worker._process.stdin
+    assert stdin is not None
+    stdin.write(json.dumps(order).encode() + b"\n")
+    stdin.close()
+    try:
+        assert worker._process.wait(30) == 0
+    finally:
+        worker.kill()
+
+
 def test_a_worker_that_dies_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(indexing, "TASK_BYTES", 50)
     monkeypatch.setattr(indexing, "_START", "import sys; sys.exit(7)")
@@ -503,12 +528,12 @@ def compress(path: Path, suffix: str) -> Path:
         zstandard = pytest.importorskip("zstandard")
         each = zstandard.ZstdCompressor().compress
     else:
-        each = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
+        each = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix.lower()]
     target.write_bytes(each(data[:half]) + each(data[half:]))  # two members, as pigz writes them
     return target
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".GZ", ".bz2", ".xz", ".zst"])
 @pytest.mark.usefixtures("eager")
 def test_compressed_lines_are_those_of_the_file(tmp_path, suffix, own_cache, scanned):
     path = write_lines(tmp_path / "a.jsonl", *(f"text {i}" for i in range(30)))

@@ -19,7 +19,7 @@ from blt_core.storage.folders import replace_file
 from blt_plugins.training.corpora.cache import alone_with, cache_folder, make_private
 from blt_plugins.training.corpora.sources import UNSETTLED, Files, Stamp, Stamps, check_end
 from blt_plugins.training.corpora.unwanted import check_wanted
-from blt_plugins.training.corpora.urls import hash_of, shown
+from blt_plugins.training.corpora.urls import hash_of, is_url, shown
 
 #: Seconds after which a copy that nobody has used is removed when another one is made.
 UNUSED = 30 * 24 * 3600
@@ -42,7 +42,7 @@ def is_compressed(name: str) -> bool:
 
 
 def _suffix(name: str) -> str:
-    return Path(name.partition("?")[0]).suffix.lower() if "://" in name else Path(name).suffix
+    return Path(name.partition("?")[0] if is_url(name) else name).suffix.lower()
 
 
 class Decompressed:
@@ -97,10 +97,12 @@ class Decompressed:
     def forget(self, numbers: Iterable[int]) -> None:
         """Remove the copies of some files."""
         for number in numbers:
-            if is_compressed(self.names[number]):
-                path = self._copies.pop(number, None)
-                with suppress(OSError, DataError):  # of a file that is gone
-                    (path or self._path(number, self.stamp(number))).unlink(missing_ok=True)
+            if not is_compressed(self.names[number]):
+                self._files.forget([number])
+                continue
+            path = self._copies.pop(number, None)
+            with suppress(OSError, DataError):  # of a file that is gone
+                (path or self._path(number, self.stamp(number))).unlink(missing_ok=True)
 
     def _path(self, number: int, stamp: Stamp) -> Path:
         """Where the copy of a version lies."""

@@ -139,7 +139,7 @@ def _remote(
 def _is_file(system: Any, path: str) -> bool:
     """Whether there is such a file; over HTTP ``isfile`` would begin to download it."""
     try:
-        return bool(system.info(path)["type"] == "file")
+        return _holds_bytes(system, path, system.info(path)["type"])
     except FileNotFoundError:
         return False
 

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -75,7 +76,10 @@ def _tasks(reader: Reader, files: Sequence[int], sizes: Sequence[int]) -> Iterat
     task: list[Part] = []
     held = 0
     for file, size in zip(files, sizes, strict=True):
-        parts = reader.parts(file, size, TASK_BYTES) if size > TASK_BYTES else [Part(file)]
+        parts: Sequence[Part] = [Part(file)]
+        if size > TASK_BYTES:
+            with contextlib.suppress(DataError):  # which is raised in its turn, where it is read
+                parts = reader.parts(file, size, TASK_BYTES)
         for part in parts:
             task.append(part)
             held += size // len(parts)
@@ -240,7 +244,7 @@ def serve() -> None:
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)
         make: Callable[[Sequence[str]], Reader]  # the first order has a setup
-        for line in sys.stdin.buffer:
+        for line in iter(_lines_of_stdin().get, b""):
             order = json.loads(line)
             if order["setup"] is not None:
                 make = _maker(order["setup"])
@@ -253,6 +257,19 @@ def serve() -> None:
             else:
                 columns = (found.counts, found.sizes, found.keys, found.places)
                 _answer(answers, {"lengths": [len(each) for each in columns]}, columns)
+
+
+def _lines_of_stdin() -> SimpleQueue[bytes]:
+    """Its lines, as they come. At its end this process ends, whatever it does: its caller has."""
+    lines = SimpleQueue[bytes]()
+
+    def read() -> None:
+        for line in sys.stdin.buffer:
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
 
 
 def _maker(setup: Mapping[str, Any]) -> Callable[[Sequence[str]], Reader]:

@@ -221,7 +221,7 @@ class RemoteFiles:
         self.names, self.root, self.pattern = names, root, pattern
         self.url: str | None = url
         self.options = options
-        self.shared = "memory://" not in url
+        self.shared = "memory://" not in url and options.get("target_protocol") != "memory"
         self._system = system or file_system(url, options)[0]
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
 
