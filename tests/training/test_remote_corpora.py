@@ -350,6 +350,7 @@ class Ranges(BaseHTTPRequestHandler):
 
     files: ClassVar[dict[str, bytes]] = {}
     sent: ClassVar[list[int]] = []
+    accepts = "bytes"
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -374,7 +375,7 @@ class Ranges(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         self.send_header("Content-Length", str(end - begin))
-        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Accept-Ranges", self.accepts)
         self.send_header("ETag", f'"{hash(data)}"')
         self.end_headers()
         if with_body:
@@ -399,7 +400,7 @@ HTTP = pytest.mark.skipif(not importlib.util.find_spec("aiohttp"), reason="witho
 
 @HTTP
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of fsspec's session, which it closes late
-def test_documents_come_over_http_in_ranges(tmp_path: Path):
+def test_documents_come_over_http_in_ranges(tmp_path: Path, monkeypatch):
     texts = [f"{i} " + "x" * 5000 for i in range(400)]
     files = {"a_dot_jsonl": lines(texts), "b_dot_gz": gzip.compress(lines(texts))}
     with serving(**files, c=parquet(texts)) as url:
@@ -414,6 +415,10 @@ def test_documents_come_over_http_in_ranges(tmp_path: Path):
         assert 0 < sum(Ranges.sent) < len(files["a_dot_jsonl"]) / 2
         Ranges.files["/a.jsonl"] = lines([text.replace("x", "y") for text in texts])
         assert open_corpus("jsonl", f"{url}/a.jsonl").documents("train").digest != first.digest
+        with monkeypatch.context() as patch:
+            patch.setattr(Ranges, "accepts", "none")
+            with pytest.raises(DataError, match=r"/a.jsonl: its server gives no ranges of bytes"):
+                open_corpus("jsonl", f"{url}/a.jsonl", index=str(tmp_path)).documents("train")
         Ranges.files["/a.jsonl"] = b""
         reader = LineReader(match_files(f"{url}/a.jsonl", "", {}), "text")
         assert list(reader.scan(Part(0))) == []

@@ -24,6 +24,8 @@ from blt_plugins.training.corpora.urls import hash_of, is_url, shown
 #: Seconds after which a copy that nobody has used is removed when another one is made.
 UNUSED = 30 * 24 * 3600
 _CHUNK = 1 << 20
+#: How often a copy is made that other processes remove, each of them once.
+_TRIES = 9
 _FOLDER = "decompressed"
 _DAMAGES = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
@@ -76,7 +78,7 @@ class Decompressed:
             with self._files.opened(number, in_order=in_order) as file:
                 yield file
             return
-        for _ in range(2):  # another run may remove a copy that was not used for long
+        for _ in range(_TRIES):  # another run may remove a copy, as each process of this one may
             path = self._copy(number)
             with suppress(FileNotFoundError), path.open("rb") as file:
                 yield file
