@@ -30,7 +30,7 @@ def visible_names(folder: Path, pattern: str = "**/*") -> list[str]:
     if name is not None:
         flags = re.IGNORECASE if os.name == "nt" else 0
         return list(_walk(str(folder), "", re.compile(fnmatch.translate(name), flags)))
-    found = [path.relative_to(folder) for path in folder.glob(pattern) if path.is_file()]
+    found = [path.relative_to(folder) for path in folder.glob(pattern) if _is_file(path)]
     files = [path for path in found if not _hides(path, shown)]
     return [str(path) for path in sorted(files, key=lambda path: path.parts)]
 
@@ -51,15 +51,30 @@ def _walk(folder: str, below: str, wanted: re.Pattern[str]) -> Iterator[str]:
     try:
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
-    except (PermissionError, FileNotFoundError):  # as if it were empty, as for a glob
+    except OSError:  # as if it were empty, as for a glob
         return
     for entry in entries:
         if _is_hidden(entry.name):
             continue
-        if entry.is_dir(follow_symlinks=False):
+        if _is_folder(entry):
             yield from _walk(entry.path, f"{below}{entry.name}{os.sep}", wanted)
-        elif wanted.match(entry.name) and entry.is_file():
+        elif wanted.match(entry.name) and _is_file(entry):
             yield below + entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def _is_file(entry: os.DirEntry[str] | Path) -> bool:
+    """Whether it leads to a file; a link may lead in circles, or through what is no folder."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _hides(path: Path, shown: Sequence[str]) -> bool:

@@ -53,7 +53,7 @@ TRAINING = {
     "objectives": "setup data",
     "scores": "data objectives",
     "planning": "setup backends data objectives scores",
-    "run": "setup backends data objectives scores",
+    "run": "corpora setup backends data objectives scores",
     "cli": "setup data scores planning run",
     "plugin": "corpora setup backends objectives",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -41,3 +42,19 @@ def test_hidden_folders_are_not_walked(folder, monkeypatch):
     assert {"a.txt", "b/d/e.txt"} < names
     assert walked
     assert not any(".env" in each or ".git" in each for each in walked)
+
+
+def test_what_cannot_be_looked_at_is_passed_over(folder, monkeypatch):
+    found = visible_files(folder, "**/*")
+    (folder / "circle.txt").symlink_to(folder / "circle.txt")
+    (folder / "through.txt").symlink_to(folder / "a.txt" / "x")
+    assert visible_files(folder, "**/*") == found
+    scandir = os.scandir
+
+    def scan(path: str) -> object:
+        if path.endswith("d"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert visible_files(folder, "**/*") == [each for each in found if each.parent.name != "d"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import json
 import pickle
 import re
@@ -509,6 +510,21 @@ def test_a_corpus_is_read_from_a_url_and_its_index_is_kept(tmp_path, monkeypatch
     assert list((tmp_path / ".blt-index").glob("*.safetensors"))
 
 
+@holds("corpus-secrets")
+def test_urls_are_shown_and_kept_without_what_gives_access(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    texts = gzip.compress(b'{"text": "there"}')
+    for name, data in (("/a.gz?key=secret", texts), ("/b.gz?key=secret", texts[:-9])):
+        fsspec.filesystem("memory").pipe_file(name, data)
+    found = open_corpus("memory://a.gz?key=secret", valid_percent=0).documents("train")
+    assert (list(found), found.source(0)) == ([b"there"], "memory:///a.gz@0")
+    with pytest.raises(DataError, match=r"^memory:///b.gz: cannot be decompressed"):
+        open_corpus("memory://b.gz?key=secret").documents("train")
+    for folder in (tmp_path / "cache" / "blt-core").iterdir():
+        assert sys.platform == "win32" or folder.stat().st_mode & 0o77 == 0
+        assert not any(b"secret" in each.read_bytes() for each in folder.iterdir())
+
+
 @holds("index-data")
 def test_an_index_runs_nothing_and_is_compared_with_the_texts(tmp_path, monkeypatch):
     monkeypatch.setattr(index_file, "SMALL_FILES", 0)
@@ -522,7 +538,7 @@ def test_an_index_runs_nothing_and_is_compared_with_the_texts(tmp_path, monkeypa
         tensors = {name: file.get_tensor(name) for name in index_file._TENSORS}
         metadata = file.metadata()
     tensors["keys"] = tensors["keys"] ^ 1
-    checksum = index_file._checksum(tensors, json.loads(metadata["of"]))
+    checksum = index_file._checksum(tensors, metadata["of"])
     save_arrays(tensors, kept, {**metadata, "sha256": checksum})
     with pytest.raises(DataError, match="changed while it was in use"):
         list(open_corpus(str(path), valid_percent=0).documents("train"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import subprocess
@@ -196,7 +197,36 @@ def test_a_key_names_the_place_also_of_small_corpora(tmp_path, monkeypatch, scan
             texts = list(open_corpus("jsonl", path, **keys).documents("train"))
             assert texts == [path.parent.name.encode(), b"two"]
     assert len(scanned) == 2  # the held-out files are the same, and so is their index
-    assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 2
+    assert len(list((tmp_path / "kept" / ".blt-index").glob("*.safetensors"))) == 2
+
+
+@pytest.mark.usefixtures("eager")
+def test_the_index_that_holds_true_is_taken_though_another_lies_beside_the_corpus(
+    tmp_path, monkeypatch, scanned
+):
+    path = write_lines(tmp_path / "texts" / "a.jsonl", "one", "two")
+    open_corpus("jsonl", path).documents("train")
+    write_lines(path, "one", "two", "three")
+    prepare = index_file.Place.prepare
+    monkeypatch.setattr(
+        index_file.Place,
+        "prepare",
+        lambda place: place.path.parent.name != ".blt-index" and prepare(place),
+    )
+    for _ in range(2):
+        found = open_corpus("jsonl", path, valid_percent=0).documents("train")
+        assert list(found) == [b"one", b"two", b"three"]
+        assert scanned == ["a.jsonl"] * 2
+
+
+@pytest.mark.usefixtures("eager")
+def test_an_index_that_is_kept_in_the_folder_of_the_corpus_is_no_document(tmp_path):
+    folder = tmp_path / "texts"
+    path = write_corpus("folder", folder)
+    for _ in range(2):
+        found = open_corpus("folder", path, index=str(folder), valid_percent=0)
+        assert len(found.documents("train")) == 3
+    assert len(list((folder / ".blt-index").glob("*.safetensors"))) == 1
 
 
 @pytest.mark.usefixtures("eager")
@@ -244,9 +274,9 @@ def _of_another(path: Path) -> None:
     with safe_open(str(path), "numpy") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no dict
         metadata = file.metadata()
-    of = {**json.loads(metadata["of"]), "settings": {"text_key": "body"}}
+    of = metadata["of"][::-1]
     checksum = index_file._checksum(tensors, of)
-    save_file(tensors, path, {"of": json.dumps(of), "sha256": checksum})
+    save_file(tensors, path, {"of": of, "sha256": checksum})
 
 
 def _disagree(path: Path) -> None:
@@ -255,7 +285,7 @@ def _disagree(path: Path) -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no dict
         metadata = file.metadata()
     tensors["counts"] = tensors["counts"] + np.int64(1)
-    checksum = index_file._checksum(tensors, json.loads(metadata["of"]))
+    checksum = index_file._checksum(tensors, metadata["of"])
     save_file(tensors, path, {**metadata, "sha256": checksum})
 
 
@@ -352,6 +382,25 @@ def test_ranges_of_a_file_hold_each_line_once(tmp_path, most):
     assert whole[-1][1] == b"the end, without a line end"
 
 
+def test_a_line_far_longer_than_a_part_is_not_read_again_for_each(tmp_path, monkeypatch):
+    path = write_lines(tmp_path / "a.jsonl", "x" * 10**6, "two")
+    read = []
+    line = io.BufferedReader.readline
+
+    class Counted(io.BufferedReader):
+        def readline(self, size: int | None = -1) -> bytes:
+            found = line(self, -1 if size is None else size)
+            read.append(len(found))
+            return found
+
+    monkeypatch.setattr(Path, "open", lambda path, _: Counted(io.FileIO(path)))
+    reader = LineReader(match_files(str(path), "", {}), "text")
+    parts = reader.parts(0, path.stat().st_size, 50_000)
+    assert len([row for part in parts for row in reader.scan(part)]) == 2
+    assert len(parts) == 21
+    assert sum(read) < 4 * 10**6
+
+
 def test_the_first_fault_in_order_is_raised_with_its_line_by_any_worker(tmp_path, monkeypatch):
     monkeypatch.setattr(indexing, "TASK_BYTES", 50)
     path = write_lines(tmp_path / "a.jsonl", *(f"text {i}" for i in range(20)))
@@ -365,6 +414,31 @@ def test_the_first_fault_in_order_is_raised_with_its_line_by_any_worker(tmp_path
             find_all(reader, [0], [path.stat().st_size], workers)
 
 
+def test_a_fault_of_an_earlier_file_is_raised_before_that_of_a_later_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(indexing, "TASK_BYTES", 50)
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_text("no table" * 50)
+    reader = RowReader(match_files(f"{tmp_path}/*.parquet", "", {}), "text")
+    with pytest.raises(DataError, match=r"a.parquet: no column 'text'"):
+        find_all(reader, [0, 1], [40, 400], 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="without named pipes")
+def test_a_worker_ends_with_its_caller_though_it_reads(tmp_path):
+    os.mkfifo(tmp_path / "a")  # nobody writes there, so that reading it has no end
+    reader = LineReader(sources.LocalFiles([str(tmp_path / "a")], str(tmp_path)), "text")
+    worker = indexing._Worker(reader)
+    order = {"setup": worker._setup, "names": reader.files.names, "parts": [[0, 0, None]]}
+    stdin = worker._process.stdin
+    assert stdin is not None
+    stdin.write(json.dumps(order).encode() + b"\n")
+    stdin.close()
+    try:
+        assert worker._process.wait(30) == 0
+    finally:
+        worker.kill()
+
+
 def test_a_worker_that_dies_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(indexing, "TASK_BYTES", 50)
     monkeypatch.setattr(indexing, "_START", "import sys; sys.exit(7)")
@@ -372,6 +446,56 @@ def test_a_worker_that_dies_is_told(tmp_path, monkeypatch):
     reader = LineReader(match_files(str(path), "", {}), "text")
     with pytest.raises(RunError, match="a process that indexes the corpus has ended with 7"):
         find_all(reader, [0], [path.stat().st_size], 2)
+
+
+def test_workers_that_cannot_start_are_done_without(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(indexing, "TASK_BYTES", 50)
+    path = write_lines(tmp_path / "a.jsonl", *(f"text {i}" for i in range(20)))
+    reader = LineReader(match_files(str(path), "", {}), "text")
+    start, room = subprocess.Popen, [1]
+
+    def popen(*args: Any, **keys: Any) -> Any:
+        if not room:
+            raise OSError(11, "Resource temporarily unavailable")
+        room.pop()
+        return start(*args, **keys)
+
+    monkeypatch.setattr(indexing.subprocess, "Popen", popen)
+    for count in (1, 0):
+        assert len(find_all(reader, [0], [path.stat().st_size], 2).sizes) == 20
+        assert f"count={count}" in capsys.readouterr().err
+
+
+def test_a_run_that_ends_while_it_indexes_ends_at_once(tmp_path):
+    write_lines(tmp_path / "a.jsonl", *(f"text {i}" for i in range(200)))
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from blt_plugins.training.corpora import indexing
+from blt_plugins.training.corpora.files import match_files
+from blt_plugins.training.corpora.jsonl import LineReader
+from blt_plugins.training.run import together
+indexing.TASK_BYTES, together.BEAT = 50, 0.3
+indexing._START = "import time; time.sleep(600)"
+reader = LineReader(match_files({str(tmp_path / "a.jsonl")!r}, "", {{}}), "text")
+
+class Lost:
+    rank, world_size, calls = 0, 2, 0
+
+    def mean(self, values):
+        self.calls += 1
+        if self.calls > 2:
+            raise RuntimeError("Connection closed by peer")
+        return values
+
+group = together.Together(Lost(), lambda: False, "the corpus")
+with group.work():
+    group.first_alone(lambda: indexing.find_all(reader, [0], [6000], 2))
+""")
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "another process has ended, or does not answer: Connection closed" in done.stderr
 
 
 @pytest.mark.nightly(reason="test_workers_find_what_one_process_finds_in_any_number")
@@ -404,12 +528,12 @@ def compress(path: Path, suffix: str) -> Path:
         zstandard = pytest.importorskip("zstandard")
         each = zstandard.ZstdCompressor().compress
     else:
-        each = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
+        each = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix.lower()]
     target.write_bytes(each(data[:half]) + each(data[half:]))  # two members, as pigz writes them
     return target
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".GZ", ".bz2", ".xz", ".zst"])
 @pytest.mark.usefixtures("eager")
 def test_compressed_lines_are_those_of_the_file(tmp_path, suffix, own_cache, scanned):
     path = write_lines(tmp_path / "a.jsonl", *(f"text {i}" for i in range(30)))
@@ -425,6 +549,46 @@ def test_compressed_lines_are_those_of_the_file(tmp_path, suffix, own_cache, sca
     assert len(copies) == 1
     copies[0].unlink()  # while it is in use, as another run's clean-up may
     assert found[3] == plain[3]
+
+
+def copies_in(cache: Path) -> list[Path]:
+    found = (cache / "decompressed").iterdir()
+    return [each for each in found if each.suffix != ".lock"]
+
+
+@pytest.mark.usefixtures("eager")
+def test_copies_that_are_gone_are_made_again_before_any_text_is_read(tmp_path, own_cache):
+    packed = compress(write_lines(tmp_path / "a.jsonl", "one", "two"), ".gz")
+    open_corpus("jsonl", packed).documents("train")
+    [copy] = copies_in(own_cache)
+    copy.unlink()
+    (copy.parent / f".{copy.name}.new-0123").write_text("what a killed process has left")
+    open_corpus("jsonl", packed).documents("train")
+    assert copies_in(own_cache) == [copy]
+    assert copy.parent.stat().st_mode & 0o77 == 0 or sys.platform == "win32"
+
+
+@pytest.mark.parametrize("check", ["stat", "full"])
+@pytest.mark.usefixtures("eager")
+def test_a_spoilt_copy_is_made_anew(tmp_path, own_cache, check):
+    packed = compress(write_lines(tmp_path / "a.jsonl", "one", "two"), ".gz")
+    open_corpus("jsonl", packed).documents("train")
+    [copy] = copies_in(own_cache)
+    copy.write_bytes(copy.read_bytes().replace(b"two", b"six"))
+    if check == "stat":
+        with pytest.raises(DataError, match=r'changed while it was(.|\n)*corpus.check = "full"'):
+            list(open_corpus("jsonl", packed, valid_percent=0).documents("train"))
+    found = open_corpus("jsonl", packed, valid_percent=0, check=check).documents("train")
+    assert list(found) == [b"one", b"two"]
+
+
+def test_a_damaged_zstd_file_is_named(tmp_path):
+    packed = compress(write_lines(tmp_path / "a.jsonl", "one", "two" * 99), ".zst")
+    data = bytearray(packed.read_bytes())
+    data[4:12] = b"\xff" * 8
+    packed.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=r"a.jsonl.zst: cannot be decompressed: "):
+        open_corpus("jsonl", packed).documents("train")
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import email.utils
 import gzip
 import importlib.util
 import io
 import json
+import sys
 import threading
+import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,9 +28,12 @@ from blt_core.component import BuildContext
 from blt_core.errors import ConfigError, DataError
 from blt_core.plugins.loading import load_plugins
 from blt_core.wiring.resolve import build_node, resolve_component
+from blt_plugins.training.corpora import files, sources
 from blt_plugins.training.corpora.files import match_files
+from blt_plugins.training.corpora.folder import FileReader
 from blt_plugins.training.corpora.index import Part
 from blt_plugins.training.corpora.jsonl import LineReader
+from blt_plugins.training.corpora.urls import shown
 
 TEXTS = [f"text {i} ü" for i in range(40)]
 
@@ -147,6 +155,95 @@ def test_a_mixture_of_files_here_and_there_has_all_of_them(memory, tmp_path):
     assert list(mixed.documents("train")) == [b"there", b"here"]
 
 
+def test_documents_behind_a_url_come_in_the_order_of_those_here(memory, tmp_path):
+    for name in ("a/x", "a-b/x", "a.b/x"):
+        fsspec.filesystem("memory").pipe_file(f"/texts/{name}", lines([name]))
+        (tmp_path / "texts" / name).parent.mkdir(parents=True)
+        (tmp_path / "texts" / name).write_bytes(lines([name]))
+    here, there = (
+        list(open_corpus("jsonl", f"{top}/texts/**/x", valid_percent=0).documents("train"))
+        for top in (tmp_path, "memory://")
+    )
+    assert here == there == [b"a/x", b"a-b/x", b"a.b/x"]
+
+
+def test_files_of_archives_are_told_apart_and_known_again(tmp_path, monkeypatch):
+    def write(name: str, text: str) -> str:
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            file.writestr(zipfile.ZipInfo("x.jsonl"), lines([text]))
+        return f"zip://*.jsonl::file://{tmp_path / name}"
+
+    def texts(url: str) -> list[bytes]:
+        return list(open_corpus("jsonl", url, valid_percent=0).documents("train"))
+
+    urls = [write("a.zip", "one"), write("b.zip", "two")]
+    assert [texts(url) for url in urls] == [[b"one"], [b"two"]]
+    with monkeypatch.context() as patch:
+        patch.setattr(LineReader, "scan", None)
+        assert [texts(url) for url in urls] == [[b"one"], [b"two"]]
+    write("a.zip", "six")
+    assert texts(urls[0]) == [b"six"]
+
+
+def test_what_gives_access_is_neither_shown_nor_kept(memory, own_cache):
+    system = fsspec.filesystem("memory")
+    for name in ("/a?sig=secret", "/b?sig=secret"):
+        system.pipe_file(name, lines(["one"]) + (b"{\n" if "b" in name else b""))
+    found = open_corpus("jsonl", "memory://a?sig=secret", valid_percent=0).documents("train")
+    assert (list(found), found.source(0)) == ([b"one"], "memory:///a@0")
+    [kept] = (own_cache / "index").glob("*.safetensors")
+    assert b"secret" not in kept.read_bytes()
+    assert b"memory" not in kept.read_bytes()
+    assert kept.parent.stat().st_mode & 0o77 == 0 or sys.platform == "win32"
+    for path in ("b", "none"):
+        with pytest.raises((ConfigError, DataError)) as raised:
+            open_corpus("jsonl", f"memory://{path}?sig=secret").documents("train")
+        assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("https://me:secret@host/a/b.jsonl", "https://host/a/b.jsonl"),
+        ("zip://*.x::https://host/a.zip?sig=secret", "zip://*.x::https://host/a.zip"),
+        ("404, url='https://host/a?x=1&sig=secret'", "404, url='https://host/a'"),
+        ("s3://bucket/part-?.parquet", "s3://bucket/part-?.parquet"),
+        ("a?b=c", "a?b=c"),
+    ],
+)
+def test_messages_show_urls_without_what_gives_access(text, told):
+    assert shown(text) == told
+
+
+def test_links_behind_urls_are_files_where_they_lead_to_some():
+    class System:
+        def isfile(self, name: str) -> bool:
+            return name == "x/link"
+
+    kinds = {"x/b": "file", "x/link": "link", "x/gone": "other", "x/deep": "directory"}
+    found = {name: {"type": kind} for name, kind in kinds.items()}
+    assert files._visible(System(), found, "x/*") == ["x/b", "x/link"]
+
+
+def test_a_file_whose_time_is_told_by_the_second_is_not_trusted_at_once(memory, monkeypatch):
+    memory(a=lines(TEXTS))
+    reader = LineReader(match_files("memory://a", "", {}), "text")
+    now = int(time.time())
+    date = email.utils.formatdate
+    for told, settled in (
+        ({"Last-Modified": date(now, usegmt=True)}, False),
+        ({"Last-Modified": date(now - 60, usegmt=True)}, True),
+        ({"Last-Modified": date(now, usegmt=True), "ETag": "x"}, True),
+        ({"mtime": now}, False),
+        ({"mtime": now + 0.5}, True),
+        ({"LastModified": dt.datetime.fromtimestamp(now, dt.timezone.utc)}, False),
+        ({}, True),
+    ):
+        info = {"name": "/a", "size": 7, **told}
+        monkeypatch.setattr(fsspec.filesystem("memory"), "info", lambda _, info=info: info)
+        assert (reader.files.stamp(0)[2] != sources.UNSETTLED) == settled, told
+
+
 def test_options_reach_the_file_system(tmp_path, memory):
     memory(a_dot_jsonl=lines(TEXTS))
     options = {"target_protocol": "memory", "cache_storage": str(tmp_path / "own")}
@@ -204,6 +301,9 @@ class Failing(io.BytesIO):
         super().__init__(data)
         self._silent = silent
 
+    def readall(self) -> bytes:
+        return self.read(500)
+
     def readinto(self, buffer: Any) -> int:
         if self.tell() >= 500:
             if self._silent:
@@ -231,6 +331,17 @@ def test_a_connection_that_ends_is_an_error_and_never_a_shorter_text(
         list(reader.scan(Part(0)))
 
 
+def test_a_file_that_ends_early_is_no_shorter_document(memory, monkeypatch):
+    memory(x__a=b"a text" * 200)
+    reader = FileReader(files.find_files("memory://x", "*", {}))
+    system = fsspec.filesystem("memory")
+    monkeypatch.setattr(
+        type(system), "_open", lambda *_, **__: Failing(b"a text" * 200, silent=True)
+    )
+    with pytest.raises(DataError, match=r"memory:///x/a: its text ended at byte \d+ of 1200"):
+        reader.read(0, 0)
+
+
 # -- over HTTP -----------------------------------------------------------------------------------
 
 
@@ -239,6 +350,7 @@ class Ranges(BaseHTTPRequestHandler):
 
     files: ClassVar[dict[str, bytes]] = {}
     sent: ClassVar[list[int]] = []
+    accepts = "bytes"
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -263,7 +375,7 @@ class Ranges(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         self.send_header("Content-Length", str(end - begin))
-        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Accept-Ranges", self.accepts)
         self.send_header("ETag", f'"{hash(data)}"')
         self.end_headers()
         if with_body:
@@ -288,7 +400,7 @@ HTTP = pytest.mark.skipif(not importlib.util.find_spec("aiohttp"), reason="witho
 
 @HTTP
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of fsspec's session, which it closes late
-def test_documents_come_over_http_in_ranges(tmp_path: Path):
+def test_documents_come_over_http_in_ranges(tmp_path: Path, monkeypatch):
     texts = [f"{i} " + "x" * 5000 for i in range(400)]
     files = {"a_dot_jsonl": lines(texts), "b_dot_gz": gzip.compress(lines(texts))}
     with serving(**files, c=parquet(texts)) as url:
@@ -303,6 +415,13 @@ def test_documents_come_over_http_in_ranges(tmp_path: Path):
         assert 0 < sum(Ranges.sent) < len(files["a_dot_jsonl"]) / 2
         Ranges.files["/a.jsonl"] = lines([text.replace("x", "y") for text in texts])
         assert open_corpus("jsonl", f"{url}/a.jsonl").documents("train").digest != first.digest
+        with monkeypatch.context() as patch:
+            patch.setattr(Ranges, "accepts", "none")
+            with pytest.raises(DataError, match=r"/a.jsonl: its server gives no ranges of bytes"):
+                open_corpus("jsonl", f"{url}/a.jsonl", index=str(tmp_path)).documents("train")
+        Ranges.files["/a.jsonl"] = b""
+        reader = LineReader(match_files(f"{url}/a.jsonl", "", {}), "text")
+        assert list(reader.scan(Part(0))) == []
         del Ranges.files["/a.jsonl"]
         with pytest.raises(ConfigError, match=r"/a.jsonl: no such file"):
             open_corpus("jsonl", f"{url}/a.jsonl")

@@ -209,6 +209,33 @@ def test_process_0_does_its_work_before_the_others_begin_however_long_it_takes(m
     assert sorted(order) == [0, 1, 2]
 
 
+def test_the_others_may_take_as_long_where_they_share_no_disk(monkeypatch):
+    monkeypatch.setattr("blt_plugins.training.run.together.BEAT", 0.01)
+    beats, enough = [], threading.Event()
+
+    def one(backend: Member) -> int:
+        together = Together(backend, lambda: False, "the corpus")
+        total = together.total
+
+        def counted(values: Sequence[float]) -> list[float]:
+            beats.append(backend.rank)
+            if beats.count(0) >= 5:
+                enough.set()
+            return total(values)
+
+        def do() -> int:
+            if backend.rank == 1:
+                assert enough.wait(SECONDS)
+            return backend.rank
+
+        together.total = counted
+        with together.work():
+            return together.first_alone(do)
+
+    assert Group(3).run(one) == [0, 1, 2]
+    assert beats.count(0) == beats.count(1) == beats.count(2) >= 5
+
+
 def test_the_others_hear_that_process_0_has_failed_alone():
     def one(backend: Member) -> None:
         together = Together(backend, lambda: False, "the corpus")

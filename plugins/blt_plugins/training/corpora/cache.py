@@ -25,6 +25,16 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / NAME
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder of the cache that only its user may read: texts, and what is known of them.
+
+    Raises OSError where it cannot be made.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # another user's
+        folder.chmod(0o700)
+
+
 @contextlib.contextmanager
 def alone_with(path: Path, what: str) -> Iterator[None]:
     """Wait until no other process is in such a block for ``path``, where the system has locks.
@@ -36,6 +46,7 @@ def alone_with(path: Path, what: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # without the right to write it, as without locks
             file = stack.enter_context(lock.open("ab"))
+            os.utime(lock)  # a lock that is in use is none that was left long ago
             _wait_for(file.fileno(), path, what)
         yield  # closing the file lets the lock go
 

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import hashlib
 import lzma
 import os
+import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from blt_core.errors import DataError
 from blt_core.storage.folders import replace_file
-from blt_plugins.training.corpora.cache import alone_with, cache_folder
-from blt_plugins.training.corpora.sources import UNSETTLED, Files, Stamp
+from blt_plugins.training.corpora.cache import alone_with, cache_folder, make_private
+from blt_plugins.training.corpora.sources import UNSETTLED, Files, Stamp, Stamps, check_end
+from blt_plugins.training.corpora.unwanted import check_wanted
+from blt_plugins.training.corpora.urls import hash_of, is_url, shown
 
 #: Seconds after which a copy that nobody has used is removed when another one is made.
 UNUSED = 30 * 24 * 3600
 _CHUNK = 1 << 20
+#: How often a copy is made that other processes remove, each of them once.
+_TRIES = 9
 _FOLDER = "decompressed"
 _DAMAGES = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
@@ -40,7 +44,7 @@ def is_compressed(name: str) -> bool:
 
 
 def _suffix(name: str) -> str:
-    return Path(name.partition("?")[0]).suffix.lower() if "://" in name else Path(name).suffix
+    return Path(name.partition("?")[0] if is_url(name) else name).suffix.lower()
 
 
 class Decompressed:
@@ -74,7 +78,7 @@ class Decompressed:
             with self._files.opened(number, in_order=in_order) as file:
                 yield file
             return
-        for _ in range(2):  # another run may remove a copy that was not used for long
+        for _ in range(_TRIES):  # another run may remove a copy, as each process of this one may
             path = self._copy(number)
             with suppress(FileNotFoundError), path.open("rb") as file:
                 yield file
@@ -86,26 +90,48 @@ class Decompressed:
         """The compressed file itself."""
         return self._files.held(number)
 
+    def lacking(self, stamps: Stamps) -> Sequence[int]:
+        """The compressed files without a copy."""
+        packed = [n for n, name in enumerate(self.names) if is_compressed(name)]
+        paths = [self._path(n, cast("Stamp", tuple(stamps[n].tolist()))) for n in packed]
+        return [n for n, path in zip(packed, paths, strict=True) if not path.is_file()]
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Remove the copies of some files."""
+        for number in numbers:
+            if not is_compressed(self.names[number]):
+                self._files.forget([number])
+                continue
+            path = self._copies.pop(number, None)
+            with suppress(OSError, DataError):  # of a file that is gone
+                (path or self._path(number, self.stamp(number))).unlink(missing_ok=True)
+
+    def _path(self, number: int, stamp: Stamp) -> Path:
+        """Where the copy of a version lies."""
+        name = self.names[number]
+        where = str(Path(name).resolve())
+        if self.url is not None:
+            where = f"{shown(self.url)} {name}"  # the name does not tell an archive, nor its host
+        return cache_folder() / _FOLDER / hash_of(f"{where} {stamp}")[:32]
+
     def _copy(self, number: int) -> Path:
         """The decompressed copy, which is made if it is not there."""
         if number not in self._copies:
-            stamp, name = self.stamp(number), self.names[number]
-            where = name if self.url is not None else str(Path(name).resolve())
-            digest = hashlib.sha256(f"{where} {stamp}".encode("utf-8", "surrogateescape"))
-            path = cache_folder() / _FOLDER / digest.hexdigest()[:32]
+            stamp = self.stamp(number)
+            path = self._path(number, stamp)
             if stamp[2] == UNSETTLED or not _touched(path):
                 self._make(number, path, stamp)
             self._copies[number] = path
         return self._copies[number]
 
     def _make(self, number: int, path: Path, stamp: Stamp) -> None:
-        name = self.names[number]
+        name = shown(self.names[number])
         with _writing(path, name):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(path.parent)
         with alone_with(path, f"decompresses {name}"):
             if stamp[2] != UNSETTLED and _touched(path):
                 return  # made by another process while this one waited
-            _remove_unused(path.parent)
+            _remove_unused(path)
             with _writing(path, name), replace_file(path) as copy:
                 for data in self._decompressed(number):
                     copy.write(data)
@@ -114,21 +140,26 @@ class Decompressed:
             raise DataError(f"{name}: changed while it was decompressed; run the command again")
 
     def _decompressed(self, number: int) -> Iterator[bytes]:
-        name = self.names[number]
+        name = shown(self.names[number])
         with self._files.opened(number, in_order=True) as file:
-            opened = _OPENERS[_suffix(name)](file)
+            opened = _OPENERS[_suffix(self.names[number])](file)
+            damages = (*_DAMAGES, *_zstd_errors())
             while True:
+                check_wanted()
                 try:
                     data = opened.read(_CHUNK)
-                except _DAMAGES as error:
+                except damages as error:
                     raise _damaged(name, error) from error
                 except OSError as error:
                     if error.errno is None and self.url is None:  # what bz2 raises for its data
                         raise _damaged(name, error) from error
                     raise
                 if not data:
-                    return
+                    break
                 yield data
+            place = file.tell()
+            if not file.read(1):  # else something stands behind the compressed text
+                check_end(name, file, place)
 
 
 def _damaged(name: str, error: Exception) -> DataError:
@@ -155,12 +186,12 @@ def _touched(path: Path) -> bool:
     return True
 
 
-def _remove_unused(folder: Path) -> None:
-    """Remove copies, and what ended processes have left, that were not used for long."""
+def _remove_unused(copy: Path) -> None:
+    """Remove what ended processes have left of a copy, and all that was not used for long."""
     before = time.time() - UNUSED
-    for path in folder.iterdir():
+    for path in copy.parent.iterdir():
         with suppress(OSError):  # another process may remove it too, or read it
-            if path.stat().st_mtime < before:
+            if path.name.startswith(f".{copy.name}.new-") or path.stat().st_mtime < before:
                 path.unlink()
 
 
@@ -186,6 +217,13 @@ class _Zstd:
         if self._frame is not None:
             raise EOFError("it ends within a frame")
         return b""
+
+
+def _zstd_errors() -> Iterator[type[Exception]]:
+    """What modules that are loaded raise for damaged frames, which no class of Python's covers."""
+    for name in ("compression.zstd", "zstandard"):
+        if (module := sys.modules.get(name)) is not None:
+            yield module.ZstdError
 
 
 def _open_zstd(file: BinaryIO) -> Any:

@@ -18,9 +18,9 @@ from blt_plugins.training.corpora.sources import (
     LocalFiles,
     RemoteFiles,
     file_system,
-    is_url,
     url_error,
 )
+from blt_plugins.training.corpora.urls import is_url, shown
 
 #: The folder, within that of a corpus, where its index is kept. Nothing in it is a document.
 INDEX_FOLDER = ".blt-index"
@@ -92,7 +92,7 @@ def _match_remote(url: str, example: str, options: Mapping[str, Any]) -> Files:
             return _remote([path], system, folder, name, url, options)
         if _MAGIC.isdisjoint(path):
             raise _is_folder(url, below(url, example)) if system.isdir(path) else _no_file(url)
-        found = sorted(_visible(system.glob(path, detail=True), path))
+        found = _visible(system, system.glob(path, detail=True), path)
         if not found:
             raise _no_file(url)
         return _remote(found, system, *_fixed(path), url, options)
@@ -101,12 +101,13 @@ def _match_remote(url: str, example: str, options: Mapping[str, Any]) -> Files:
 def _find_remote(url: str, pattern: str, options: Mapping[str, Any]) -> Files:
     with _listing(url, options) as (system, path):
         if not system.isdir(path):
-            raise DataError(f"{url}: no such folder; corpus.path names a folder of text files")
+            raise DataError(
+                f"{shown(url)}: no such folder; corpus.path names a folder of text files"
+            )
         whole = posixpath.join(path, pattern)
-        found = _visible(system.glob(whole, detail=True), whole)
+        found = _visible(system, system.glob(whole, detail=True), whole)
         if not found:
-            raise DataError(f"{url}: no file matches {pattern!r} (corpus.pattern)")
-        found.sort(key=lambda name: name.split("/"))
+            raise DataError(f"{shown(url)}: no file matches {pattern!r} (corpus.pattern)")
         return _remote(found, system, path, pattern, url, options)
 
 
@@ -138,22 +139,31 @@ def _remote(
 def _is_file(system: Any, path: str) -> bool:
     """Whether there is such a file; over HTTP ``isfile`` would begin to download it."""
     try:
-        return bool(system.info(path)["type"] == "file")
+        return _holds_bytes(system, path, system.info(path)["type"])
     except FileNotFoundError:
         return False
 
 
-def _visible(found: Mapping[str, Mapping[str, Any]], pattern: str) -> list[str]:
-    """The files of a listing; hidden ones only where the glob names something hidden."""
+def _visible(system: Any, found: Mapping[str, Mapping[str, Any]], pattern: str) -> list[str]:
+    """The files of a listing, in the order of the parts of their paths, as those of this machine.
+
+    Hidden ones only where the glob names something hidden.
+    """
     shows, (fixed, _) = "/." in pattern, _fixed(pattern)
-    return [
+    names = [
         name
         for name, info in found.items()
-        if info.get("type") == "file"
-        and not is_dross(posixpath.basename(name))
+        if not is_dross(posixpath.basename(name))
         and (shows or "/." not in name.removeprefix(fixed))
         and not _is_ours(name)
+        and _holds_bytes(system, name, info.get("type"))
     ]
+    return sorted(names, key=lambda name: name.split("/"))
+
+
+def _holds_bytes(system: Any, name: str, kind: str | None) -> bool:
+    """Whether it is a file, or a link to one, which systems call by several names."""
+    return kind == "file" or (kind != "directory" and bool(system.isfile(name)))
 
 
 def _fixed(pattern: str) -> tuple[str, str]:
@@ -169,8 +179,10 @@ def _is_ours(name: str) -> bool:
 
 
 def _is_folder(path: str, fix: str) -> DataError:
-    return DataError(f"{path}: is a folder; name its files by a glob, as in corpus.path = '{fix}'")
+    return DataError(
+        f"{shown(path)}: is a folder; name its files by a glob, as in corpus.path = '{shown(fix)}'"
+    )
 
 
 def _no_file(path: str) -> DataError:
-    return DataError(f"{path}: no such file, and no file matches it as a glob")
+    return DataError(f"{shown(path)}: no such file, and no file matches it as a glob")

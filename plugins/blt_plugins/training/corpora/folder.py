@@ -14,8 +14,9 @@ from blt_core.files import expand_home
 from blt_core.storage.texts import check_document, read_document
 from blt_plugins.training.corpora.files import below, find_files, has_folders
 from blt_plugins.training.corpora.index import Part
-from blt_plugins.training.corpora.sources import Files
+from blt_plugins.training.corpora.sources import Files, check_end
 from blt_plugins.training.corpora.stored import StoredCorpus, StoredCorpusParams
+from blt_plugins.training.corpora.urls import shown
 
 
 @attrs.frozen(kw_only=True)
@@ -57,11 +58,13 @@ class FileReader:
         if self.files.url is None:
             return read_document(Path(name))
         with self.files.opened(file, in_order=True) as stream:
-            return check_document(name, stream.read())
+            text = stream.read()
+            check_end(name, stream, len(text))
+        return check_document(shown(name), text)
 
     def name(self, file: int, place: int) -> str:
         """The file's path within the folder."""
-        return self.files.label(file)
+        return shown(self.files.label(file))
 
 
 class FolderCorpus(StoredCorpus):

@@ -15,6 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from blt_plugins.training.corpora.sources import UNSETTLED, Files, Stamps
+from blt_plugins.training.corpora.unwanted import check_wanted
+
+#: Documents after which it is looked whether they are still wanted.
+_GLANCE = 1000
 
 Ints = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
@@ -114,6 +118,8 @@ def find(reader: Reader, parts: Iterable[Part]) -> Found:
     for part in parts:
         before = len(sizes)
         for place, text in reader.scan(part):
+            if not len(sizes) % _GLANCE:
+                check_wanted()
             if text:
                 sizes.append(len(text))
                 keys.append(key_of(text))

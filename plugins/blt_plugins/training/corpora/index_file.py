@@ -17,17 +17,17 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from blt_core.files import parse_json
 from blt_core.log import logger
 from blt_core.storage.folders import replace_file
-from blt_plugins.training.corpora.cache import alone_with, cache_folder
+from blt_plugins.training.corpora.cache import alone_with, cache_folder, make_private
 from blt_plugins.training.corpora.files import INDEX_FOLDER
 from blt_plugins.training.corpora.index import Entries, Found, Reader, merged
 from blt_plugins.training.corpora.indexing import find_all
 from blt_plugins.training.corpora.sources import labels_of, stamps_of
+from blt_plugins.training.corpora.urls import hash_of, shown
 
 #: The version of this format.
-VERSION = 1
+VERSION = 2
 Check = Literal["stat", "full"]
 #: Local texts of less than this, in fewer files, are read as quickly as their index is checked.
 SMALL_BYTES, SMALL_FILES = 1 << 24, 1000
@@ -72,12 +72,15 @@ def entries_of(reader: Reader, keeping: Keeping, *, workers: int | None = None) 
     unreadable.
     """
     labels, stamps = labels_of(reader.files), stamps_of(reader.files)
+    full = keeping.check == "full"
     if keeping.folder is None and reader.files.url is None and _is_small(stamps):
-        return _updated(reader, None, labels, stamps, workers)
+        return _updated(reader, None, labels, stamps, workers, full=full)
     places = _places(reader, keeping)
     seen = [place.version() for place in places]
-    old = keeping.trusted(_first(places))
+    old = _best(places, keeping, labels, stamps)
     if old is not None and _covers(old, labels, stamps):
+        if lacking := reader.files.lacking(stamps):  # the cache folder was cleared
+            find_all(reader, lacking, stamps[lacking, 0].tolist(), workers)
         return old
     for place, version in zip(places, seen, strict=True):
         if not place.prepare():
@@ -85,25 +88,29 @@ def entries_of(reader: Reader, keeping: Keeping, *, workers: int | None = None) 
         with alone_with(place.path, "indexes this corpus"):
             if place.version() != version:  # another process has made it meanwhile
                 old = keeping.trusted(place.load()) or old
-            found = _updated(reader, old, labels, stamps, workers)
+            found = _updated(reader, old, labels, stamps, workers, full=full)
             if found is not old:
                 place.save(found)
             return found
-    logger().warning("the index is not kept", corpus=reader.files.root, reason="no folder for it")
-    return _updated(reader, old, labels, stamps, workers)
+    logger().warning(
+        "the index is not kept", corpus=shown(reader.files.root), reason="no folder for it"
+    )
+    return _updated(reader, old, labels, stamps, workers, full=full)
 
 
 @attrs.frozen
 class Place:
-    """Where one index is kept. of: whose it is."""
+    """Where one index is kept. of: whose it is, as a hash: the file may be read by others."""
 
     path: Path
-    of: Mapping[str, Any]
+    of: str
 
     def prepare(self) -> bool:
         """Make the folder; whether a file can be written there."""
         folder = self.path.parent
         try:
+            if folder.parent == cache_folder():
+                make_private(folder)
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in (_WRITTEN_HERE, _IGNORED) if folder.name == INDEX_FOLDER else ():
                 if not (folder / name).exists():
@@ -134,7 +141,7 @@ class Place:
         from safetensors.numpy import save
 
         tensors = _tensors(entries)
-        metadata = {"of": _text(self.of), "sha256": _checksum(tensors, self.of)}
+        metadata = {"of": self.of, "sha256": _checksum(tensors, self.of)}
         try:
             with replace_file(self.path) as file:
                 file.write(save(tensors, metadata))
@@ -156,10 +163,12 @@ def _places(reader: Reader, keeping: Keeping) -> list[Place]:
         "settings": dict(reader.settings),
         "pattern": files.pattern,
     }
-    root = files.root if files.url is not None else str(Path(files.root).resolve())
+    root = [str(Path(files.root).resolve())]
+    if files.url is not None:
+        root = [shown(files.root), shown(files.url)]  # whose hosts and archives roots do not tell
     elsewhere = {**of, "root": root}
-    if keeping.folder is not None:
-        return [_place(Path(keeping.folder), elsewhere)]
+    if keeping.folder is not None:  # which may lie in that of a corpus
+        return [_place(Path(keeping.folder) / INDEX_FOLDER, elsewhere)]
     found = [_place(cache_folder() / "index", elsewhere)]
     if files.url is None:
         found.insert(0, _place(Path(files.root) / INDEX_FOLDER, of))
@@ -167,12 +176,25 @@ def _places(reader: Reader, keeping: Keeping) -> list[Place]:
 
 
 def _place(folder: Path, of: Mapping[str, Any]) -> Place:
-    name = hashlib.sha256(_text(of).encode()).hexdigest()[:16]
-    return Place(folder / f"{name}.safetensors", of)
+    own = hash_of(json.dumps(of, sort_keys=True))
+    return Place(folder / f"{own[:16]}.safetensors", own)
 
 
-def _first(places: list[Place]) -> Entries | None:
-    return next((found for place in places if (found := place.load()) is not None), None)
+def _best(
+    places: list[Place], keeping: Keeping, labels: list[str], stamps: npt.NDArray[np.int64]
+) -> Entries | None:
+    """The first trusted one that covers all files, or that which holds true of the most."""
+    best, most = None, -1
+    for place in places:
+        found = keeping.trusted(place.load())
+        if found is None:
+            continue
+        if _covers(found, labels, stamps):
+            return found
+        true = np.count_nonzero(found.still_true(labels, stamps) >= 0)
+        if true > most:
+            best, most = found, true
+    return best
 
 
 def _covers(old: Entries, labels: list[str], stamps: npt.NDArray[np.int64]) -> bool:
@@ -186,25 +208,29 @@ def _updated(
     labels: list[str],
     stamps: npt.NDArray[np.int64],
     workers: int | None,
+    *,
+    full: bool,
 ) -> Entries:
-    """``old`` itself where it covers all files."""
+    """``old`` itself where it covers all files. full: as of ``Keeping``."""
     if old is not None and _covers(old, labels, stamps):
         return old
     none = np.full(len(labels), -1, dtype=np.int64)
     kept = none if old is None else old.still_true(labels, stamps)
     changed = np.flatnonzero(kept < 0).tolist()
     since = time.time_ns() if old is None else old.since
+    if full:
+        reader.files.forget(changed)
     fresh = find_all(reader, changed, stamps[changed, 0].tolist(), workers)
     return Entries(labels, stamps, merged(old, kept, fresh), since)
 
 
-def _read(path: Path, of: Mapping[str, Any]) -> Entries:
-    """Raises ValueError, or what safetensors raises, for all that is not whole and for ``of``."""
+def _read(path: Path, of: str) -> Entries:
+    """Raises ValueError, or what safetensors raises, for what is not whole, or of another."""
     from safetensors import safe_open
 
     with safe_open(str(path), "numpy") as file:
         metadata = file.metadata() or {}
-        if parse_json(metadata.get("of", "null").encode()) != of:
+        if metadata.get("of") != of:
             raise ValueError("it is of another corpus, or of another version")
         tensors = {name: file.get_tensor(name) for name in _TENSORS}
     if metadata.get("sha256") != _checksum(tensors, of):
@@ -243,13 +269,9 @@ def _tensors(entries: Entries) -> dict[str, npt.NDArray[Any]]:
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
-def _checksum(tensors: Mapping[str, npt.NDArray[Any]], of: Mapping[str, Any]) -> str:
-    total = hashlib.sha256(_text(of).encode())
+def _checksum(tensors: Mapping[str, npt.NDArray[Any]], of: str) -> str:
+    total = hashlib.sha256(of.encode())
     for name in _TENSORS:
         total.update(f"{name} {tensors[name].shape} ".encode())
         total.update(tensors[name].data)
     return total.hexdigest()
-
-
-def _text(of: Mapping[str, Any]) -> str:
-    return json.dumps(of, sort_keys=True)

@@ -15,21 +15,30 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from blt_core.errors import BltError, DataError, RunError
+from blt_core.log import logger
 from blt_plugins.training.corpora.index import Found, Part, Reader, find
 from blt_plugins.training.corpora.sources import Files, LocalFiles, RemoteFiles, file_system
+from blt_plugins.training.corpora.unwanted import check_wanted
+from blt_plugins.training.corpora.urls import shown
 
 #: Bytes and files that a process reads before it answers.
 TASK_BYTES, TASK_FILES = 1 << 24, 2000
 #: Less than so many tasks are not worth the half second in which a process starts.
 FEW_TASKS = 4
+#: Processes, unless a number is asked for: each holds a piece of a table in memory, and disks and
+#: networks serve no more of them faster.
+MOST_WORKERS = 8
+#: Seconds after which it is looked whether the answers are still wanted.
+_GLANCE = 0.2
 
 _START = (
     "import sys; sys.path[:] = sys.argv[1].split(sys.argv[2]); "
@@ -47,13 +56,14 @@ def find_all(
     fault, RunError if a process ends before it has answered.
     """
     tasks = list(_tasks(reader, files, sizes))
-    count = min(workers or _cpus(), len(tasks)) if reader.files.shared else 1
+    count = min(workers or min(_cpus(), MOST_WORKERS), len(tasks)) if reader.files.shared else 1
     if workers is None and len(tasks) < FEW_TASKS:
         count = 1
     if count > 1:
-        found = Found.joined(_in_processes(reader, tasks, count))
+        with contextlib.closing(_in_processes(reader, tasks, count)) as answers:
+            found = Found.joined(answers)
     else:
-        found = Found.joined(find(reader, task) for task in tasks)
+        found = Found.joined(_in_this_process(reader, tasks))
     numbers = {file: number for number, file in enumerate(files)}
     counts = np.zeros(len(files), dtype=np.int64)
     owners = [numbers[part.file] for task in tasks for part in task]
@@ -66,7 +76,10 @@ def _tasks(reader: Reader, files: Sequence[int], sizes: Sequence[int]) -> Iterat
     task: list[Part] = []
     held = 0
     for file, size in zip(files, sizes, strict=True):
-        parts = reader.parts(file, size, TASK_BYTES) if size > TASK_BYTES else [Part(file)]
+        parts: Sequence[Part] = [Part(file)]
+        if size > TASK_BYTES:
+            with contextlib.suppress(DataError):  # which is raised in its turn, where it is read
+                parts = reader.parts(file, size, TASK_BYTES)
         for part in parts:
             task.append(part)
             held += size // len(parts)
@@ -87,28 +100,61 @@ def _cpus() -> int:
 # -- the side that asks --------------------------------------------------------------------------
 
 
-def _in_processes(reader: Reader, tasks: Sequence[Sequence[Part]], count: int) -> Iterator[Found]:
-    """The answer to each task, in order, by threads each of which has a process read for it."""
-    own, workers = threading.local(), list[_Worker]()
+def _in_this_process(reader: Reader, tasks: Sequence[Sequence[Part]]) -> Iterator[Found]:
+    for task in tasks:
+        check_wanted()
+        yield find(reader, task)
 
-    def begin() -> None:
-        own.worker = _Worker(reader)
-        workers.append(own.worker)
+
+def _in_processes(
+    reader: Reader, tasks: Sequence[Sequence[Part]], count: int
+) -> Generator[Found, None, None]:
+    """The answer to each task, in order, by threads that have processes read for them."""
+    workers = list[_Worker]()
+    try:
+        _start_workers(reader, count, workers)
+        if not workers:
+            yield from _in_this_process(reader, tasks)
+            return
+        yield from _answers(workers, tasks)
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def _start_workers(reader: Reader, count: int, workers: list[_Worker]) -> None:
+    """Append them to ``workers``, as many as the system lets start, at most ``count``."""
+    try:
+        workers.extend(_Worker(reader) for _ in range(count))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        logger().warning("fewer processes index the corpus", count=len(workers), reason=reason)
+
+
+def _answers(workers: Sequence[_Worker], tasks: Sequence[Sequence[Part]]) -> Iterator[Found]:
+    idle = SimpleQueue[_Worker]()
+    for worker in workers:
+        idle.put(worker)
 
     def ask(task: Sequence[Part]) -> Found:
-        found: Found = own.worker.find(task)
-        return found
+        worker = idle.get()
+        try:
+            return worker.find(task)
+        finally:
+            idle.put(worker)
 
-    threads = ThreadPoolExecutor(count, initializer=begin)
+    threads = ThreadPoolExecutor(len(workers))
     try:
-        yield from threads.map(ask, tasks)
+        for answer in [threads.submit(ask, task) for task in tasks]:
+            while not wait([answer], timeout=_GLANCE).done:
+                check_wanted()
+            check_wanted()
+            yield answer.result()
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
-            worker.kill()
+            worker.end()
         threads.shutdown()
-        for worker in workers:
-            worker.kill()  # also one that began meanwhile
 
 
 class _Worker:
@@ -150,10 +196,14 @@ class _Worker:
                 "  fix: see its messages; if the system ended it for want of memory, free some"
             ) from error
 
-    def kill(self) -> None:
+    def end(self) -> None:
         """End the process, whatever it does."""
         self._process.kill()
         self._process.wait()
+
+    def kill(self) -> None:
+        """End it, and close its pipes, which no thread uses any more."""
+        self.end()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):  # of what was not sent yet
@@ -194,7 +244,7 @@ def serve() -> None:
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)
         make: Callable[[Sequence[str]], Reader]  # the first order has a setup
-        for line in sys.stdin.buffer:
+        for line in iter(_lines_of_stdin().get, b""):
             order = json.loads(line)
             if order["setup"] is not None:
                 make = _maker(order["setup"])
@@ -203,10 +253,23 @@ def serve() -> None:
             except BltError as error:
                 _answer(answers, {"wrong": str(error)})
             except Exception:  # noqa: BLE001 -- the caller raises it
-                _answer(answers, {"failed": traceback.format_exc()})
+                _answer(answers, {"failed": shown(traceback.format_exc())})
             else:
                 columns = (found.counts, found.sizes, found.keys, found.places)
                 _answer(answers, {"lengths": [len(each) for each in columns]}, columns)
+
+
+def _lines_of_stdin() -> SimpleQueue[bytes]:
+    """Its lines, as they come. At its end this process ends, whatever it does: its caller has."""
+    lines = SimpleQueue[bytes]()
+
+    def read() -> None:
+        for line in sys.stdin.buffer:
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
 
 
 def _maker(setup: Mapping[str, Any]) -> Callable[[Sequence[str]], Reader]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, BinaryIO
@@ -15,8 +14,12 @@ from blt_core.files import expand_home, parse_json
 from blt_plugins.training.corpora.compressed import Decompressed, is_compressed
 from blt_plugins.training.corpora.files import match_files
 from blt_plugins.training.corpora.index import Part
-from blt_plugins.training.corpora.sources import Files
+from blt_plugins.training.corpora.sources import Files, check_end
 from blt_plugins.training.corpora.stored import StoredCorpus, StoredCorpusParams
+from blt_plugins.training.corpora.urls import shown
+
+#: Bytes of a line of another part that are in memory at a time.
+_PIECE = 1 << 16
 
 
 @attrs.frozen(kw_only=True)
@@ -54,11 +57,11 @@ class LineReader:
     def scan(self, part: Part) -> Iterator[tuple[int, bytes]]:
         """(place, text) of all documents of a part."""
         with self.files.opened(part.file, in_order=True) as file:
-            place = _first_line(file, part.begin)
+            place = _first_line(file, part)
             while part.end is None or place < part.end:
                 line = file.readline()
                 if not line.endswith(b"\n"):
-                    self._check_end(part.file, file, place + len(line))
+                    check_end(self.files.names[part.file], file, place + len(line))
                 if not line:
                     break
                 if line.strip():
@@ -70,31 +73,21 @@ class LineReader:
         with self.files.opened(file) as stream:
             stream.seek(place)
             line = stream.readline()
-            return self._text(line, f"{self.files.names[file]}: line at byte {place}")
+            return self._text(line, f"{shown(self.files.names[file])}: line at byte {place}")
 
     def name(self, file: int, place: int) -> str:
         """The file, and the offset of the line."""
-        return f"{self.files.names[file]}@{place}"
+        return f"{shown(self.files.names[file])}@{place}"
 
     def _text_at(self, file: int, place: int, line: bytes) -> bytes:
         """The text of a line, which is called by its number if it is at fault."""
         try:
             return self._text(line, "")
         except DataError:
-            name = self.files.names[file]
+            name = shown(self.files.names[file])
         with self.files.opened(file, in_order=True) as stream:
             number = _lines(stream, place) + 1
         return self._text(line, f"{name}:{number}")
-
-    def _check_end(self, file: int, stream: BinaryIO, place: int) -> None:
-        """Raise DataError where a file ended before its end, as connections do."""
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(place)
-        if size != place:
-            raise DataError(
-                f"{self.files.names[file]}: its text ended at byte {place} of {size}\n"
-                "  fix: run the same command again"
-            )
 
     def _text(self, line: bytes, where: str) -> bytes:
         try:
@@ -119,12 +112,17 @@ class LineReader:
             raise DataError(f"{where}: {self._key!r} holds half a surrogate pair") from error
 
 
-def _first_line(file: BinaryIO, begin: int) -> int:
-    """Go to the first line that begins at ``begin`` or after it; where that is."""
-    if not begin:
+def _first_line(file: BinaryIO, part: Part) -> int:
+    """Go to the first line that begins in a part; where that is, or a place after the part."""
+    if not part.begin:
         return 0
-    file.seek(begin - 1)
-    return begin - 1 + len(file.readline())
+    place = file.seek(part.begin - 1)
+    while part.end is None or place < part.end:
+        piece = file.readline(_PIECE)  # the line of another part may be far longer than this one
+        place += len(piece)
+        if not piece or piece.endswith(b"\n"):
+            break
+    return place
 
 
 def _lines(file: BinaryIO, end: int) -> int:

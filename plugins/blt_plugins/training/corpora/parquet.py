@@ -20,6 +20,7 @@ from blt_plugins.training.corpora.files import match_files
 from blt_plugins.training.corpora.index import Part
 from blt_plugins.training.corpora.sources import Files
 from blt_plugins.training.corpora.stored import StoredCorpus, StoredCorpusParams
+from blt_plugins.training.corpora.urls import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,9 +67,13 @@ class RowReader:
         file, starts = part.file, self._table(part.file).starts
         end = starts[-1] if part.end is None else part.end
         for group in range(bisect_left(starts, part.begin), bisect_left(starts, end)):
-            column = self._group(file, group)
-            for row in range(starts[group + 1] - starts[group]):
-                yield starts[group] + row, self._text(file, column, row)
+            self._groups.clear()  # each is read once, and a group may be large
+            yield from self._rows(file, group)
+
+    def _rows(self, file: int, group: int) -> Iterator[tuple[int, bytes]]:
+        starts, column = self._table(file).starts, self._table(file).column(group)
+        for row in range(starts[group + 1] - starts[group]):
+            yield starts[group] + row, self._text(file, column, row)
 
     def read(self, file: int, place: int) -> bytes:
         """The text of one document."""
@@ -78,7 +83,7 @@ class RowReader:
 
     def name(self, file: int, place: int) -> str:
         """The file, and the number of the row."""
-        return f"{self.files.names[file]}#{place}"
+        return f"{shown(self.files.names[file])}#{place}"
 
     def _text(self, file: int, column: Any, row: int) -> bytes:
         with _errors(self.files, file):
@@ -105,7 +110,7 @@ class _Table:
 
     def __init__(self, files: Files, number: int, key: str) -> None:
         self._errors, self._key = partial(_errors, files, number), key
-        path = files.names[number]
+        path = shown(files.names[number])
         with self._errors():
             file = _open(files, number)
         schema = file.schema_arrow if _is_parquet(file) else file.schema
@@ -155,7 +160,7 @@ def _open(files: Files, number: int) -> Any:
     what = (
         stand_in(beginning) or "neither a Parquet file nor an Arrow IPC file (Feather, version 2)"
     )
-    raise DataError(f"{name}: {what}")
+    raise DataError(f"{shown(name)}: {what}")
 
 
 @contextmanager
@@ -170,7 +175,7 @@ def _errors(files: Files, number: int) -> Iterator[None]:
         try:
             yield
         except arrow().ArrowException as error:
-            raise DataError(f"{name}: damaged: {str(error).splitlines()[0]}") from error
+            raise DataError(f"{shown(name)}: damaged: {str(error).splitlines()[0]}") from error
 
 
 def _is_parquet(file: Any) -> bool:

@@ -6,6 +6,8 @@ Axes: f files.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import email.utils
 import hashlib
 import io
 import os
@@ -13,7 +15,7 @@ import sys
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +26,7 @@ import numpy.typing as npt
 
 from blt_core.errors import BltError, DataError
 from blt_core.storage.folders import file_errors
+from blt_plugins.training.corpora.urls import hash_of, shown
 
 #: Size in bytes, and two numbers that change with the contents.
 Stamp = tuple[int, int, int]
@@ -53,8 +56,42 @@ _PACKAGES = {
     "sftp": "paramiko",
     "ssh": "paramiko",
 }
-#: What tells a version of a file beside fsspec's ``ukey``, which HTTP makes of the URL alone.
-_VERSION = ("etag", "content-md5", "digest", "last-modified")
+#: What file systems tell of a file's version: what changes with each,
+_VERSION = frozenset(
+    {
+        "etag",
+        "content-md5",
+        "digest",
+        "md5",
+        "md5hash",
+        "crc",
+        "crc32c",
+        "chksum",
+        "sha",
+        "sha256",
+        "blob_id",
+        "oid",
+        "generation",
+        "version_id",
+        "versionid",
+    }
+)
+#: and times, by the second or finer.
+_TIMES = frozenset(
+    {
+        "last-modified",
+        "last_modified",
+        "lastmodified",
+        "modified",
+        "modificationtime",
+        "mtime",
+        "modify",
+        "updated",
+        "created",
+        "timecreated",
+        "date_time",
+    }
+)
 
 
 class Files(Protocol):
@@ -93,10 +130,19 @@ class Files(Protocol):
         """Raise DataError, naming the file, for what goes wrong in reading it."""
         ...
 
+    def lacking(self, stamps: Stamps) -> Sequence[int]:
+        """The files of which something is to be made before a place of them can be read."""
+        ...
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Make that anew when it is needed."""
+        ...
+
 
 def labels_of(files: Files) -> list[str]:
-    """The names of all files below their root."""
-    return [files.label(number) for number in range(len(files.names))]
+    """What tells all files apart: the names below their root; of URLs, hashes of the names."""
+    labels = [files.label(number) for number in range(len(files.names))]
+    return labels if files.url is None else [hash_of(label)[:32] for label in labels]
 
 
 def stamps_of(files: Files) -> Stamps:
@@ -105,11 +151,6 @@ def stamps_of(files: Files) -> Stamps:
     for number in range(len(files.names)):
         flat.extend(files.stamp(number))
     return np.array(flat, dtype=np.int64).reshape(-1, 3)
-
-
-def is_url(path: str) -> bool:
-    """Whether fsspec is to read ``path``, as it does ``s3://bucket/name``."""
-    return "://" in path
 
 
 class LocalFiles:
@@ -156,6 +197,13 @@ class LocalFiles:
         """Raise DataError for what the system refuses."""
         return file_errors(Path(self.names[number]), DataError)
 
+    def lacking(self, stamps: Stamps) -> Sequence[int]:
+        """None: all are read as they are."""
+        return ()
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Nothing is kept of them."""
+
 
 class RemoteFiles:
     """Files that fsspec reads, a few of which stay open, with blocks of them in memory."""
@@ -173,7 +221,7 @@ class RemoteFiles:
         self.names, self.root, self.pattern = names, root, pattern
         self.url: str | None = url
         self.options = options
-        self.shared = "memory://" not in url
+        self.shared = "memory://" not in url and options.get("target_protocol") != "memory"
         self._system = system or file_system(url, options)[0]
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
 
@@ -182,17 +230,24 @@ class RemoteFiles:
         return self.names[number].removeprefix(self.root).lstrip("/")
 
     def stamp(self, number: int) -> Stamp:
-        """Size, and 126 bits of a hash of fsspec's ``ukey`` and what servers tell of versions."""
+        """Size, and 126 bits of a hash of what the file system tells of versions.
+
+        Where it tells nothing, of fsspec's ``ukey``, which some make of the URL alone.
+        """
         name = self.names[number]
         with self.errors(number):
-            info, key = self._system.info(name), self._system.ukey(name)
+            info = self._system.info(name)
+            told = {key.lower(): value for key, value in info.items() if value is not None}
+            version = {key: str(told[key]) for key in sorted(told.keys() & (_VERSION | _TIMES))}
+            if not version:
+                version = {"ukey": str(self._system.ukey(name))}
         if info.get("size") is None:
-            raise DataError(f"{name}: the server does not tell how many bytes it has")
-        told = {str(k).lower(): str(v) for k, v in info.items()}
-        version = [str(key), *(told.get(each, "") for each in _VERSION)]
-        digest = hashlib.sha256("\n".join(version).encode()).digest()
+            raise DataError(f"{shown(name)}: the server does not tell how many bytes it has")
+        digest = hashlib.sha256(repr(version).encode()).digest()
         high, low = (int.from_bytes(digest[at : at + 8], "big") >> 1 for at in (0, 8))
-        return int(info["size"]), high, low
+        times = [told[key] for key in version.keys() & _TIMES]
+        settled = bool(version.keys() - _TIMES) or not any(map(_is_recent, times))
+        return int(info["size"]), high, low if settled else UNSETTLED
 
     @contextlib.contextmanager
     def opened(self, number: int, *, in_order: bool = False) -> Iterator[BinaryIO]:
@@ -226,23 +281,66 @@ class RemoteFiles:
         except Exception as error:
             raise url_error(self.names[number], error) from error
 
+    def lacking(self, stamps: Stamps) -> Sequence[int]:
+        """None: all are read as they are."""
+        return ()
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """What is in memory of them."""
+        for number in numbers:
+            if (file := self._open.pop(number, None)) is not None:
+                file.close()
+
     def _reader(self, number: int, cache: str, block: int, **keys: Any) -> BinaryIO:
         name = self.names[number]
         file = self._system.open(name, "rb", block_size=block, cache_type=cache, **keys)
-        if not file.seekable():
+        if _is_stream(file):
+            file.close()
+            if self._system.info(name).get("size") == 0:  # HTTP gives no range of nothing
+                return io.BytesIO()
             raise DataError(
-                f"{name}: its server gives no ranges of bytes\n"
+                f"{shown(name)}: its server gives no ranges of bytes\n"
                 "  fix: download it, and name the copy"
             )
         return cast(BinaryIO, io.BufferedReader(file, 1 << 16))
 
 
+def _is_stream(file: Any) -> bool:
+    """Whether a file cannot be read at any place. HTTP's streams say that they can."""
+    return not file.seekable() or getattr(file, "size", 0) is None
+
+
+def _is_recent(told: Any) -> bool:
+    """Whether a time by the second is so near that another change may be told by the same time."""
+    if isinstance(told, str):
+        with contextlib.suppress(ValueError):
+            told = dt.datetime.fromisoformat(told)
+    try:
+        if isinstance(told, str):
+            told = email.utils.parsedate_to_datetime(told)
+        seconds = told.timestamp() if isinstance(told, dt.datetime) else float(told)
+    except (TypeError, ValueError):
+        return False
+    return seconds.is_integer() and abs(time.time() - seconds) * 1e9 < SETTLED
+
+
+def check_end(name: str, stream: BinaryIO, place: int) -> None:
+    """Raise DataError where a file ended at ``place``, before its end, as connections do."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(place)
+    if size != place:
+        raise DataError(
+            f"{shown(name)}: its text ended at byte {place} of {size}\n"
+            "  fix: run the same command again"
+        )
+
+
 def url_error(url: str, error: Exception) -> DataError:
     """What to raise for a URL that cannot be read."""
-    reason = str(error).strip().splitlines()
+    reason = shown(str(error)).strip().splitlines()
     what = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
     return DataError(
-        f"{url}: cannot be read: {what}\n"
+        f"{shown(url)}: cannot be read: {what}\n"
         "  fix: run the same command again; how often a backend tries, and with which credentials, "
         "is said in corpus.storage_options or fsspec's own configuration"
     )
@@ -256,14 +354,18 @@ def file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError as error:
-        raise DataError(f"{url}: needs fsspec.   fix: pip install 'blt-core[data]'") from error
+        raise DataError(
+            f"{shown(url)}: needs fsspec.   fix: pip install 'blt-core[data]'"
+        ) from error
     protocol = url.split("://", 1)[0].rsplit("::", 1)[-1]
     try:
         found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         package = _PACKAGES.get(protocol)
         fix = f"pip install {package}" if package else str(error)
-        raise DataError(f"{url}: needs a package that is not installed.   fix: {fix}") from error
+        raise DataError(
+            f"{shown(url)}: needs a package that is not installed.   fix: {fix}"
+        ) from error
     except Exception as error:
         raise url_error(url, error) from error
     return found

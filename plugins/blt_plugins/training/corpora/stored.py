@@ -13,6 +13,7 @@ from blt_core.errors import DataError
 from blt_core.files import expand_home
 from blt_plugins.training.corpora.index import Index, Reader, key_of
 from blt_plugins.training.corpora.index_file import Check, Keeping, entries_of
+from blt_plugins.training.corpora.urls import shown
 
 Split = Literal["train", "valid"]
 
@@ -56,9 +57,11 @@ class StoredDocuments:
         file, place = int(self._index.files[index]), int(self._index.places[index])
         text = self._reader.read(file, place)
         if len(text) != self.sizes[index] or key_of(text) != self._index.keys[index]:
+            self._reader.files.forget([file])
             raise DataError(
-                f"{self._reader.files.names[file]}: changed while it was in use; "
-                "run the command again"
+                f"{shown(self._reader.files.names[file])}: changed while it was in use; "
+                "run the command again\n"
+                '  fix: if that says the same, set corpus.check = "full" for one run'
             )
         return text
 
@@ -83,7 +86,7 @@ class StoredCorpus:
         if not self._found:
             index = entries_of(self._train, self._keeping).index()
             if not len(index.sizes):
-                name = self._train.files.names[0]
+                name = shown(self._train.files.names[0])
                 raise DataError(f"{name}: it and all other files hold no text")
             if self._valid is not None:
                 held = entries_of(self._valid, self._keeping).index()

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from blt_core.errors import RunError
 from blt_core.protocols import TrainingBackend
+from blt_plugins.training.corpora.unwanted import can_end
 from blt_plugins.training.data.shares import Share
 from blt_plugins.training.run.interrupts import Stopped
 
@@ -20,6 +21,8 @@ T = TypeVar("T")
 Agree = Callable[[bool], object]
 #: Seconds after which a process that works alone tells the others that it is alive.
 BEAT = 5.0
+#: Seconds in which work that nobody waits for any more has to end, or is left behind.
+LONGEST_END = 10.0
 
 
 class OtherProcessError(RunError):
@@ -76,23 +79,28 @@ class Together:
     def first_alone(self, do: Callable[[], T]) -> T:
         """What ``do`` gives, in each process; the others begin when process 0 has done it.
 
-        For work whose result is kept on a disk. However long it takes, no collective waits longer
-        than some seconds: process 0 does it in a thread, and tells the others that it is alive.
+        For work whose result is kept on a disk, and which the others may have to do again where
+        they share none. However long it takes, no collective waits longer than some seconds: each
+        does it in a thread, and tells the others that it is alive.
         """
         if self._backend.world_size == 1:
             return do()
         self.agree()  # all have come so far
         if self._backend.rank != 0:
-            while self.total([0.0]) != [0.0]:
-                pass
-            return do()
-        found: Future[T] = Future()
-        threading.Thread(target=_fulfil, args=(found, do), daemon=True).start()
-        while not wait([found], timeout=BEAT).done:
-            self.total([1.0])
-        result = found.result()
-        self.total([0.0])
+            self._wait_for_others()
+        with _in_thread(do) as found:
+            while not wait([found], timeout=BEAT).done:
+                self.total([1.0])
+            result = found.result()
+            self._wait_for_others()
+        if self._backend.rank == 0:
+            self._wait_for_others()
         return result
+
+    def _wait_for_others(self) -> None:
+        """Until none of them works."""
+        while self.total([0.0]) != [0.0]:
+            pass
 
     def total(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over the processes, in float64, the same in all of them."""
@@ -163,7 +171,23 @@ def agreed(work: Callable[[], T], agree: Agree) -> T:
     return found
 
 
-def _fulfil(found: Future[T], do: Callable[[], T]) -> None:
+@contextmanager
+def _in_thread(do: Callable[[], T]) -> Iterator[Future[T]]:
+    """What a thread finds; an error in the block ends its work."""
+    found: Future[T] = Future()
+    end = threading.Event()
+    thread = threading.Thread(target=_fulfil, args=(found, do, end), daemon=True)
+    thread.start()
+    try:
+        yield found
+    except BaseException:
+        end.set()
+        thread.join(LONGEST_END)
+        raise
+
+
+def _fulfil(found: Future[T], do: Callable[[], T], end: threading.Event) -> None:
+    can_end(end)
     try:
         found.set_result(do())
     except BaseException as error:  # noqa: BLE001 -- raised where the result is asked for
