@@ -12,7 +12,6 @@ came before it; then results are the same with any executor.
 from __future__ import annotations
 
 import contextlib
-import pickle
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -21,7 +20,15 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 import torch
 
-from blt_core.errors import BltError, ComponentError, PluginError, RunError
+from blt_core.errors import (
+    BltError,
+    CheckpointError,
+    ComponentError,
+    DataError,
+    PluginError,
+    RequestError,
+    RunError,
+)
 from blt_core.faults import naming
 
 #: Told how much of a task is done, in a unit of the work's own, such as bytes.
@@ -133,12 +140,15 @@ class Outcome:
 
 def _portable(error: BltError) -> BltError:
     """The error, or one of its kind that can be unpickled: a plugin's may not know how."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 -- our own
-    except Exception:  # noqa: BLE001 -- whatever its class does
-        kind = ComponentError if isinstance(error, PluginError) else RunError
-        return kind(str(error))
-    return error
+    if type(error).__module__ == BltError.__module__:
+        return error
+    return next(kind for kind in _KINDS if isinstance(error, kind))(str(error))
+
+
+#: What an error becomes whose class is not of blt_core.errors: the first that it is one of.
+_KINDS: tuple[type[BltError], ...] = (
+    *(ComponentError, PluginError, CheckpointError, DataError, RequestError, RunError, BltError),
+)
 
 
 def check_torch(version: str) -> None:

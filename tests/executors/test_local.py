@@ -109,7 +109,7 @@ def test_errors_results_and_what_cannot_be_sent():
     with executor.start(_odd) as workers:
         assert list(workers.run(["large"])) == [(0, bytes(1 << 20))]
         for task, kind, text in (
-            ("ours", RunError, "^a.txt: is odd$"),
+            ("ours", DataError, "^a.txt: is odd$"),
             (0, WorkError, "ZeroDivisionError"),
             ("unsendable", WorkError, "Can't pickle|Can't get local"),
         ):

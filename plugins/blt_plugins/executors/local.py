@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import traceback
@@ -197,7 +196,9 @@ def _serve(make: Start, threads: int, pipe: Connection) -> None:
             outcome = Outcome.of(work, pipe.recv())
             try:
                 pipe.send(outcome)
-            except (pickle.PicklingError, TypeError, AttributeError):  # nothing was sent
+            except OSError:
+                raise
+            except Exception:  # noqa: BLE001 -- it cannot be pickled, and nothing was sent
                 pipe.send(Outcome(fault=traceback.format_exc()))
 
 
