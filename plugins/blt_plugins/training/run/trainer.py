@@ -124,11 +124,12 @@ class Trainer:
                 "complete; run the same command again to go on"
             ) from None
         finally:
-            # Groups first: other processes must not wait for what this one still writes.
+            # Last the writes, which other processes must not wait for. The model's backend before
+            # the group: DDP would end a group that it alone holds with Python's lock in its hands.
             with self._interrupts, ExitStack() as ends:
                 ends.callback(self._folder.close)
-                ends.callback(job.backend.close)
                 ends.callback(self._scorer_backend.close)
+                ends.callback(job.backend.close)
         return self._end()
 
     def _resume(self, *, fresh: bool) -> Found | None:
