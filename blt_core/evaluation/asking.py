@@ -14,6 +14,7 @@ from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.protocol import Answer, Json, Likelihoods, Passage, Question
 from blt_core.evaluation.sandbox import Sandbox, make_sandbox
 from blt_core.evaluation.store import Store, from_record, to_record
+from blt_core.faults import broken
 from blt_core.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -136,9 +137,13 @@ class Asker:
             for batch in batches:
                 yield batch, self._answering.do(how, batch)
         elif batches:
-            sampler = self._answering.sampler
+            sampler, missing = self._answering.sampler, set(range(len(batches)))
             for number, found in workers.run((sampler, how, batch) for batch in batches):
+                missing.discard(number)
                 yield batches[number], found
+            if missing:
+                text = f"gave no result of {len(missing)} tasks"
+                raise broken(workers, text, "executor.results")
 
     def _is_other(self, question: Question) -> bool:
         return self.questions.get(question.key, question) != question

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 
 import pytest
 
 from blt_core.batch_inference import WINDOW, generate_file, score_file
-from blt_core.errors import DataError, RequestError
+from blt_core.errors import ComponentError, DataError, RequestError
 from blt_core.pipeline import Pipeline
 from tests.nightly import nightly_or
 
@@ -222,3 +223,21 @@ def test_batches_of_a_window_hold_items_of_similar_length(pipeline, items, tmp_p
     generate_file(pipeline, items([{"prompt": t} for t in texts]), tmp_path / "out", batch=5)
     assert WINDOW > 1
     assert sizes == [sorted(map(len, texts))[:5], sorted(map(len, texts))[5:]]
+
+
+@pytest.mark.parametrize(("results", "text"), [([], "no result of 3"), ([(7, [])], "of task 7")])
+def test_workers_that_lose_or_make_up_results_are_named_and_nothing_is_written(
+    pipeline, items, tmp_path, monkeypatch, results, text
+):
+    class Losing:
+        def run(self, tasks, watch=None):
+            list(tasks)
+            return iter(results)
+
+    def workers(*_):
+        return contextlib.nullcontext(Losing())
+
+    monkeypatch.setattr("blt_core.batch_inference._workers", workers)
+    with pytest.raises(ComponentError, match=f"Losing gave .*{text}"):
+        generate_file(pipeline, items([{"prompt": "a"}] * 3), tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()

@@ -355,6 +355,16 @@ def test_an_executor_answers_as_this_process_does(blt, checkpoint, pairs, tmp_pa
     assert json.loads(again.out)["tasks"] == found[0][1], "kept answers serve with any executor"
 
 
+def test_workers_that_lose_an_answer_are_named(pipeline):
+    class Losing:
+        def run(self, tasks, watch=None):
+            return iter(())
+
+    with pytest.raises(ComponentError, match=r"Losing gave no result of [1-9]") as error:
+        run_task(pipeline, "lengths", Lengths(), ["ar"], RunOptions(workers=Losing()))
+    assert error.value.contract == "executor.results"
+
+
 def test_a_worker_with_other_weights_refuses(checkpoint):
     begin = Begin(find_source(str(checkpoint)), "another digest")
     with pytest.raises(RunError, match="finds other weights"):

@@ -48,23 +48,10 @@ def resume(
 ) -> Found | None:
     """The state to go on from, put back but for what the backend holds; None for a new run.
 
-    The same in all processes, which check it ``together``.
+    The same in all processes, which check it ``together``, within its work.
     ``note`` is told of it. Raises OtherSettingsError if the state belongs to another configuration,
     DataError if something is in the way of what is to be written.
     """
-    with together.work():
-        return _resume(job, phases, folder, note, together, fresh=fresh)
-
-
-def _resume(
-    job: Job,
-    phases: Sequence[Phase],
-    folder: RunFolder,
-    note: Callable[[str], None],
-    together: Together,
-    *,
-    fresh: bool,
-) -> Found | None:
     folder.open()
     found = None
     if not fresh:

@@ -134,9 +134,10 @@ class Trainer:
 
     def _resume(self, *, fresh: bool) -> Found | None:
         together = Together(self._scorer_backend, lambda: False, "start of the run")
-        found = resume(
-            self._job, self._phases, self._folder, self._report.note, together, fresh=fresh
-        )
+        with together.work():
+            found = resume(
+                self._job, self._phases, self._folder, self._report.note, together, fresh=fresh
+            )
         # States of older versions may hold a best score that is no number.
         if found is not None and is_score(found.state.best):
             self._judge.best = found.state.best
