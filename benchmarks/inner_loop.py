@@ -2,7 +2,8 @@
 
 Each commit is installed into a temporary folder, with its own plugins and weights; each measurement
 is a process of its own, and those of the two take turns. Ratios of medians are what counts. The
-rounds of ragged batches are those of this checkout alone.
+rounds of ragged batches are those of this checkout alone. "compiled" is this checkout with
+``[run] compile``; the first and the second process of it are told apart by what they wait for.
 
     python benchmarks/inner_loop.py [--commit 37a7142] [--repeats 5] [--json]
 """
@@ -25,24 +26,28 @@ SAMPLERS = {
     "cascade": {"use": "speculative", "drafter": {"use": "cascade", "draft_bytes": 16}},
 }
 
-#: Run in a process with a commit's own code: the seconds a byte of greedy texts, after a first one.
+#: ``[run]`` of the passes that are compiled.
+COMPILED = {"compile": True}
+
+#: Run in a process with a commit's own code: bytes/s of greedy texts, and what two first ones took.
 MEASURE = """
-import json, sys
+import json, sys, time
 from pathlib import Path
 from blt_core import Pipeline
 
 sampler, new, folder = json.loads(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-pipeline = Pipeline.from_config(
-    {"schema": 1, "run": {"checkpoint": "demo:python"}, "sampler": sampler}
-)
+run = {"checkpoint": "demo:python", **json.loads(sys.argv[4])}
+pipeline = Pipeline.from_config({"schema": 1, "run": run, "sampler": sampler})
 prompts = [path.read_bytes() for path in sorted(folder.glob("*.txt"))]
-pipeline.generate(prompts[0], max_new_bytes=20)
-seconds = count = 0
+began = time.perf_counter()
+for prompt in prompts[:2]:
+    pipeline.generate(prompt, max_new_bytes=new)
+waited, seconds, count = time.perf_counter() - began, 0, 0
 for prompt in prompts:
     found = pipeline.generate(prompt, max_new_bytes=new)
     count += len(found.output)
     seconds += len(found.output) / found.bytes_per_second
-print(json.dumps(count / seconds))
+print(json.dumps([count / seconds, waited]))
 """
 
 #: The median seconds of a round of ``ar`` over a batch of prompts of given lengths.
@@ -60,7 +65,7 @@ for step in pipeline.with_sampler("ar").steps(prompts, max_new_bytes=int(sys.arg
     if began is not None:
         seconds.append(now - began)
     began = now
-print(json.dumps(statistics.median(seconds[2:])))
+print(json.dumps([statistics.median(seconds[2:])]))
 """
 
 
@@ -74,12 +79,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         trees = {options.commit: install(options.commit, Path(folder)), "here": None}
-        speeds = compare(trees, options)
+        speeds, starts = compare(trees, options, Path(folder) / "compiled")
         rounds = ragged(options)
     if options.json:
-        print(json.dumps({"bytes_per_second": speeds, "round_seconds": rounds}))
+        told = {"bytes_per_second": speeds, "compiled_start_seconds": starts}
+        print(json.dumps({**told, "round_seconds": rounds}))
     else:
-        report(speeds, rounds, options.commit)
+        report(speeds, starts, rounds, options.commit)
 
 
 def install(commit: str, folder: Path) -> Path:
@@ -93,16 +99,25 @@ def install(commit: str, folder: Path) -> Path:
 
 
 def compare(
-    trees: dict[str, Path | None], options: argparse.Namespace
-) -> dict[str, dict[str, list[float]]]:
-    """For each sampler and commit, the bytes/s of each repeat."""
-    speeds = {s: {name: list[float]() for name in trees} for s in SAMPLERS}
+    trees: dict[str, Path | None], options: argparse.Namespace, kept: Path
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[float]]]:
+    """For each sampler and commit, the bytes/s of each repeat, and how long two first texts took.
+
+    That is of compiled passes, which are kept in a folder.
+    """
+    cases = {**{name: (site, {}) for name, site in trees.items()}, "compiled": (None, COMPILED)}
+    speeds = {s: {name: list[float]() for name in cases} for s in SAMPLERS}
+    starts = {s: list[float]() for s in SAMPLERS}
     for _ in range(options.repeats):
         for sampler, table in SAMPLERS.items():
-            for name, site in trees.items():
-                arguments = (json.dumps(table), str(options.new), str(ROOT / "benchmarks/prompts"))
-                speeds[sampler][name].append(measure(MEASURE, site, *arguments))
-    return speeds
+            for name, (site, settings) in cases.items():
+                prompts = str(ROOT / "benchmarks/prompts")
+                arguments = (json.dumps(table), str(options.new), prompts, json.dumps(settings))
+                speed, waited = measure(MEASURE, site, *arguments, kept=kept)
+                speeds[sampler][name].append(speed)
+                if settings:
+                    starts[sampler].append(waited)
+    return speeds, starts
 
 
 def ragged(options: argparse.Namespace) -> dict[str, list[float]]:
@@ -111,13 +126,17 @@ def ragged(options: argparse.Namespace) -> dict[str, list[float]]:
     rounds = {case: list[float]() for case in cases}
     for _ in range(options.repeats):
         for case in cases:
-            rounds[case].append(measure(ROUND, None, case, "60"))
+            rounds[case] += measure(ROUND, None, case, "60")
     return rounds
 
 
-def measure(program: str, site: Path | None, *arguments: str) -> float:
+def measure(
+    program: str, site: Path | None, *arguments: str, kept: Path | None = None
+) -> list[float]:
     """What a process prints that runs ``program`` with the packages in ``site`` (None: these)."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    if kept is not None:
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(kept)
     if site is not None:
         environment["PYTHONPATH"] = str(site)
     with tempfile.TemporaryDirectory() as elsewhere:
@@ -127,7 +146,8 @@ def measure(program: str, site: Path | None, *arguments: str) -> float:
         )
     if done.returncode:
         raise SystemExit(done.stderr)
-    return float(done.stdout)
+    figures: list[float] = json.loads(done.stdout)
+    return figures
 
 
 def run(*command: str) -> None:
@@ -136,17 +156,22 @@ def run(*command: str) -> None:
 
 
 def report(
-    speeds: dict[str, dict[str, list[float]]], rounds: dict[str, list[float]], commit: str
+    speeds: dict[str, dict[str, list[float]]],
+    starts: dict[str, list[float]],
+    rounds: dict[str, list[float]],
+    commit: str,
 ) -> None:
     """Print medians, spreads and ratios."""
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     print(f"bytes/s, median (min to max); OMP_NUM_THREADS: {threads}")
     for sampler, found in speeds.items():
-        print(
-            f"  {sampler:<14} {commit} {told(found[commit])}   here {told(found['here'])}", end=""
-        )
-        ratio = statistics.median(found["here"]) / statistics.median(found[commit])
-        print(f"   {ratio:.2f} x")
+        print(f"  {sampler}")
+        for name, each in found.items():
+            ratio = statistics.median(each) / statistics.median(found[commit])
+            print(f"    {name:<10} {told(each)}   {ratio:.2f} x")
+    print("seconds of two first texts with compiled passes: the first process, later ones")
+    for sampler, waited in starts.items():
+        print(f"  {sampler:<14} {waited[0]:6.1f}  {', '.join(f'{w:.1f}' for w in waited[1:])}")
     print("milliseconds of a round of ar, prompts of")
     both, mixed = (statistics.median(each) for each in rounds.values())
     for case, found_rounds in rounds.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from blt_core.compiling import compile_passes
 from blt_core.component import BuildContext
 from blt_core.errors import CheckpointError, ConfigError, Problem
 from blt_core.log import logger
@@ -111,7 +112,9 @@ def build_model(plan: Plan, tensors: Mapping[str, Tensor] | None) -> Model:
     model = new_model(plan, tensors, plan.run.seed)
     if tensors is None:
         logger().warning("no checkpoint is named: the weights are random", config=str(plan.place))
-    model.module_dict().requires_grad_(requires_grad=False).eval()
+    module = model.module_dict().requires_grad_(requires_grad=False).eval()
+    if plan.run.compile:
+        compile_passes(module, model.device)
     return model
 
 
@@ -120,7 +123,8 @@ def load_beside(location: str, plan: Plan, plugins: Plugins) -> Model:
 
     Raises as :func:`plan_run` and :func:`build_model` do.
     """
-    run = {"checkpoint": location, "device": plan.run.device, "dtype": plan.run.dtype}
+    run: dict[str, object] = {key: getattr(plan.run, key) for key in ("device", "dtype", "compile")}
+    run["checkpoint"] = location
     return build_model(*plan_run(Config.from_mapping({"schema": 1, "run": run}), plugins))
 
 

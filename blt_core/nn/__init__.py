@@ -11,7 +11,16 @@ from blt_core.nn.bare import (
     runs_bare,
 )
 from blt_core.nn.blocks import BlockMasks, BlockSight, sort_blocks, whole_sight
-from blt_core.nn.cache import LayerCache, RowCache, Span, lane_of
+from blt_core.nn.cache import Lanes, LayerCache, RowCache, Seeing, Span, SpanT, lane_of
+from blt_core.nn.compiled import (
+    CompiledPass,
+    StaticCache,
+    StaticRows,
+    StaticSpan,
+    pieces,
+    vary_rows,
+    whole,
+)
 from blt_core.nn.layers import (
     BARE_KINDS,
     RMSNorm,
@@ -38,14 +47,21 @@ __all__ = [
     "BareMLP",
     "BlockMasks",
     "BlockSight",
+    "CompiledPass",
+    "Lanes",
     "LayerCache",
     "Linear",
     "Packing",
     "RMSNorm",
     "RowCache",
     "RowTable",
+    "Seeing",
     "SelfAttention",
     "Span",
+    "SpanT",
+    "StaticCache",
+    "StaticRows",
+    "StaticSpan",
     "SwiGLU",
     "Transformer",
     "TransformerLayer",
@@ -59,6 +75,7 @@ __all__ = [
     "lane_of",
     "new_span",
     "norm",
+    "pieces",
     "product",
     "product_dtype",
     "read_weights_whole",
@@ -70,5 +87,7 @@ __all__ = [
     "sort_blocks",
     "span_angles",
     "take_rows",
+    "vary_rows",
+    "whole",
     "whole_sight",
 ]

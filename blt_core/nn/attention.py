@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from blt_core.nn import flex, tiles
-from blt_core.nn.cache import Span
+from blt_core.nn.cache import Seeing, Span
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> Tensor:
@@ -78,7 +78,9 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def rotate_(x: Tensor, heads: int, angles: Tensor) -> Tensor:
-    """``rotate`` of the first ``heads`` of (…, h, d), in place."""
+    """``rotate`` of the first ``heads`` of (…, h, d), in place; ``_rotated`` with real angles."""
+    if not angles.is_complex():
+        return _rotated(x, heads, angles)
     turning = x.narrow(-2, 0, heads)
     if x.dtype in (torch.float32, torch.float64):
         pairs = turning.view(*turning.shape[:-1], x.shape[-1] // 2, 2)
@@ -86,6 +88,19 @@ def rotate_(x: Tensor, heads: int, angles: Tensor) -> Tensor:
     else:
         turning.copy_(_turn(turning, angles))
     return x
+
+
+def _rotated(x: Tensor, heads: int, angles: Tensor) -> Tensor:
+    """``rotate_`` with angles as pairs of real numbers (…, d/2, 2), and a tensor of its own.
+
+    For compilers, which know no complex numbers.
+    """
+    turning, rest = x.split_with_sizes((heads, x.shape[-2] - heads), dim=-2)
+    exact = torch.promote_types(x.dtype, angles.dtype)
+    even, odd = turning.to(exact).unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles.to(exact).unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
+    return torch.cat((turned.flatten(-2).to(x.dtype), rest), -2)
 
 
 class _Rotation(torch.autograd.Function):
@@ -111,7 +126,7 @@ def _turn(x: Tensor, angles: Tensor) -> Tensor:
     return wide.to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, span: Seeing) -> Tensor:
     """Causal, windowed attention of a span's rows over the keys it sees: (b, r, h, d).
 
     ``k`` and ``v`` hold what the span sees: its own rows if they are the first, or ``span.seen``.

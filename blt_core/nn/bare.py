@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.modules.module import _has_any_global_hook
 
 from blt_core.nn.attention import attend, rotate_
-from blt_core.nn.cache import RowCache, Span
+from blt_core.nn.cache import Lanes, SpanT
 from blt_core.nn.linear import product
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def runs_bare(x: Tensor) -> bool:
 def norm(x: Tensor, weight: Tensor) -> Tensor:
     """The norm x / sqrt(mean(x²) + eps) · weight, over the last axis of (…, D)."""
     width = x.shape[-1]
+    if torch.compiler.is_compiling():
+        return _norm_traced(x, weight)
     if not x.is_cpu:
         same = x if x.dtype == weight.dtype else x.to(weight.dtype)
         out: Tensor = functional.rms_norm(same, (width,), weight, NORM_EPS)
@@ -69,6 +71,13 @@ def norm(x: Tensor, weight: Tensor) -> Tensor:
     else:
         normed = (wide * norm_scale(wide)).mul_(weight)
     return normed if wide is x else normed.to(x.dtype)
+
+
+def _norm_traced(x: Tensor, weight: Tensor) -> Tensor:
+    """``norm`` as a compiler can join it with what is around it: without a look at a number."""
+    wide = x if x.dtype in _EXACT else x.float()
+    scale = (wide.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+    return (wide * scale * weight).to(x.dtype)
 
 
 def norm_scale(wide: Tensor) -> Tensor:
@@ -113,7 +122,9 @@ class BareAttention:
         sizes = attention.heads, attention.kv_heads, attention.head_dim
         return cls(before.weight, attention.qkv.weight, attention.out.weight, *sizes)
 
-    def __call__(self, x: Tensor, angles: Tensor, span: Span, cache: RowCache, lane: str) -> Tensor:
+    def __call__(
+        self, x: Tensor, angles: Tensor, span: SpanT, cache: Lanes[SpanT], lane: str
+    ) -> Tensor:
         """(b, r, D), or packed, to x + attention(norm(x))."""
         heads, shared = self.heads, self.kv_heads
         qkv = product(norm(x, self.norm), self.qkv)
@@ -123,7 +134,13 @@ class BareAttention:
 
 
 def attend_cached(
-    qkv: Tensor, heads: int, shared: int, angles: Tensor, span: Span, cache: RowCache, lane: str
+    qkv: Tensor,
+    heads: int,
+    shared: int,
+    angles: Tensor,
+    span: SpanT,
+    cache: Lanes[SpanT],
+    lane: str,
 ) -> Tensor:
     """What heads of new rows read, (…, h · d), of queries, keys and values (…, h + 2g, d).
 
@@ -150,6 +167,8 @@ class BareLayer:
         attention = BareAttention.of(layer.attention_norm, layer.attention)
         return cls(attention, BareMLP.of(layer.mlp_norm, layer.mlp))
 
-    def __call__(self, x: Tensor, angles: Tensor, span: Span, cache: RowCache, lane: str) -> Tensor:
+    def __call__(
+        self, x: Tensor, angles: Tensor, span: SpanT, cache: Lanes[SpanT], lane: str
+    ) -> Tensor:
         """(b, r, D) to (b, r, D); rows may be packed."""
         return self.mlp(self.attention(x, angles, span, cache, lane))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, cached_property
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import attrs
 import numpy as np
@@ -26,6 +26,41 @@ SLACK = 32
 _STEP = 16
 
 L = TypeVar("L")
+
+
+class Seeing(Protocol):
+    """What attention and bare layers ask of new rows: a :class:`Span`, or one that is compiled."""
+
+    @property
+    def window(self) -> int | None:
+        """How many rows a row sees, itself included."""
+
+    @property
+    def from_start(self) -> bool:
+        """Whether they are the first, and see their own keys alone."""
+
+    @property
+    def packing(self) -> Packing | None:
+        """How they are packed between attentions."""
+
+    def bias(self, dtype: torch.dtype, /) -> Tensor | None:
+        """Which places of a lane each sees; see :class:`Span`."""
+
+
+SpanT = TypeVar("SpanT", bound=Seeing)
+SpanT_contra = TypeVar("SpanT_contra", bound=Seeing, contravariant=True)
+
+
+class Lanes(Protocol[SpanT_contra]):
+    """What bare layers ask of a cache: a :class:`RowCache`, or one that is compiled."""
+
+    def write(
+        self, lane: str, span: SpanT_contra, values_br: Tensor, /, *, heads: bool = False
+    ) -> None:
+        """Store new rows of a lane."""
+
+    def read(self, lane: str, span: SpanT_contra, /) -> Tensor:
+        """(b, t, …): the places of a lane that they see."""
 
 
 @attrs.frozen(eq=False)
@@ -288,6 +323,11 @@ class RowCache:
         wraps = max(self.lengths) > self._size
         return row_places(positions % self._size if wraps else positions, self._size)
 
+    def heads(self, lane: str) -> Tensor | None:
+        """(b, h, t, d): all places of a lane of heads, as it lies in memory; None: no such lane."""
+        stored = self._lanes.get(lane)
+        return None if stored is None else stored.transpose(1, 2)
+
     def has(self, lane: str) -> bool:
         """Whether anything was ever written to ``lane``."""
         return lane in self._lanes
@@ -358,7 +398,6 @@ class LayerCache(RowCache, Generic[L]):
         self.layers = layers
 
 
-@cache
 def lane_of(layer: int) -> str:
     """The lane of the keys and values of a layer, by its number."""
     return f"layer{layer}"

@@ -5,6 +5,7 @@ Axes: b batch rows, r rows, D width of the model. Pre-norm, no biases (BLT, sect
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -24,6 +25,13 @@ from blt_core.nn.bare import (
     runs_bare,
 )
 from blt_core.nn.cache import LayerCache, RowCache, Span, lane_of
+from blt_core.nn.compiled import (
+    CompiledPass,
+    StaticRows,
+    pieces,
+    vary_rows,
+    whole,
+)
 from blt_core.nn.linear import Linear, product_dtype
 from blt_core.nn.packing import Packing
 from blt_core.nn.recompute import recompute
@@ -199,6 +207,8 @@ class Transformer(nn.Module):
         super().__init__()
         check_heads(dim, heads, kv_heads or heads)
         self.window, self.rope_theta, self.head_dim = window, rope_theta, dim // heads
+        self.compiles = False
+        self._compiled = CompiledPass("layers", run_layers)
         self.layers = nn.ModuleList(
             TransformerLayer(dim, heads, kv_heads or heads, hidden) for _ in range(layers)
         )
@@ -221,12 +231,31 @@ class Transformer(nn.Module):
         if packing is not None:
             span, x = attrs.evolve(span, packing=packing), packing.pack(x)
         if isinstance(cache, LayerCache) and cache.layers and runs_bare(x):
+            rows = StaticRows.of(span, angles, cache, len(cache.layers)) if self.compiles else None
+            if rows is not None:
+                return self._run_compiled(x, rows, cache.layers)
             for index, bare in enumerate(cache.layers):
                 x = bare(x, angles, span, cache, lane_of(index))
         else:
             for index, layer in enumerate(self.layers):
                 x = recompute(layer, x, angles, span, cache, lane_of(index))
         return x if packing is None else packing.unpack(x)
+
+    def _run_compiled(self, x: Tensor, rows: StaticRows, layers: Sequence[BareLayer]) -> Tensor:
+        x = whole(x)
+        varying = [*rows.varying, *vary_rows(x)]
+        for piece in pieces(len(layers)):
+            run = self._compiled.of((rows.kind, piece.stop - piece.start), varying)
+            x = run(x, rows.of_layers(piece), layers[piece])
+        return x
+
+
+def run_layers(x: Tensor, rows: StaticRows, layers: Sequence[BareLayer]) -> Tensor:
+    """Rows (b, r, D) through layers over a cache: what is compiled."""
+    span, cache = rows.open(x.dtype)
+    for index, bare in enumerate(layers):
+        x = bare(x, rows.angles, span, cache, lane_of(index))
+    return x
 
 
 def new_span(

@@ -32,6 +32,7 @@ class RunSettings:
     """``[run]``: what to run, on what, and the defaults of a generation request.
 
     ``checkpoint``: a path (``~`` is the home folder) or ``demo:…``; it gives the model parts.
+    ``compile``: whether passes of decoding are compiled on first use, where they can be.
     ``stop``: texts that end the output.
     """
 
@@ -40,6 +41,7 @@ class RunSettings:
     )
     device: str = "cpu"
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    compile: bool = False
     seed: int = attrs.field(default=0, validator=between(0, 2**63 - 1))
     max_new_bytes: int = attrs.field(default=256, validator=at_least(1))
     temperature: float = attrs.field(default=0.0, validator=at_least(0.0))

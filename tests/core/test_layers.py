@@ -23,7 +23,7 @@ CORE = {
     "caches": "",
     "hookspecs": "",
     "component": "errors types",
-    "nn": "errors types",
+    "nn": "errors log types",
     "published": "types",
     "model": "protocols types",
     "likelihood": "",
@@ -32,7 +32,8 @@ CORE = {
     "plugins": "errors files log resources hookspecs component tables",
     "wiring": "errors files faults types protocols component tables plugins",
     "storage": "errors files protocols model wiring",
-    "loading": "errors log protocols component model plugins wiring storage",
+    "compiling": "log storage",
+    "loading": "errors log protocols component model plugins wiring storage compiling",
     "scoring": "errors types model likelihood",
     "requests": "errors types component decoding tables wiring",
     "pipeline": "errors faults types protocols component model likelihood decoding scoring tables "

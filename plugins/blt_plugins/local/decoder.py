@@ -7,6 +7,7 @@ h heads, d width of a head, D width of the decoder, V ids.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import attrs
@@ -20,6 +21,8 @@ from blt_core.nn import (
     BareMLP,
     BlockMasks,
     BlockSight,
+    CompiledPass,
+    Lanes,
     LayerCache,
     Linear,
     Packing,
@@ -27,6 +30,8 @@ from blt_core.nn import (
     RowCache,
     SelfAttention,
     Span,
+    SpanT,
+    StaticRows,
     SwiGLU,
     bare_layers,
     block_masks,
@@ -34,6 +39,9 @@ from blt_core.nn import (
     initialise,
     lane_of,
     new_span,
+    norm,
+    pieces,
+    product,
     product_dtype,
     recompute,
     rotary_angles,
@@ -41,6 +49,8 @@ from blt_core.nn import (
     sort_blocks,
     span_angles,
     take_rows,
+    vary_rows,
+    whole,
     whole_sight,
 )
 from blt_core.types import Blocks, DecoderOutput, Latents, Output, Rows
@@ -152,6 +162,8 @@ class LocalDecoder(nn.Module):
         self.window, self.rope_theta = params.window, params.rope_theta
         self.head_dim = params.dim // params.heads
         self.slots = params.slots
+        self.compiles = False
+        self._compiled = CompiledPass("decoder", run_layers)
         self.embed = (
             None if params.reads_byte_states else nn.Embedding(context.scheme.size, params.dim)
         )
@@ -191,12 +203,44 @@ class LocalDecoder(nn.Module):
         )
         plan = PassPlan(memory, row_plan, block_plan, rows)
         bare = rows.layers if rows is not None and x is not None and runs_bare(x) else None
+        if self.compiles and bare and row_plan and rows is not None and y is None:
+            static = StaticRows.of(row_plan.span, row_plan.angles, rows, len(bare))
+            if static is not None:
+                return self._run_compiled(x, slots, static, row_plan.places_br, memory, bare)
         for index, layer in enumerate(self.layers):
             x, y = layer(x, y, slots, plan, lane_of(index), bare[index] if bare else None)
         if y is not None and block_plan is not None and block_plan.order_bn is not None:
             y = take_rows(y, block_plan.order_bn.argsort(1))  # as they were given
         packing = None if row_plan is None else row_plan.span.packing
         return DecoderOutput(self._output(x, packing), self._output(y))
+
+    def _run_compiled(
+        self,
+        x: Tensor,
+        slots: Tensor | None,
+        rows: StaticRows,
+        places_br: Tensor,
+        memory: LatentMemory,
+        layers: Sequence[BareDecoderLayer],
+    ) -> DecoderOutput:
+        memories = [
+            memory.of(layer.latent_attention, slots, lane_of(index))
+            for index, layer in enumerate(self.layers)
+        ]
+        x, places_br, logits = whole(x), whole(places_br), None
+        varying = [*rows.varying, *vary_rows(x), *vary_rows(places_br)]
+        varying += [(memory, 0) for memory in memories]
+        for piece in pieces(len(layers)):
+            last = piece.stop == len(layers)
+            run = self._compiled.of((rows.kind, piece.stop - piece.start, last), varying)
+            x, logits = run(
+                x,
+                rows.of_layers(piece),
+                (places_br, memories[piece]),
+                layers[piece],
+                (self.norm.weight, self.head.weight) if last else None,
+            )
+        return DecoderOutput(Output(logits, x), None)
 
     def _slots_of(self, latents: Latents) -> Tensor:
         """(b, m, k, D)."""
@@ -270,12 +314,41 @@ class BareDecoderLayer:
         )
 
     def __call__(
-        self, x: Tensor, latent_kv: Tensor, plan: RowPlan, cache: RowCache, lane: str
+        self,
+        x: Tensor,
+        latent_kv: Tensor,
+        places: Tensor,
+        angles: Tensor,
+        span: SpanT,
+        cache: Lanes[SpanT],
+        lane: str,
     ) -> Tensor:
-        """Clean rows (b, r, D), or packed."""
-        read = self.latent_attention(x, latent_kv, plan.places)
+        """Clean rows (b, r, D), or packed; places (b · r): where the latent of each is."""
+        read = self.latent_attention(x, latent_kv, places)
         x = read.add_(x, alpha=2) if self.double_residual else read.add_(x)
-        return self.mlp(self.attention(x, plan.angles, plan.span, cache, lane))
+        return self.mlp(self.attention(x, angles, span, cache, lane))
+
+
+def run_layers(
+    x: Tensor,
+    rows: StaticRows,
+    latents: tuple[Tensor, Sequence[Tensor]],
+    layers: Sequence[BareDecoderLayer],
+    output: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Clean rows (b, r, D) through layers over caches: what is compiled.
+
+    latents: where that of each row is, (b, r), in what each layer remembers of them. output: the
+    weights of the norm and the head after the last layer, which give logits.
+    """
+    span, cache = rows.open(x.dtype)
+    places = latents[0].flatten()
+    for index, (bare, memory) in enumerate(zip(layers, latents[1], strict=True)):
+        x = bare(x, memory, places, rows.angles, span, cache, lane_of(index))
+    if output is None:
+        return x, None
+    hidden = norm(x, output[0])
+    return hidden, product(hidden, output[1])
 
 
 class DecoderLayer(nn.Module):
@@ -309,7 +382,8 @@ class DecoderLayer(nn.Module):
         keys, values = None, None
         if x is not None and plan.clean is not None:
             if bare is not None and plan.rows is not None:
-                x = bare(x, latent_kv, plan.clean, plan.rows, lane)
+                rows = plan.clean
+                x = bare(x, latent_kv, rows.places, rows.angles, rows.span, plan.rows, lane)
             else:
                 x, keys, values = recompute(self.clean, x, latent_kv, plan.clean, plan.rows, lane)
         if y is not None and plan.blocks is not None:
