@@ -31,7 +31,7 @@ CORE = {
     "tables": "errors files component",
     "plugins": "errors files log resources hookspecs component tables",
     "wiring": "errors files faults types protocols component tables plugins",
-    "storage": "errors files protocols model wiring",
+    "storage": "errors files log protocols model wiring",
     "compiling": "log storage",
     "loading": "errors log protocols component model plugins wiring storage compiling",
     "scoring": "errors types model likelihood",
