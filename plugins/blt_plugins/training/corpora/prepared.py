@@ -34,8 +34,11 @@ class PreparedCorpusParams:
 class PreparedDocuments:
     """The documents of some shards; their sizes are kept in memory, all else is mapped.
 
-    patching, weights: as in :mod:`blt_core.protocols`.
+    patching, weights: as in :mod:`blt_core.protocols`; any_order: as in
+    :mod:`~blt_plugins.training.corpora.pieces`.
     """
+
+    any_order = True
 
     def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
         self.digest, self.patching = manifest.digests[split], manifest.patching
