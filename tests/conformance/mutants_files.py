@@ -9,6 +9,7 @@ import random
 import shutil
 import time
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 
 import attrs
@@ -207,7 +208,7 @@ class Backend:
     def __init__(self, params, context):
         self.fault = params.fault
         self.rank, self.world_size = 0, None if self.fault == "no-world" else 1
-        self.module = self.optimizer = None
+        self.module = self.optimizer = self.staged = None
 
     def start(self, module, groups, *, clip, accumulate):
         if self.fault == "keeps-old" and self.module is not None:
@@ -251,6 +252,22 @@ class Backend:
 
     def save(self, folder):
         torch.save((self.module.state_dict(), self.optimizer.state_dict()), folder / "state")
+
+    def stage(self):
+        if self.fault == "stages-nothing":
+            return self.write
+        optimizer = self.optimizer.state_dict()
+        staged = (
+            self.weights(),
+            optimizer if self.fault == "shares-moments" else deepcopy(optimizer),
+        )
+        if self.fault == "stages-once":
+            staged = self.staged = self.staged or staged
+        return lambda folder: self.write(folder, staged)
+
+    def write(self, folder, staged=None):
+        self.save(folder) if staged is None else torch.save(staged, folder / "state")
+        return [] if self.fault == "hides-files" else [folder / "state"]
 
     def load(self, folder):
         weights, state = torch.load(folder / "state")
@@ -427,6 +444,10 @@ FAULTS = {
         "loses-weights": "weights",
         "doubles": "averages",
         "forgets-optimizer": "resumes",
+        "stages-nothing": "stages",
+        "shares-moments": "stages",
+        "stages-once": "stages",
+        "hides-files": "lists",
         "keeps-old": "again",
     },
     "task": {

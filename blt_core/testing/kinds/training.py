@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from blt_core.protocols import BackgroundSaver
 from blt_core.testing.contracts import Broken, Contracts, require
 from blt_core.testing.subject import Subject
 
@@ -223,6 +225,77 @@ def _resumes(subject: Subject, _: None) -> None:
             torch.allclose(found[key], tensor, atol=1e-6),
             f"{key} is another one than without the interruption",
         )
+
+
+def _stages_copies(backend: object) -> bool:
+    return isinstance(backend, BackgroundSaver)
+
+
+def _write_aside(write: Callable[[Path], Sequence[Path]], folder: Path) -> list[Path]:
+    """Have another thread write what was staged, as a run does; the files that it tells."""
+    folder.mkdir()
+    with ThreadPoolExecutor(1) as threads:
+        return list(threads.submit(write, folder).result())
+
+
+def _continued(subject: Subject, folder: Path) -> list[dict[str, Tensor]]:
+    """The weights of a run that goes on from a state, and those after two more steps."""
+    with _Started(subject) as run:
+        run.backend.load(folder)
+        found = [run.weights()]
+        run.steps(2)
+        return [*found, run.weights()]
+
+
+@TRAINING_BACKEND.add(
+    "stages",
+    "Where there is a `stage`: what it gives writes, in another thread and after later steps, what "
+    "`save` would have written when `stage` was called; a run that `load`s it is the same, bit for "
+    "bit.",
+)
+def _stages(subject: Subject, _: None) -> None:
+    with tempfile.TemporaryDirectory(prefix="blt-") as name:
+        folder = Path(name)
+        with _Started(subject) as run:
+            if not _stages_copies(run.backend):
+                return
+            for number in ("first", "second"):
+                run.steps(2)
+                (folder / f"{number}-saved").mkdir()
+                run.backend.save(folder / f"{number}-saved")
+                write = run.backend.stage()
+                run.steps(2)
+                _write_aside(write, folder / f"{number}-staged")
+        for number in ("first", "second"):
+            want, found = (
+                _continued(subject, folder / f"{number}-{written}")
+                for written in ("saved", "staged")
+            )
+            for steps, before, after in zip((0, 2), want, found, strict=True):
+                other = [key for key in before if not torch.equal(before[key], after[key])]
+                require(
+                    not other,
+                    f"{steps} steps after the {number} state {', '.join(other)} differ from those "
+                    "after a state that `save` wrote in its place; is all of it copied?",
+                )
+
+
+@TRAINING_BACKEND.add(
+    "lists",
+    "What `stage` gives tells the files that it has written, all of them, in the folder that it "
+    "was given.",
+)
+def _lists(subject: Subject, _: None) -> None:
+    with tempfile.TemporaryDirectory(prefix="blt-") as name, _Started(subject) as run:
+        if _stages_copies(run.backend):
+            run.steps(1)
+            folder = Path(name) / "state"
+            told = {path.resolve() for path in _write_aside(run.backend.stage(), folder)}
+            there = {path.resolve() for path in folder.rglob("*") if path.is_file()}
+            require(bool(there), "it has written no file")
+            hidden, absent = sorted(map(str, there - told)), sorted(map(str, told - there))
+            require(not hidden, f"it has written {hidden} and does not tell")
+            require(not absent, f"it tells of {absent}, which are not there")
 
 
 @TRAINING_BACKEND.add("again", "A later `start` lets the former module go and trains the new one.")
