@@ -72,6 +72,11 @@ class Executor(Protocol):
         ...
 
 
+def threads_of(executor: Executor | None) -> int:
+    """Of torch, where the tasks of an executor are done; without one, those of this process."""
+    return torch.get_num_threads() if executor is None else executor.threads
+
+
 class Here:
     """The only worker is this process, whose work tells at once. Fulfils :class:`Workers`."""
 
