@@ -114,16 +114,16 @@ class Texts:
     def __init__(self, split, fault, path):
         self.fault = fault
         first = Path(path).read_bytes().splitlines()[1]
-        self.texts = [first, *(b"%s %d of some" % (split.encode(), i) for i in range(8))]
+        self.held = [first, *(b"%s %d of some" % (split.encode(), i) for i in range(8))]
         if fault == "shuffles":
-            random.shuffle(self.texts)
+            random.shuffle(self.held)
         if fault == "set-order":
-            self.texts = list(set(self.texts))
+            self.held = list(set(self.held))
         if fault == "empty":
-            self.texts[3] = b""
+            self.held[3] = b""
         less = 3 if fault == "small-sizes" else 0
         dtype = np.int32 if fault == "int32" else np.int64
-        self.sizes = np.array([len(text) - less for text in self.texts], dtype=dtype)
+        self.sizes = np.array([len(text) - less for text in self.held], dtype=dtype)
         if fault == "a-list":
             self.sizes = self.sizes.tolist()
         digest = "same" if fault == "one-digest" else f"{split}-1"
@@ -132,19 +132,25 @@ class Texts:
         self.digest = None if fault == "no-digest" else digest
         self.weights = [(5, 1.0), (3 if fault == "weights-short" else 4, 0.5)]
         self.patching = {"of": "spaces"}
+        self.any_order = "mostly" if fault == "mostly" else True
 
     def __len__(self):
-        return len(self.texts)
+        return len(self.held)
 
     def __getitem__(self, index):
-        text = self.texts[index]
+        text = self.held[index]
         return text.decode() if self.fault == "strings" else text
+
+    def texts(self, numbers):
+        if self.fault in ("sorts", "drops-copies"):
+            numbers = np.sort(numbers) if self.fault == "sorts" else list(dict.fromkeys(numbers))
+        return (self[number] for number in numbers)
 
     def source(self, index):
         return None if self.fault == "no-source" else f"memory:{index}"
 
     def opens(self, index):
-        size = len(self.texts[index]) + (0 if self.fault == "no-eos" else 1)
+        size = len(self.held[index]) + (0 if self.fault == "no-eos" else 1)
         return np.ones(size, dtype=bool)
 
 
@@ -417,6 +423,9 @@ FAULTS = {
         "digest-of-sizes": "digest",
         "weights-short": "weights",
         "no-eos": "opens",
+        "mostly": "texts",
+        "sorts": "texts",
+        "drops-copies": "texts",
     },
     "objective": {
         "bare": "loss",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blt_core.protocols import BackgroundSaver
-from blt_core.testing.contracts import Broken, Contracts, require
+from blt_core.testing.contracts import Broken, Contracts, NotPromised, require
 from blt_core.testing.subject import Subject
 
 TRAINING_BACKEND = Contracts("training_backend")
@@ -227,8 +227,9 @@ def _resumes(subject: Subject, _: None) -> None:
         )
 
 
-def _stages_copies(backend: object) -> bool:
-    return isinstance(backend, BackgroundSaver)
+def _check_stages(backend: object) -> None:
+    if not isinstance(backend, BackgroundSaver):
+        raise NotPromised("it is not saved while training goes on")
 
 
 def _write_aside(write: Callable[[Path], Sequence[Path]], folder: Path) -> list[Path]:
@@ -257,8 +258,7 @@ def _stages(subject: Subject, _: None) -> None:
     with tempfile.TemporaryDirectory(prefix="blt-") as name:
         folder = Path(name)
         with _Started(subject) as run:
-            if not _stages_copies(run.backend):
-                return
+            _check_stages(run.backend)
             for number in ("first", "second"):
                 run.steps(2)
                 (folder / f"{number}-saved").mkdir()
@@ -287,15 +287,15 @@ def _stages(subject: Subject, _: None) -> None:
 )
 def _lists(subject: Subject, _: None) -> None:
     with tempfile.TemporaryDirectory(prefix="blt-") as name, _Started(subject) as run:
-        if _stages_copies(run.backend):
-            run.steps(1)
-            folder = Path(name) / "state"
-            told = {path.resolve() for path in _write_aside(run.backend.stage(), folder)}
-            there = {path.resolve() for path in folder.rglob("*") if path.is_file()}
-            require(bool(there), "it has written no file")
-            hidden, absent = sorted(map(str, there - told)), sorted(map(str, told - there))
-            require(not hidden, f"it has written {hidden} and does not tell")
-            require(not absent, f"it tells of {absent}, which are not there")
+        _check_stages(run.backend)
+        run.steps(1)
+        folder = Path(name) / "state"
+        told = {path.resolve() for path in _write_aside(run.backend.stage(), folder)}
+        there = {path.resolve() for path in folder.rglob("*") if path.is_file()}
+        require(bool(there), "it has written no file")
+        hidden, absent = sorted(map(str, there - told)), sorted(map(str, told - there))
+        require(not hidden, f"it has written {hidden} and does not tell")
+        require(not absent, f"it tells of {absent}, which are not there")
 
 
 @TRAINING_BACKEND.add("again", "A later `start` lets the former module go and trains the new one.")

@@ -37,7 +37,7 @@ class Reader(Protocol):
     """Reads the documents of some files; a document has a file's number and a place in it.
 
     settings: the arguments beside the files that make the same reader, in plain values for JSON.
-    any_order: see :mod:`~blt_plugins.training.corpora.pieces`.
+    any_order: as of :class:`blt_core.protocols.ScatteredDocuments`.
     """
 
     files: Files

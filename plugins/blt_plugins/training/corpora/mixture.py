@@ -50,8 +50,7 @@ class MixtureParams:
 class MixedDocuments:
     """The documents of all parts, one part after the other.
 
-    weights, patching: as in :mod:`blt_core.protocols`; any_order: as in
-    :mod:`~blt_plugins.training.corpora.pieces`.
+    weights, patching, any_order: as in :mod:`blt_core.protocols`.
     """
 
     def __init__(self, parts: Mapping[str, Documents], weights: Mapping[str, float]) -> None:

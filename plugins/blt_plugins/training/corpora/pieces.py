@@ -1,8 +1,4 @@
-"""Abilities of documents that tell how some of them are best read.
-
-any_order: whether texts far apart are read about as quickly as neighbours. ``texts``: those of
-several documents, given by an array of their numbers, with what neighbours share done once.
-"""
+"""How some of the documents of a corpus are best read."""
 
 from __future__ import annotations
 
@@ -11,18 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from blt_core.protocols import Documents
+from blt_core.protocols import Documents, ScatteredDocuments
 
 
 def in_any_order(documents: Documents) -> bool:
     """Whether they say that they are; else they are read in their own order."""
-    return bool(getattr(documents, "any_order", False))
+    return isinstance(documents, ScatteredDocuments) and documents.any_order
 
 
 def texts_of(documents: Documents, numbers: npt.NDArray[np.int64]) -> Iterator[bytes]:
     """The texts of some documents, each read when it is asked for."""
-    texts = getattr(documents, "texts", None)
-    if texts is None:
-        return (documents[number] for number in numbers.tolist())
-    found: Iterator[bytes] = texts(numbers)
-    return found
+    if isinstance(documents, ScatteredDocuments):
+        return documents.texts(numbers)
+    return (documents[number] for number in numbers.tolist())

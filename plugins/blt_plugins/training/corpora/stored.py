@@ -45,7 +45,7 @@ class StoredCorpusParams:
 class StoredDocuments:
     """The documents of an index, read from their files when they are asked for.
 
-    any_order: as in :mod:`~blt_plugins.training.corpora.pieces`.
+    any_order: as in :mod:`blt_core.protocols`.
     """
 
     def __init__(self, reader: Reader, index: Index) -> None:
