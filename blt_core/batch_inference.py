@@ -26,7 +26,7 @@ import attrs
 import torch
 
 from blt_core.errors import DataError, EngineError, RequestError, RunError
-from blt_core.execution import Executor, Here, Tell, Workers, threads_of
+from blt_core.execution import AtHand, Executor, Here, Tell, Workers, threads_of
 from blt_core.faults import broken
 from blt_core.files import parse_json
 from blt_core.storage.folders import file_errors
@@ -209,11 +209,12 @@ def _bytes_of(record: Mapping[str, Any], name: str) -> bytes:
 
 @attrs.frozen
 class _Begin:
-    """Makes the work anew in a worker, from the config of a pipeline.
+    """Makes the work in a worker: that of this process, or anew from the config of a pipeline.
 
     settings: all that the results depend on; a worker where these are others refuses to work.
     """
 
+    at_hand: AtHand[Work]
     config: Config
     work: Callable[[Pipeline], Work]
     settings: Mapping[str, Any]
@@ -222,7 +223,7 @@ class _Begin:
         """Batches in, records out."""
         from blt_core.pipeline import Pipeline
 
-        work = self.work(Pipeline.load(self.config))
+        work = self.at_hand.value or self.work(Pipeline.load(self.config))
         if wrong := [key for key, value in self.settings.items() if work.settings[key] != value]:
             raise RunError(
                 f"a worker has another {' and '.join(wrong)} than the process that it works for\n"
@@ -237,7 +238,8 @@ def _workers(
     """The workers of an executor, or this process."""
     if executor is None:
         return nullcontext(Here(lambda _tell: partial(_served, work)))
-    return executor.start(_Begin(work.pipeline.config_for_workers(), make, work.settings))
+    config = work.pipeline.config_for_workers()
+    return executor.start(_Begin(AtHand(work), config, make, work.settings))
 
 
 # -- the run -------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.protocol import Part, Passage, Question
 from blt_core.evaluation.reporting import as_record, draw, frontier
 from blt_core.evaluation.running import run_task
-from blt_core.execution import torch_threads
+from blt_core.execution import AtHand, torch_threads
 from blt_core.pipeline import Pipeline
 from blt_core.published import SCALES
 
@@ -374,7 +374,7 @@ def test_workers_that_lose_an_answer_are_named(pipeline):
 
 
 def test_a_worker_with_other_weights_refuses(checkpoint):
-    begin = Begin(find_source(str(checkpoint)), "another digest")
+    begin = Begin(AtHand(None), find_source(str(checkpoint)), "another digest")
     with pytest.raises(RunError, match="finds other weights"):
         begin(print)
 
