@@ -26,7 +26,7 @@ import attrs
 import torch
 
 from blt_core.errors import DataError, EngineError, RequestError, RunError
-from blt_core.execution import Executor, Here, Tell, Workers
+from blt_core.execution import AtHand, Executor, Here, Tell, Workers, threads_of
 from blt_core.faults import broken
 from blt_core.files import parse_json
 from blt_core.storage.folders import file_errors
@@ -109,11 +109,10 @@ def generate_file(
     pipeline of its own; without one this process does. watch: told (items done, items in all). What
     is done is kept in ``OUTPUT.partial`` until all is; the same call goes on. Raises DataError for
     files that cannot be read, for an ``output`` that is there, and for a partial one of other
-    settings.
+    settings, or another number of torch's threads.
     """
-    work = _Generating(pipeline, samples, logprobs)
-    workers = _workers(work, partial(_Generating, samples=samples, logprobs=logprobs))
-    return _run(work, workers, Path(prompts), Path(output), batch, watch)
+    make = partial(_Generating, samples=samples, logprobs=logprobs)
+    return _run(make(pipeline), make, Path(prompts), Path(output), batch, watch)
 
 
 def score_file(
@@ -131,9 +130,8 @@ def score_file(
     ``prompt_base64``), which is read and not scored, and maybe ``id``; a record has ``index``, that
     ``id`` and the fields of ``Score.to_dict``.
     """
-    work = _Scoring(pipeline, top)
-    workers = _workers(work, partial(_Scoring, top=top))
-    return _run(work, workers, Path(texts), Path(output), batch, watch)
+    make = partial(_Scoring, top=top)
+    return _run(make(pipeline), make, Path(texts), Path(output), batch, watch)
 
 
 class _Generating:
@@ -211,11 +209,12 @@ def _bytes_of(record: Mapping[str, Any], name: str) -> bytes:
 
 @attrs.frozen
 class _Begin:
-    """Makes the work anew in a worker, from the config of a pipeline.
+    """Makes the work in a worker: that of this process, or anew from the config of a pipeline.
 
     settings: all that the results depend on; a worker where these are others refuses to work.
     """
 
+    at_hand: AtHand[Work]
     config: Config
     work: Callable[[Pipeline], Work]
     settings: Mapping[str, Any]
@@ -224,7 +223,7 @@ class _Begin:
         """Batches in, records out."""
         from blt_core.pipeline import Pipeline
 
-        work = self.work(Pipeline.load(self.config))
+        work = self.at_hand.value or self.work(Pipeline.load(self.config))
         if wrong := [key for key, value in self.settings.items() if work.settings[key] != value]:
             raise RunError(
                 f"a worker has another {' and '.join(wrong)} than the process that it works for\n"
@@ -233,12 +232,14 @@ class _Begin:
         return partial(_served, work)
 
 
-def _workers(work: Work, make: Callable[[Pipeline], Work]) -> AbstractContextManager[Workers]:
-    """The workers of the config's executor, or this process."""
-    if "executor" not in work.pipeline.plan.nodes:
+def _workers(
+    executor: Executor | None, work: Work, make: Callable[[Pipeline], Work]
+) -> AbstractContextManager[Workers]:
+    """The workers of an executor, or this process."""
+    if executor is None:
         return nullcontext(Here(lambda _tell: partial(_served, work)))
-    executor: Executor = work.pipeline.plan.build("executor")
-    return executor.start(_Begin(work.pipeline.config_for_workers(), make, work.settings))
+    config = work.pipeline.config_for_workers()
+    return executor.start(_Begin(AtHand(work), config, make, work.settings))
 
 
 # -- the run -------------------------------------------------------------------------------------
@@ -246,7 +247,7 @@ def _workers(work: Work, make: Callable[[Pipeline], Work]) -> AbstractContextMan
 
 def _run(
     work: Work,
-    start: AbstractContextManager[Workers],
+    make: Callable[[Pipeline], Work],
     source: Path,
     target: Path,
     batch: int,
@@ -259,12 +260,15 @@ def _run(
         raise DataError(
             f"{target}: is there already\n  fix: move it away, or choose another output"
         )
-    head = {"format": FORMAT, "items": name, "batch": batch, **work.settings}
+    plan = work.pipeline.plan
+    executor: Executor | None = plan.build("executor") if "executor" in plan.nodes else None
+    threads = threads_of(executor)
+    head = {"format": FORMAT, "items": name, "batch": batch, "threads": threads, **work.settings}
     tally = _Tally(total, watch)
     with PartialResults(target.with_name(f"{target.name}.partial"), head) as kept:
         windows: dict[int, int] = {}  # of the batches that are under way, by number
         left = _left(_windows(_read(source, work), batch * WINDOW), batch, kept, windows, tally)
-        with start as workers:
+        with _workers(executor, work, make) as workers:
             for number, found in workers.run(left):
                 if number not in windows:
                     text = f"gave a result of task {number}, which it was not given, or twice"

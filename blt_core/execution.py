@@ -15,7 +15,7 @@ import contextlib
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import attrs
 import torch
@@ -31,6 +31,7 @@ from blt_core.errors import (
 )
 from blt_core.faults import naming
 
+T = TypeVar("T")
 #: Told how much of a task is done, in a unit of the work's own, such as bytes.
 Tell = Callable[[int], None]
 #: What a worker does with a task.
@@ -72,6 +73,11 @@ class Executor(Protocol):
         ...
 
 
+def threads_of(executor: Executor | None) -> int:
+    """Of torch, where the tasks of an executor are done; without one, those of this process."""
+    return torch.get_num_threads() if executor is None else executor.threads
+
+
 class Here:
     """The only worker is this process, whose work tells at once. Fulfils :class:`Workers`."""
 
@@ -88,6 +94,19 @@ class Here:
         self._watch = watch
         for number, task in enumerate(tasks):
             yield number, self._work(task)
+
+
+class AtHand(Generic[T]):
+    """Something of this process, for work that is made here; it travels to no other one.
+
+    value: None in another process, which makes its own.
+    """
+
+    def __init__(self, value: T | None) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[type[AtHand[T]], tuple[None]]:
+        return type(self), (None,)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import torch
 
 from blt_core.errors import RunError
 from blt_core.evaluation.protocol import Answer, Passage, Question
-from blt_core.execution import Tell, check_torch
+from blt_core.execution import AtHand, Tell, check_torch
 from blt_core.pipeline import Generation, Pipeline
 from blt_core.requests import RequestSettings
 from blt_core.wiring.config import Config
@@ -101,14 +101,15 @@ class Begin:
     digest: of the weights; a worker that finds others refuses to work.
     """
 
+    at_hand: AtHand[Pipeline]
     config: Config
     digest: str
     version: str = torch.__version__
 
     def __call__(self, tell: Tell) -> AnsweringWithAny:
-        """A pipeline of the worker's own."""
+        """A pipeline of the worker's own, or that of this process."""
         check_torch(self.version)
-        pipeline = Pipeline.load(self.config)
+        pipeline = self.at_hand.value or Pipeline.load(self.config)
         if pipeline.model.digest() != self.digest:
             raise RunError(
                 f"a worker finds other weights at {self.config.checkpoint} than the process that "

@@ -20,6 +20,7 @@ from blt_core.evaluation.answering import Begin
 from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.reporting import as_record, draw, show
 from blt_core.evaluation.running import REFERENCE, PartResult, check_task, run_task
+from blt_core.execution import AtHand
 from blt_core.pipeline import Pipeline
 from blt_core.storage.folders import file_errors
 from blt_core.tables.inline import parse_inline
@@ -98,7 +99,7 @@ def _with_workers(options: RunOptions, pipeline: Pipeline) -> Iterator[RunOption
     if "executor" not in pipeline.plan.nodes:
         yield options
         return
-    begin = Begin(pipeline.config_for_workers(), pipeline.model.digest())
+    begin = Begin(AtHand(pipeline), pipeline.config_for_workers(), pipeline.model.digest())
     with pipeline.plan.build("executor").start(begin) as workers:
         yield attrs.evolve(options, workers=workers)
 

@@ -20,6 +20,7 @@ from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.protocol import Answer, Part, Question, Task
 from blt_core.evaluation.sandbox import make_sandbox
 from blt_core.evaluation.store import Store
+from blt_core.execution import threads_of
 from blt_core.faults import broken
 from blt_core.model import Model
 from blt_core.pipeline import Pipeline
@@ -187,7 +188,8 @@ def _timed(asker: Asker, options: RunOptions, watch: Watch, title: str) -> float
 
 def _settings(pipeline: Pipeline, name: str, spec: str, options: RunOptions) -> dict[str, Any]:
     """What answers depend on, beside their questions, whose keys tell the rest."""
-    sampler = pipeline.plan.node("sampler").describe() if spec != MODEL else {}
+    plan = pipeline.plan
+    sampler = plan.node("sampler").describe() if spec != MODEL else {}
     return {
         "task": name,
         "sampler": sampler,
@@ -198,6 +200,7 @@ def _settings(pipeline: Pipeline, name: str, spec: str, options: RunOptions) -> 
         "seed": options.seed,
         "limit": options.limit,
         "torch": torch.__version__,
+        "threads": threads_of(plan.build("executor") if "executor" in plan.nodes else None),
     }
 
 

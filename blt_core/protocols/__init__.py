@@ -23,6 +23,7 @@ from blt_core.protocols.files import (
     Corpus,
     Documents,
     PatchedDocuments,
+    ScatteredDocuments,
     WeightedDocuments,
 )
 from blt_core.protocols.parts import (
@@ -75,6 +76,7 @@ __all__ = [
     "Patcher",
     "ReorderingCache",
     "Sampler",
+    "ScatteredDocuments",
     "StoppingDrafter",
     "ThresholdPatcher",
     "TrafficPlanner",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -70,6 +70,21 @@ class PatchedDocuments(Documents, Protocol):
     patching: Mapping[str, Any] | None
 
     def opens(self, index: int) -> npt.NDArray[np.bool_]: ...
+
+
+@runtime_checkable
+class ScatteredDocuments(Documents, Protocol):
+    """Documents of which several are read at a time.
+
+    any_order: whether texts far apart are read about as quickly as neighbours; else training reads
+    a whole pool in the order of the documents before the pool's first batch. ``texts``: those of
+    several documents, by an array of their numbers, in that order; each is read when it is asked
+    for, and what neighbours share, such as a file that is opened, is done once.
+    """
+
+    any_order: bool
+
+    def texts(self, numbers: npt.NDArray[np.int64]) -> Iterator[bytes]: ...
 
 
 @runtime_checkable

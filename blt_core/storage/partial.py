@@ -67,8 +67,9 @@ class PartialResults:
             _ = before["format"]
         except (ValueError, TypeError, KeyError):
             return _NOT_OURS
+        told = ", ".join(_difference(key, before.get(key), now.get(key)) for key in keys)
         return (
-            f"was begun with other settings ({', '.join(keys)})\n"
+            f"was begun with other settings ({told})\n"
             "  fix: restore them, or remove it to begin anew"
         )
 
@@ -122,6 +123,13 @@ class _Place(NamedTuple):
 
     window: int
     offset: int
+
+
+def _difference(key: str, before: object, now: object) -> str:
+    """A setting, with both values where they are short."""
+    if isinstance(before, Mapping) or isinstance(now, Mapping):
+        return key
+    return f"{key}: {before!r} there, {now!r} now"
 
 
 def _key(indices: Sequence[int]) -> bytes:

@@ -9,6 +9,7 @@ import random
 import shutil
 import time
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 
 import attrs
@@ -113,16 +114,16 @@ class Texts:
     def __init__(self, split, fault, path):
         self.fault = fault
         first = Path(path).read_bytes().splitlines()[1]
-        self.texts = [first, *(b"%s %d of some" % (split.encode(), i) for i in range(8))]
+        self.held = [first, *(b"%s %d of some" % (split.encode(), i) for i in range(8))]
         if fault == "shuffles":
-            random.shuffle(self.texts)
+            random.shuffle(self.held)
         if fault == "set-order":
-            self.texts = list(set(self.texts))
+            self.held = list(set(self.held))
         if fault == "empty":
-            self.texts[3] = b""
+            self.held[3] = b""
         less = 3 if fault == "small-sizes" else 0
         dtype = np.int32 if fault == "int32" else np.int64
-        self.sizes = np.array([len(text) - less for text in self.texts], dtype=dtype)
+        self.sizes = np.array([len(text) - less for text in self.held], dtype=dtype)
         if fault == "a-list":
             self.sizes = self.sizes.tolist()
         digest = "same" if fault == "one-digest" else f"{split}-1"
@@ -131,19 +132,25 @@ class Texts:
         self.digest = None if fault == "no-digest" else digest
         self.weights = [(5, 1.0), (3 if fault == "weights-short" else 4, 0.5)]
         self.patching = {"of": "spaces"}
+        self.any_order = "mostly" if fault == "mostly" else True
 
     def __len__(self):
-        return len(self.texts)
+        return len(self.held)
 
     def __getitem__(self, index):
-        text = self.texts[index]
+        text = self.held[index]
         return text.decode() if self.fault == "strings" else text
+
+    def texts(self, numbers):
+        if self.fault in ("sorts", "drops-copies"):
+            numbers = np.sort(numbers) if self.fault == "sorts" else list(dict.fromkeys(numbers))
+        return (self[number] for number in numbers)
 
     def source(self, index):
         return None if self.fault == "no-source" else f"memory:{index}"
 
     def opens(self, index):
-        size = len(self.texts[index]) + (0 if self.fault == "no-eos" else 1)
+        size = len(self.held[index]) + (0 if self.fault == "no-eos" else 1)
         return np.ones(size, dtype=bool)
 
 
@@ -207,7 +214,7 @@ class Backend:
     def __init__(self, params, context):
         self.fault = params.fault
         self.rank, self.world_size = 0, None if self.fault == "no-world" else 1
-        self.module = self.optimizer = None
+        self.module = self.optimizer = self.staged = None
 
     def start(self, module, groups, *, clip, accumulate):
         if self.fault == "keeps-old" and self.module is not None:
@@ -251,6 +258,22 @@ class Backend:
 
     def save(self, folder):
         torch.save((self.module.state_dict(), self.optimizer.state_dict()), folder / "state")
+
+    def stage(self):
+        if self.fault == "stages-nothing":
+            return self.write
+        optimizer = self.optimizer.state_dict()
+        staged = (
+            self.weights(),
+            optimizer if self.fault == "shares-moments" else deepcopy(optimizer),
+        )
+        if self.fault == "stages-once":
+            staged = self.staged = self.staged or staged
+        return lambda folder: self.write(folder, staged)
+
+    def write(self, folder, staged=None):
+        self.save(folder) if staged is None else torch.save(staged, folder / "state")
+        return [] if self.fault == "hides-files" else [folder / "state"]
 
     def load(self, folder):
         weights, state = torch.load(folder / "state")
@@ -400,6 +423,9 @@ FAULTS = {
         "digest-of-sizes": "digest",
         "weights-short": "weights",
         "no-eos": "opens",
+        "mostly": "texts",
+        "sorts": "texts",
+        "drops-copies": "texts",
     },
     "objective": {
         "bare": "loss",
@@ -427,6 +453,10 @@ FAULTS = {
         "loses-weights": "weights",
         "doubles": "averages",
         "forgets-optimizer": "resumes",
+        "stages-nothing": "stages",
+        "shares-moments": "stages",
+        "stages-once": "stages",
+        "hides-files": "lists",
         "keeps-old": "again",
     },
     "task": {

@@ -13,7 +13,7 @@ import pytest
 
 from blt_core.component import BuildContext
 from blt_core.errors import ConfigError, DataError, Problem, RequestError, RunError
-from blt_core.execution import Here, WorkError
+from blt_core.execution import AtHand, Here, WorkError
 from blt_core.pipeline import Pipeline
 from blt_core.testing import check_component
 from blt_plugins.executors.local import LocalExecutor, LocalParams
@@ -34,6 +34,21 @@ def test_a_worker_is_killed_and_the_records_are_those_of_one_process(generated):
     assert here == there
     assert killed
     assert not multiprocessing.active_children()
+
+
+def test_one_worker_is_this_process_and_loads_no_model_again(generated, monkeypatch):
+    load, loaded = Pipeline.load.__func__, []
+
+    def counted(cls, *args, **keys):
+        loaded.append(args)
+        return load(cls, *args, **keys)
+
+    monkeypatch.setattr(Pipeline, "load", classmethod(counted))
+    here, there = generated({"use": "local"})
+    assert here == there
+    assert len(loaded) == 2, "each of the two pipelines once"
+    begin = pickle.loads(pickle.dumps(AtHand(here)))
+    assert begin.value is None, "other processes load their own"
 
 
 def _deadly(tell):

@@ -10,6 +10,7 @@ import pytest
 
 from blt_core.batch_inference import WINDOW, generate_file, score_file
 from blt_core.errors import ComponentError, DataError, RequestError
+from blt_core.execution import torch_threads
 from blt_core.pipeline import Pipeline
 from tests.nightly import nightly_or
 
@@ -17,9 +18,14 @@ PROMPTS = ["abcdef", "a", "xyz " * 5, "", "q", "abc", "hello there"]
 
 
 @pytest.fixture(scope="module")
-def pipeline(checkpoint):
+def config(checkpoint):
     run = {"checkpoint": str(checkpoint), "max_new_bytes": 9, "temperature": 1.0, "seed": 5}
-    return Pipeline.from_config({"schema": 1, "run": run, "sampler": {"use": "blt-s"}})
+    return {"schema": 1, "run": run, "sampler": {"use": "blt-s"}}
+
+
+@pytest.fixture(scope="module")
+def pipeline(config):
+    return Pipeline.from_config(config)
 
 
 @pytest.fixture
@@ -178,6 +184,24 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(pipeline, items, tmp_path)
         with pytest.raises(DataError, match="was begun with other settings"):
             run()
         assert (tmp_path / "out.partial").read_bytes() == kept
+
+
+def test_a_run_goes_on_with_as_many_threads_as_it_was_begun_with(config, pipeline, items, tmp_path):
+    path, out = items([{"prompt": text} for text in PROMPTS]), tmp_path / "out"
+    with torch_threads(2):
+        with pytest.raises(Stopped):
+            generate_file(pipeline, path, out, batch=2, watch=stop_after(1))
+        kept = (tmp_path / "out.partial").read_bytes()
+    one, two = (
+        Pipeline.from_config({**config, "executor": {"use": "local", "threads": threads}})
+        for threads in (1, 2)
+    )
+    with torch_threads(1):
+        for run in (pipeline, one):
+            with pytest.raises(DataError, match=r"\(threads: 2 there, 1 now\)\n  fix"):
+                generate_file(run, path, out, batch=2)
+        assert (tmp_path / "out.partial").read_bytes() == kept
+        assert generate_file(two, path, out, batch=2).items == len(PROMPTS)
 
 
 def test_files_of_others_are_left_alone(pipeline, items, tmp_path):

@@ -7,6 +7,7 @@ from typing import Literal
 
 import attrs
 import pytest
+import torch
 
 from blt_core.cli.app import run as run_command
 from blt_core.cli.inputs import find_source
@@ -18,6 +19,7 @@ from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.protocol import Part, Passage, Question
 from blt_core.evaluation.reporting import as_record, draw, frontier
 from blt_core.evaluation.running import run_task
+from blt_core.execution import AtHand, torch_threads
 from blt_core.pipeline import Pipeline
 from blt_core.published import SCALES
 
@@ -154,6 +156,12 @@ def test_kept_answers_of_other_settings_are_refused(pipeline, tmp_path):
     run_task(pipeline, "t", Lengths(), [], options)
     with pytest.raises(DataError, match=r"other settings:\n  batch: 16 there, 3 now\n  fix: "):
         run_task(pipeline, "t", Lengths(), [], attrs.evolve(options, batch=3))
+    before = torch.get_num_threads()
+    with (
+        torch_threads(before + 1),
+        pytest.raises(DataError, match=rf"threads: {before} there, {before + 1} now\n"),
+    ):
+        run_task(pipeline, "t", Lengths(), [], options)
     [file] = tmp_path.rglob("*.jsonl")
     kept = file.read_text()
     file.write_text(kept + "no json\n")
@@ -366,7 +374,7 @@ def test_workers_that_lose_an_answer_are_named(pipeline):
 
 
 def test_a_worker_with_other_weights_refuses(checkpoint):
-    begin = Begin(find_source(str(checkpoint)), "another digest")
+    begin = Begin(AtHand(None), find_source(str(checkpoint)), "another digest")
     with pytest.raises(RunError, match="finds other weights"):
         begin(print)
 

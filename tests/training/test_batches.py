@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from blt_core.protocols import UNSCORED
 from blt_core.types import IdScheme
+from blt_plugins.training.data import order
 from blt_plugins.training.data.load import load_data
 from blt_plugins.training.data.order import RUN, SPREAD, Batches, phases, run_length
 from blt_plugins.training.data.windows import Texts, Windows, cut_windows, make_batch, pack, sample
@@ -206,6 +207,48 @@ def test_reading_has_locality_where_the_corpus_is_larger_than_what_is_shuffled()
     assert sorted(opened) == list(range(240)), "each document is read once in a pass"
     assert opened != sorted(opened)
     assert sum(b > a for a, b in pairwise(opened)) >= 240 - 4, "and in order within each pool"
+
+
+class AnyOrder(Texts):
+    """Documents that may be read in any order; ``read``: which were, in order."""
+
+    any_order = True
+
+    def __init__(self, texts) -> None:
+        super().__init__(texts)
+        self.read: list[int] = []
+
+    def texts(self, numbers):
+        for number in numbers.tolist():
+            self.read.append(number)
+            yield self[number]
+
+
+@given(DOCUMENTS, SHUFFLES, st.integers(1, 17), st.integers(1, 50))
+def test_batches_are_the_same_however_much_is_read_at_a_time(documents, shuffle, context, piece):
+    pieces = AnyOrder([documents[i] for i in range(len(documents))])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "PIECE_BYTES", piece)
+        one, other = (
+            make(each, context=context, shuffle_bytes=shuffle) for each in (documents, pieces)
+        )
+        for number in range(20):
+            assert torch.equal(one[number].targets_br, other[number].targets_br)
+            assert torch.equal(one[number].rows.ids_br, other[number].rows.ids_br)
+
+
+def test_a_batch_reads_no_more_than_lies_near_it_and_nothing_twice(monkeypatch):
+    monkeypatch.setattr(order, "PIECE_BYTES", 8 * 4)
+    documents = AnyOrder([bytes([i]) * 7 for i in range(240)])
+    batches = make(documents)
+    for number in range(120):
+        before = len(documents.read)
+        wanted = {row[1] for row in batches[number].rows.ids_br.tolist()}
+        read = documents.read[before:]
+        assert len(read) <= 2 * 4
+        assert {each // 4 for each in read} <= {each // 4 for each in wanted}
+        assert read == sorted(read)
+    assert sorted(documents.read) == list(range(240))
 
 
 @pytest.mark.parametrize("spread", [0, 60])

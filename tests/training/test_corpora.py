@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +23,8 @@ from blt_core.protocols import Corpus
 from blt_core.types import IdScheme
 from blt_core.wiring.resolve import build_node, resolve_component
 from blt_plugins.training.corpora.folder import FolderCorpus, FolderCorpusParams
+from blt_plugins.training.corpora.pieces import in_any_order, texts_of
+from blt_plugins.training.corpora.sources import LocalFiles
 from blt_plugins.training.data.order import Batches
 from blt_plugins.training.data.windows import cut_windows
 
@@ -213,6 +216,48 @@ def test_the_same_texts_are_held_out_and_have_the_same_digest_in_every_format(tm
             assert list(other) == list(first)
             assert other.digest == first.digest
     assert corpora[0].documents("train").digest != corpora[0].documents("valid").digest
+
+
+@pytest.mark.parametrize("kind", ["folder", "jsonl", "parquet", "mixture"])
+def test_several_documents_are_read_as_each_alone(tmp_path, kind):
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(LINES):
+        (tmp_path / "texts" / f"{number:03}").write_text(text, newline="")
+    keys: dict[str, Any] = {
+        "folder": {"path": str(tmp_path / "texts")},
+        "jsonl": {"path": str(write_jsonl(tmp_path / "a.jsonl", LINES))},
+        "parquet": {"path": str(write_parquet(tmp_path / "a.parquet", LINES))},
+    }
+    keys["mixture"] = {"parts": {use: {"use": use, **keys[use]} for use in list(keys)}}
+    documents = open_corpus(kind, **keys[kind]).documents("train")
+    numbers = np.array([*range(5, len(documents)), 0, 3, 1, 1])
+    assert list(texts_of(documents, numbers)) == [documents[number] for number in numbers]
+    assert in_any_order(documents) == (kind in {"folder", "jsonl"}), "Parquet decodes whole groups"
+
+
+def test_neighbours_are_read_from_a_file_that_is_opened_once(tmp_path, monkeypatch):
+    files = [write_jsonl(tmp_path / f"{name}.jsonl", LINES) for name in "ab"]
+    found = open_corpus("jsonl", path=str(tmp_path / "*.jsonl"), valid_percent=0)
+    documents, opened = found.documents("train"), []
+    opens = LocalFiles.opened
+
+    def watched(self: LocalFiles, number: int, **keys: Any) -> Any:
+        opened.append(number)
+        return opens(self, number, **keys)
+
+    monkeypatch.setattr(LocalFiles, "opened", watched)
+    assert len(list(texts_of(documents, np.arange(len(documents))))) == len(documents)
+    assert opened == list(range(len(files)))
+
+
+def test_a_document_that_changed_is_named_among_its_neighbours(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [f"text {i}" for i in range(9)])
+    documents = open_corpus("jsonl", path=str(path), valid_percent=0).documents("train")
+    path.write_text(path.read_text().replace("text 4", "Text 4"))
+    texts = texts_of(documents, np.arange(9))
+    assert [next(texts) for _ in range(4)] == [b"text %d" % i for i in range(4)]
+    with pytest.raises(DataError, match=r"a.jsonl: changed while it was in use; run the command"):
+        next(texts)
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string", "binary", "large_binary"])

@@ -338,7 +338,7 @@ def test_a_file_that_ends_early_is_no_shorter_document(memory, monkeypatch):
         type(system), "_open", lambda *_, **__: Failing(b"a text" * 200, silent=True)
     )
     with pytest.raises(DataError, match=r"memory:///x/a: its text ended at byte \d+ of 1200"):
-        reader.read(0, 0)
+        list(reader.texts(0, [0]))
 
 
 # -- over HTTP -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 
 from blt_core.errors import BltError
-from blt_core.protocols import Documents
+from blt_core.protocols import Documents, ScatteredDocuments
 from blt_core.testing.contracts import Broken, Contracts, NotPromised, require, reseed
 from blt_core.testing.elsewhere import require_same
 from blt_core.testing.subject import Subject
@@ -218,3 +218,21 @@ def _opens(subject: Subject, _: None) -> None:
             raise Broken(
                 f"opens({index}) is {getattr(opens, 'shape', opens)!r}; expected ({want},)"
             )
+
+
+@CORPUS.add(
+    "texts",
+    "With `texts`, several documents are what each is alone, in the order of the numbers that are "
+    "given, one of them again too; `any_order` is a bool.",
+)
+def _texts(subject: Subject, _: None) -> None:
+    found: Any = _documents(subject, "train")
+    if not isinstance(found, ScatteredDocuments):
+        raise NotPromised("it reads documents one by one")
+    require(type(found.any_order) is bool, f"any_order is {found.any_order!r}")
+    forwards = list(range(min(len(found), READ)))
+    for numbers in (forwards, forwards[::-1], [*forwards[::2], 0, 0]):
+        texts = list(found.texts(np.array(numbers)))
+        require(len(texts) == len(numbers), f"{len(numbers)} documents have {len(texts)} texts")
+        for number, text in zip(numbers, texts, strict=True):
+            require(text == found[number], f"texts({numbers}) gave another document {number}")

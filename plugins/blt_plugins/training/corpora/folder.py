@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -40,6 +40,7 @@ class FileReader:
     """Files, each of which is a document; its place is always 0."""
 
     settings: Mapping[str, Any] = MappingProxyType({})
+    any_order = True
 
     def __init__(self, files: Files) -> None:
         self.files = files
@@ -50,10 +51,13 @@ class FileReader:
 
     def scan(self, part: Part) -> Iterator[tuple[int, bytes]]:
         """The place and the text of the one document."""
-        yield 0, self.read(part.file, 0)
+        yield 0, self._text(part.file)
 
-    def read(self, file: int, place: int) -> bytes:
-        """The text of one document."""
+    def texts(self, file: int, places: Iterable[int]) -> Iterator[bytes]:
+        """The text of the one document, for each place."""
+        return (self._text(file) for _ in places)
+
+    def _text(self, file: int) -> bytes:
         name = self.files.names[file]
         if self.files.url is None:
             return read_document(Path(name))

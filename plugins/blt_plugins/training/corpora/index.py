@@ -37,10 +37,12 @@ class Reader(Protocol):
     """Reads the documents of some files; a document has a file's number and a place in it.
 
     settings: the arguments beside the files that make the same reader, in plain values for JSON.
+    any_order: as of :class:`blt_core.protocols.ScatteredDocuments`.
     """
 
     files: Files
     settings: Mapping[str, Any]
+    any_order: bool
 
     def parts(self, file: int, file_bytes: int, most: int) -> Sequence[Part]:
         """A file in parts of about ``most`` bytes, where it can be read so."""
@@ -50,8 +52,8 @@ class Reader(Protocol):
         """(place, text) of all documents of a part, in order; DataError for what is unreadable."""
         ...
 
-    def read(self, file: int, place: int) -> bytes:
-        """The text of one document."""
+    def texts(self, file: int, places: Iterable[int]) -> Iterator[bytes]:
+        """The texts of some documents of a file."""
         ...
 
     def name(self, file: int, place: int) -> str:

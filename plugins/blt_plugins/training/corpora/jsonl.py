@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, BinaryIO
 
@@ -42,6 +42,8 @@ class JsonlCorpusParams(StoredCorpusParams):
 class LineReader:
     """The lines of some files; a document's place is the offset of its line, in bytes."""
 
+    any_order = True
+
     def __init__(self, files: Files, text_key: str) -> None:
         self.files: Files = Decompressed(files) if any(map(is_compressed, files.names)) else files
         self.settings: Mapping[str, Any] = {"text_key": text_key}
@@ -68,12 +70,13 @@ class LineReader:
                     yield place, self._text_at(part.file, place, line)
                 place += len(line)
 
-    def read(self, file: int, place: int) -> bytes:
-        """The text of one document."""
+    def texts(self, file: int, places: Iterable[int]) -> Iterator[bytes]:
+        """The texts of some documents of a file, which is opened once."""
+        name = shown(self.files.names[file])
         with self.files.opened(file) as stream:
-            stream.seek(place)
-            line = stream.readline()
-            return self._text(line, f"{shown(self.files.names[file])}: line at byte {place}")
+            for place in places:
+                stream.seek(place)
+                yield self._text(stream.readline(), f"{name}: line at byte {place}")
 
     def name(self, file: int, place: int) -> str:
         """The file, and the offset of the line."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -13,6 +13,8 @@ import numpy.typing as npt
 from blt_core.component import BuildContext, Component, nested_table
 from blt_core.errors import DataError, near_match
 from blt_core.protocols import Corpus, Documents
+from blt_plugins.training.corpora.index import Ints
+from blt_plugins.training.corpora.pieces import in_any_order, texts_of
 from blt_plugins.training.corpora.stored import Split
 from blt_plugins.training.corpora.weights import weights_of
 
@@ -48,7 +50,7 @@ class MixtureParams:
 class MixedDocuments:
     """The documents of all parts, one part after the other.
 
-    weights, patching: as in :mod:`blt_core.protocols`.
+    weights, patching, any_order: as in :mod:`blt_core.protocols`.
     """
 
     def __init__(self, parts: Mapping[str, Documents], weights: Mapping[str, float]) -> None:
@@ -65,6 +67,7 @@ class MixedDocuments:
             total.update(part.digest.encode())
         self.digest = total.hexdigest()
         self.patching = _common_patching(parts)
+        self.any_order = all(map(in_any_order, self._parts))
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -73,6 +76,13 @@ class MixedDocuments:
         """The text of a document."""
         part, own = self._find(index)
         return part[own]
+
+    def texts(self, numbers: Ints) -> Iterator[bytes]:
+        """The texts of several documents."""
+        part_of = np.searchsorted(self._ends, numbers, side="right")
+        for run in np.split(numbers, np.flatnonzero(np.diff(part_of)) + 1):
+            part, own = self._find(int(run[0]))
+            yield from texts_of(part, run - int(run[0]) + own)
 
     def source(self, index: int) -> str:
         """Where a document is from."""

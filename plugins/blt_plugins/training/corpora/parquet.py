@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -48,6 +48,8 @@ class ParquetCorpusParams(StoredCorpusParams):
 class RowReader:
     """The rows of some files; a document's place is the number of its row."""
 
+    any_order = False  # whole groups of rows are decoded
+
     def __init__(self, files: Files, text_key: str) -> None:
         arrow()
         self.files, self._key = files, text_key
@@ -75,11 +77,12 @@ class RowReader:
         for row in range(starts[group + 1] - starts[group]):
             yield starts[group] + row, self._text(file, column, row)
 
-    def read(self, file: int, place: int) -> bytes:
-        """The text of one document."""
+    def texts(self, file: int, places: Iterable[int]) -> Iterator[bytes]:
+        """The texts of some documents of a file."""
         starts = self._table(file).starts
-        group = bisect_right(starts, place) - 1
-        return self._text(file, self._group(file, group), place - starts[group])
+        for place in places:
+            group = bisect_right(starts, place) - 1
+            yield self._text(file, self._group(file, group), place - starts[group])
 
     def name(self, file: int, place: int) -> str:
         """The file, and the number of the row."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ class PreparedCorpusParams:
 class PreparedDocuments:
     """The documents of some shards; their sizes are kept in memory, all else is mapped.
 
-    patching, weights: as in :mod:`blt_core.protocols`.
+    patching, weights, any_order: as in :mod:`blt_core.protocols`.
     """
+
+    any_order = True
 
     def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
         self.digest, self.patching = manifest.digests[split], manifest.patching
@@ -66,6 +68,10 @@ class PreparedDocuments:
         """The text of a document."""
         text: bytes = self._cell(index, "text").as_py()
         return text
+
+    def texts(self, numbers: npt.NDArray[np.int64]) -> Iterator[bytes]:
+        """The texts of several documents."""
+        return (self[number] for number in numbers.tolist())
 
     def opens(self, index: int) -> npt.NDArray[np.bool_]:
         """Bool (bytes + 1,): whether each byte, and EOS, opens a patch."""

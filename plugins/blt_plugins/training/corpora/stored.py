@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Literal
 
 import attrs
+import numpy as np
 
 from blt_core.component import between
 from blt_core.errors import DataError
 from blt_core.files import expand_home
-from blt_plugins.training.corpora.index import Index, Reader, key_of
+from blt_plugins.training.corpora.index import Index, Ints, Reader, key_of
 from blt_plugins.training.corpora.index_file import Check, Keeping, entries_of
 from blt_plugins.training.corpora.urls import shown
 
@@ -40,10 +43,13 @@ class StoredCorpusParams:
 
 
 class StoredDocuments:
-    """The documents of an index, read from their files when they are asked for."""
+    """The documents of an index, read from their files when they are asked for.
+
+    any_order: as in :mod:`blt_core.protocols`.
+    """
 
     def __init__(self, reader: Reader, index: Index) -> None:
-        self._reader, self._index = reader, index
+        self._reader, self._index, self.any_order = reader, index, reader.any_order
         self.sizes = index.sizes
         total = hashlib.sha256(index.sizes.astype("<i8").tobytes())
         total.update(index.keys.astype("<u8").tobytes())
@@ -54,16 +60,32 @@ class StoredDocuments:
 
     def __getitem__(self, index: int) -> bytes:
         """The text of a document. Raises DataError if it has changed since it was indexed."""
-        file, place = int(self._index.files[index]), int(self._index.places[index])
-        text = self._reader.read(file, place)
-        if len(text) != self.sizes[index] or key_of(text) != self._index.keys[index]:
-            self._reader.files.forget([file])
-            raise DataError(
-                f"{shown(self._reader.files.names[file])}: changed while it was in use; "
-                "run the command again\n"
-                '  fix: if that says the same, set corpus.check = "full" for one run'
-            )
+        (text,) = self.texts([index])
         return text
+
+    def texts(self, numbers: Sequence[int] | Ints) -> Iterator[bytes]:
+        """The texts of several documents; of neighbours the file is opened once.
+
+        Raises DataError, when it comes to it, for one that has changed since it was indexed.
+        """
+        index, chosen = self._index, np.asarray(numbers, dtype=np.int64)
+        columns = (index.files, index.places, index.sizes, index.keys)
+        rows = zip(*(column[chosen].tolist() for column in columns), strict=True)
+        for file, group in groupby(rows, key=itemgetter(0)):
+            known = list(group)
+            texts = self._reader.texts(file, [place for _, place, _, _ in known])
+            for text, (_, _, size, key) in zip(texts, known, strict=True):
+                if len(text) != size or key_of(text) != key:
+                    raise self._changed(file)
+                yield text
+
+    def _changed(self, file: int) -> DataError:
+        self._reader.files.forget([file])
+        return DataError(
+            f"{shown(self._reader.files.names[file])}: changed while it was in use; "
+            "run the command again\n"
+            '  fix: if that says the same, set corpus.check = "full" for one run'
+        )
 
     def source(self, index: int) -> str:
         """Where a document is from."""

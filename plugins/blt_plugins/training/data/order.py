@@ -3,7 +3,8 @@
 A pass over the corpus cuts it into *chunks* of consecutive windows, shuffles them, and gathers
 them into *pools* of about ``shuffle_bytes``; the windows of a pool are shuffled and packed into
 batches. So reading has locality, only one pool of text is in memory, and a corpus that is smaller
-than a pool is shuffled whole.
+than a pool is shuffled whole. Of a pool no more is read than the batches so far have needed, with
+what lies near it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from blt_core.protocols import Documents
 from blt_core.types import IdScheme
+from blt_plugins.training.corpora.pieces import in_any_order, texts_of
 from blt_plugins.training.corpora.weights import weights_of
 from blt_plugins.training.data.windows import Batch, Ints, Windows, group_bounds, stack
 
@@ -26,6 +28,8 @@ from blt_plugins.training.data.windows import Batch, Ints, Windows, group_bounds
 SHUFFLE_BYTES = 256_000_000
 #: Chunks of a pool.
 CHUNKS = 64
+#: Bytes of the corpus, of which what belongs to the pool is read together.
+PIECE_BYTES = 1 << 18
 #: Windows are sorted by length within runs of this many, so that batches need little padding; or
 #: within runs of so many batches if that is more, since the last batch of each run is not full.
 RUN, RUN_BATCHES = 256, 8
@@ -61,7 +65,7 @@ class Batches:
         self._text: tuple[int, PoolText] | None = None
 
     def __getitem__(self, number: int) -> Batch:
-        """Batch ``number`` (from 0), from the text of its pool, which is read once."""
+        """Batch ``number`` (from 0), from its pool, of which each piece is read once."""
         index, place = self._find(number)
         pool = self._pool(index)
         if self._text is None or self._text[0] != index:
@@ -212,41 +216,59 @@ def run_length(lengths: Ints, batch_bytes: int) -> int:
 
 
 class PoolText:
-    """The text of a pool in one piece, and its patches where the corpus knows them.
+    """The text of a pool, in the order of the corpus, and its patches where the corpus knows them.
 
-    Each document is read once, in the order of the corpus.
+    A piece of it is read when a batch first needs a window of that; each document is read once, and
+    those of a piece in the order of the corpus. Documents that are not read in any order are one
+    piece.
     """
 
     def __init__(self, documents: Documents, windows: Windows, pool: Pool) -> None:
+        self._documents, self._windows, self._pool = documents, windows, pool
         order = np.argsort(pool.windows, kind="stable")
-        document, start, lengths = windows.columns(pool.windows[order])
-        self._lengths = np.empty_like(lengths)
-        self._lengths[order] = lengths
-        self._ends = np.cumsum(self._lengths)
+        numbers = pool.windows[order]
+        document, start, lengths = windows.columns(numbers)
+        piece_bytes = PIECE_BYTES if in_any_order(documents) else windows.targets
+        pieces = (windows.targets_before(numbers) - start) // piece_bytes
+        _, bounds, number = np.unique(pieces, return_index=True, return_inverse=True)
+        self._rows = np.split(order, bounds[1:])
+        self._unread = np.ones(len(bounds), dtype=bool)
+        sizes = np.minimum(lengths, windows.sizes[document] - start)
+        columns = np.empty((4, len(order)), dtype=np.int64)
+        columns[:, order] = np.cumsum(lengths) - lengths, lengths, sizes, number
+        self._begins, self._lengths, self._sizes, self._piece = columns
         self._text = np.zeros(int(lengths.sum()), dtype=np.uint8)
-        self._bytes = self._lengths.copy()
         patched = getattr(documents, "patching", None) is not None
         self._opens = np.zeros(len(self._text), dtype=bool) if patched else None
-        latest, text, opens = -1, b"", None
-        columns = (each.tolist() for each in (order, document, start, lengths))
-        for row, number, begin, length in zip(*columns, strict=True):
-            if number != latest:
-                latest, text = number, documents[number]
-                opens = documents.opens(number) if patched else None  # type: ignore[attr-defined]
-            data = np.frombuffer(text[begin : begin + length], dtype=np.uint8)
-            self._bytes[row] = len(data)
-            at = int(self._ends[row]) - length
-            self._text[at : at + len(data)] = data
-            if self._opens is not None and opens is not None:
-                self._opens[at : at + length] = opens[begin : begin + length]
 
     def batch(self, first: int, end: int, scheme: IdScheme) -> Batch:
         """The tensors of the windows [first, end) of the pool."""
+        for piece in np.unique(self._piece[first:end]).tolist():
+            if self._unread[piece]:
+                self._read(self._rows[piece])
+                self._unread[piece] = False
+        begins = self._begins[first:end].tolist()
+        sizes = self._sizes[first:end].tolist()
         lengths = self._lengths[first:end].tolist()
-        starts = (self._ends[first:end] - self._lengths[first:end]).tolist()
-        sizes = self._bytes[first:end].tolist()
-        texts = [self._text[at : at + n] for at, n in zip(starts, sizes, strict=True)]
+        texts = [self._text[at : at + n] for at, n in zip(begins, sizes, strict=True)]
         opens = None
         if self._opens is not None:
-            opens = [self._opens[at : at + n] for at, n in zip(starts, lengths, strict=True)]
+            opens = [self._opens[at : at + n] for at, n in zip(begins, lengths, strict=True)]
         return stack(texts, lengths, scheme, opens)
+
+    def _read(self, rows: Ints) -> None:
+        """Read some windows, in the order of the corpus."""
+        document, start, _ = self._windows.columns(self._pool.windows[rows])
+        texts = texts_of(self._documents, np.unique(document))
+        where = (self._begins[rows], self._lengths[rows], self._sizes[rows])
+        columns = (each.tolist() for each in (document, start, *where))
+        latest, text, opens = -1, b"", None
+        for number, begin, at, length, size in zip(*columns, strict=True):
+            if number != latest:
+                latest, text = number, next(texts)
+                if self._opens is not None:
+                    opens = self._documents.opens(number)  # type: ignore[attr-defined]
+            data = text[begin : begin + size]
+            self._text[at : at + size] = np.frombuffer(data, dtype=np.uint8)
+            if self._opens is not None and opens is not None:
+                self._opens[at : at + length] = opens[begin : begin + length]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from blt_core.errors import ConfigError, DataError
-from blt_core.execution import Executor, Tell, check_torch, torch_threads
+from blt_core.execution import AtHand, Executor, Tell, check_torch, torch_threads
 from blt_core.faults import broken
 from blt_core.files import names_in
 from blt_core.model import Model
@@ -32,6 +32,7 @@ from blt_core.wiring.config import Config
 from blt_core.wiring.resolve import Plan
 from blt_plugins.training.corpora.arrow import arrow
 from blt_plugins.training.corpora.patching import patching_of
+from blt_plugins.training.corpora.pieces import texts_of
 from blt_plugins.training.corpora.shards import (
     Manifest,
     Row,
@@ -235,7 +236,7 @@ def make_shard(source: Source, out: Path, task: Task, tell: Tell) -> Shard:
 @torch.no_grad()
 def patch_documents(source: Source, documents: Documents, chosen: range) -> list[Row]:
     """(text, opens, source) of some documents, flags from the windows that training cuts."""
-    texts, model = Texts([documents[index] for index in chosen]), source.model
+    texts, model = Texts(list(texts_of(documents, np.array(chosen)))), source.model
     opens = [np.zeros(size + 1, dtype=bool) for size in texts.sizes.tolist()]
     for group in pack(cut_windows(texts, source.context_bytes), BATCH_BYTES):
         batch = make_batch(texts, group, model.scheme).to(model.device)
@@ -257,14 +258,15 @@ class Begin:
     head: what the manifest says of the source; a worker that finds another one refuses to work.
     """
 
+    at_hand: AtHand[Source]
     config: Config
     head: Mapping[str, Any]
     version: str = torch.__version__
 
     def __call__(self, tell: Tell) -> Callable[[Task], tuple[Shard, bytes]]:
-        """A source of the worker's own."""
+        """A source of the worker's own, or that of this process."""
         check_torch(self.version)
-        source = Source.load(self.config)
+        source = self.at_hand.value or Source.load(self.config)
         if source.manifest(1).head != self.head:
             raise DataError(
                 "a worker finds another corpus or checkpoint than the process that it works for\n"
@@ -289,7 +291,8 @@ def _shards(
     """
     executor: Executor = source.plan.build("executor")
     missing = set(range(len(tasks)))
-    with executor.start(Begin(config, source.manifest(1).head)) as workers:
+    begin = Begin(AtHand(source), config, source.manifest(1).head)
+    with executor.start(begin) as workers:
         for number, (shard, data) in workers.run(tasks, tell):
             with replaced(out / tasks[number].path) as fresh:
                 fresh.write_bytes(data)
