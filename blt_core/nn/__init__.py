@@ -18,7 +18,6 @@ from blt_core.nn.compiled import (
     StaticRows,
     StaticSpan,
     pieces,
-    vary_rows,
     whole,
 )
 from blt_core.nn.layers import (
@@ -87,7 +86,6 @@ __all__ = [
     "sort_blocks",
     "span_angles",
     "take_rows",
-    "vary_rows",
     "whole",
     "whole_sight",
 ]

@@ -11,7 +11,7 @@ Axes: b batch rows, r new rows, t places of a lane, g key/value heads, d width o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from types import FunctionType
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -113,27 +113,12 @@ class StaticRows(NamedTuple):
         """What is fixed in a function that is compiled for such rows."""
         return tuple(size > 1 for size in self.positions_br.shape), self.lanes[0].dtype
 
-    @property
-    def varying(self) -> Iterable[tuple[Tensor, int]]:
-        """Tensors, and an axis of each whose length may differ in other calls of this kind."""
-        yield from vary_rows(self.positions_br)
-        yield from vary_rows(self.angles)
-        for lane in self.lanes:
-            yield lane, 2
-            if self.positions_br.shape[0] > 1:
-                yield lane, 0
-
 
 def whole(rows: Tensor) -> Tensor:
     """The same, not as a view of others: where a view begins would be part of what is compiled."""
     if rows.is_contiguous() and not rows.storage_offset():
         return rows
     return rows.clone(memory_format=torch.contiguous_format)
-
-
-def vary_rows(rows: Tensor) -> Iterable[tuple[Tensor, int]]:
-    """The axes of rows (b, r, …) that differ in other calls of their kind; see ``StaticRows``."""
-    return ((rows, axis) for axis in (0, 1) if rows.shape[axis] > 1)
 
 
 class CompiledPass(Generic[P, R]):
@@ -146,18 +131,32 @@ class CompiledPass(Generic[P, R]):
         self._name, self._function = name, function
         self._compiled: dict[Hashable, Callable[P, R]] = {}
 
-    def of(self, kind: Hashable, varying: Iterable[tuple[Tensor, int]]) -> Callable[P, R]:
-        """The function for calls of one kind, which differ in the lengths of ``varying`` axes.
+    def of(
+        self, kind: Hashable, rows: StaticRows, of_rows: Sequence[Tensor], growing: Sequence[Tensor]
+    ) -> Callable[P, R]:
+        """The function for calls of one kind.
 
-        A kind says all that is not in the shapes of tensors, and which lengths are 1.
+        A kind says all that is not in the shapes of tensors, and which lengths are 1. Other calls
+        may have other batches, other numbers of rows in ``of_rows`` (b, r, …), and other lengths of
+        lanes and of ``growing`` (t, …).
         """
         found = self._compiled.get(kind)
         if found is None:
             logger().info("a pass is compiled", part=self._name)
-            for tensor, axis in varying:
-                torch._dynamo.maybe_mark_dynamic(tensor, axis)  # noqa: SLF001 -- its documented name
+            for tensor in (rows.positions_br, rows.angles, *of_rows):
+                _vary(tensor, *(axis for axis in (0, 1) if tensor.shape[axis] > 1))
+            for lane in rows.lanes:
+                _vary(lane, 2, *((0,) if len(lane) > 1 else ()))
+            for tensor in growing:
+                _vary(tensor, 0)
             found = self._compiled[kind] = compiled(self._function)
         return found
+
+
+def _vary(tensor: Tensor, *axes: int) -> None:
+    """Have the compiler leave the lengths of some axes open."""
+    for axis in axes:
+        torch._dynamo.maybe_mark_dynamic(tensor, axis)  # noqa: SLF001 -- its documented name
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:

@@ -29,7 +29,6 @@ from blt_core.nn.compiled import (
     CompiledPass,
     StaticRows,
     pieces,
-    vary_rows,
     whole,
 )
 from blt_core.nn.linear import Linear, product_dtype
@@ -243,9 +242,8 @@ class Transformer(nn.Module):
 
     def _run_compiled(self, x: Tensor, rows: StaticRows, layers: Sequence[BareLayer]) -> Tensor:
         x = whole(x)
-        varying = [*rows.varying, *vary_rows(x)]
         for piece in pieces(len(layers)):
-            run = self._compiled.of((rows.kind, piece.stop - piece.start), varying)
+            run = self._compiled.of((rows.kind, piece.stop - piece.start), rows, (x,), ())
             x = run(x, rows.of_layers(piece), layers[piece])
         return x
 

@@ -49,7 +49,6 @@ from blt_core.nn import (
     sort_blocks,
     span_angles,
     take_rows,
-    vary_rows,
     whole,
     whole_sight,
 )
@@ -228,11 +227,10 @@ class LocalDecoder(nn.Module):
             for index, layer in enumerate(self.layers)
         ]
         x, places_br, logits = whole(x), whole(places_br), None
-        varying = [*rows.varying, *vary_rows(x), *vary_rows(places_br)]
-        varying += [(memory, 0) for memory in memories]
         for piece in pieces(len(layers)):
             last = piece.stop == len(layers)
-            run = self._compiled.of((rows.kind, piece.stop - piece.start, last), varying)
+            kind = rows.kind, piece.stop - piece.start, last
+            run = self._compiled.of(kind, rows, (x, places_br), memories)
             x, logits = run(
                 x,
                 rows.of_layers(piece),
