@@ -43,6 +43,7 @@ def compare(  # noqa: PLR0913 -- one parameter an option
     checkpoint: inputs.CheckpointOption = None,
     device: inputs.DeviceOption = None,
     dtype: inputs.DtypeOption = None,
+    kernels: inputs.KernelsOption = None,
     plot: Annotated[
         str | None, typer.Option(help="Draw agreement against cost: a .png or .svg file.")
     ] = None,
@@ -68,6 +69,7 @@ def compare(  # noqa: PLR0913 -- one parameter an option
         checkpoint=checkpoint,
         device=device,
         dtype=dtype,
+        kernels=kernels,
     )
     pipeline = Pipeline.load(settings)
     prompts = inputs.read_prompts(prompt, prompt_file, pipeline.model.context_bytes)

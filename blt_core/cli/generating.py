@@ -47,6 +47,7 @@ def generate(  # noqa: PLR0913 -- one parameter an option
     checkpoint: inputs.CheckpointOption = None,
     device: inputs.DeviceOption = None,
     dtype: inputs.DtypeOption = None,
+    kernels: inputs.KernelsOption = None,
     prompts_file: Annotated[
         Path | None, typer.Option("--prompts", help="JSON Lines of prompts; needs --output.")
     ] = None,
@@ -68,6 +69,7 @@ def generate(  # noqa: PLR0913 -- one parameter an option
         checkpoint=checkpoint,
         device=device,
         dtype=dtype,
+        kernels=kernels,
     )
     inputs.check_files(
         "--prompts", prompts_file, output_file, {"--prompt": prompt, "--prompt-file": prompt_file}

@@ -71,6 +71,9 @@ CheckpointOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps …")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float64.")]
+KernelsOption = Annotated[
+    str | None, typer.Option("--kernels", help="fixed, measured, or a file with a choice.")
+]
 BatchOption = Annotated[
     int | None, typer.Option("--batch", min=1, help="So many at once; default: one by one.")
 ]

@@ -31,8 +31,9 @@ CORE = {
     "tables": "errors files component",
     "plugins": "errors files log resources hookspecs component tables",
     "wiring": "errors files faults types protocols component tables plugins",
-    "storage": "errors files protocols model wiring",
-    "loading": "errors log protocols component model plugins wiring storage",
+    "storage": "errors files log protocols model wiring",
+    "kernels": "errors files log nn storage",
+    "loading": "errors log protocols component model plugins wiring storage kernels",
     "scoring": "errors types model likelihood",
     "requests": "errors types component decoding tables wiring",
     "pipeline": "errors faults types protocols component model likelihood decoding scoring tables "
@@ -40,7 +41,7 @@ CORE = {
     "batch_inference": "errors faults execution files types storage pipeline",
     "compare": "errors types model decoding requests pipeline",
     "cli": "errors files log faults resources types component published model tables plugins "
-    "wiring storage loading requests pipeline batch_inference compare",
+    "wiring storage kernels loading requests pipeline batch_inference compare",
     "evaluation": "errors files faults execution component types model tables wiring storage "
     "requests pipeline compare cli",
 }
