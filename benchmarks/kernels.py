@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=200, help="bytes generated")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--caches", type=Path, help="where kernels and choices are kept")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # the [run] table of a process of its own
     options = parser.parse_args()
@@ -60,7 +61,7 @@ def main() -> None:
         print(json.dumps(measure(json.loads(options.only), options)))
         return
     with tempfile.TemporaryDirectory() as work:
-        found = compare(Path(work), options)
+        found = compare(options.caches or Path(work), options)
     print(json.dumps(found) if options.json else table(found, options))
 
 
@@ -74,9 +75,8 @@ def compare(work: Path, options: argparse.Namespace) -> dict[str, list[dict[str,
     except RunError as error:
         print(error, file=sys.stderr)
         modes = [mode for mode in modes if not MODES[mode][1]]
-    # Scorer and model may have one dtype or two, so each mode stores weights of its own.
     for mode in modes:
-        alone(mode, caches, options)
+        alone(mode, caches, options)  # the choice is measured and stored
     found: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
     for _ in range(options.repeats):
         for mode in modes:
@@ -86,7 +86,7 @@ def compare(work: Path, options: argparse.Namespace) -> dict[str, list[dict[str,
 
 
 def alone(mode: str, caches: dict[bool, Path], options: argparse.Namespace) -> dict[str, float]:
-    """What one process measures. The first one of a mode chooses its kernels."""
+    """What one process measures."""
     run, compiled = MODES[mode]
     given = (f"--{name}={getattr(options, name)}" for name in ("folder", "dtype", "sampler"))
     numbers = (f"--{name}={getattr(options, name)}" for name in ("threads", "new"))
@@ -135,10 +135,9 @@ def weights_read(pipeline: Pipeline, text: bytes, count: int) -> int:
 def table(found: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> str:
     """Medians, spreads, and shares of the plain read."""
     here = machine()
-    lines: list[str] = [
-        f"{here.cpu}, torch {here.torch}, {options.threads} threads; {options.folder}, "
-        f"{options.dtype}, {options.sampler}; median (min to max) of {options.repeats}"
-    ]
+    what = f"{options.folder}, {options.dtype}, {options.sampler}"
+    times = f"median (min to max) of {options.repeats}"
+    lines = [f"{here.cpu}, torch {here.torch}, {options.threads} threads; {what}; {times}"]
     base = statistics.median(each["bytes_per_second"] for each in found[next(iter(found))])
     for mode, runs in found.items():
         speeds = [each["bytes_per_second"] for each in runs]
@@ -147,9 +146,9 @@ def table(found: dict[str, list[dict[str, float]]], options: argparse.Namespace)
         share = statistics.median(
             each["gigabytes_per_second"] / each["read_bandwidth"] for each in runs
         )
+        median, least, most = statistics.median(speeds), min(speeds), max(speeds)
         lines.append(
-            f"  {mode:<16} {statistics.median(speeds):6.1f} ({min(speeds):.1f} to {max(speeds):.1f})"
-            f" bytes/s  {statistics.median(speeds) / base:.2f} x"
+            f"  {mode:<16} {median:6.1f} ({least:.1f} to {most:.1f}) bytes/s  {median / base:.2f} x"
             f"   {used:.1f} GB/s of {read:.1f}: {share:.0%}"
         )
     return "\n".join(lines)

@@ -33,13 +33,10 @@ def use_kernels(model: nn.Module, setting: str) -> str | None:
         return None
     choice = measured_choice(weights) if setting == MEASURED else _pinned(Path(setting))
     choice = choice.of(weights)
-    copied = 0
     for name, own in weights.items():
         names = choice.names.get(name, {})
         for weight in own:
             weight.kernels = prepare(weight, names)  # type: ignore[attr-defined]
-        copied += copied_bytes(own, set(names.values()))
-    logger().debug("kernels", choice=choice.digest(), copied_bytes=copied)
     return choice.digest()
 
 
