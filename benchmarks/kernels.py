@@ -75,8 +75,6 @@ def compare(work: Path, options: argparse.Namespace) -> dict[str, list[dict[str,
     except RunError as error:
         print(error, file=sys.stderr)
         modes = [mode for mode in modes if not MODES[mode][1]]
-    for mode in modes:
-        alone(mode, caches, options)  # the choice is measured and stored
     found: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
     for _ in range(options.repeats):
         for mode in modes:
@@ -86,7 +84,7 @@ def compare(work: Path, options: argparse.Namespace) -> dict[str, list[dict[str,
 
 
 def alone(mode: str, caches: dict[bool, Path], options: argparse.Namespace) -> dict[str, float]:
-    """What one process measures."""
+    """What one process measures; the first with a cache chooses its kernels when it loads."""
     run, compiled = MODES[mode]
     given = (f"--{name}={getattr(options, name)}" for name in ("folder", "dtype", "sampler"))
     numbers = (f"--{name}={getattr(options, name)}" for name in ("threads", "new"))

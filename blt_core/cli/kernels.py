@@ -68,7 +68,7 @@ def bench_kernels(
         output_json(record)
     else:
         _show(record)
-        _tell(record, path)
+    _tell(record, path)
 
 
 def _record(
