@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
+from torch import nn
 
 from blt_core.decoding.engine import Request
 from blt_core.errors import RequestError
-from blt_core.model import Model
+from blt_core.model import Model, part_dtype
 from blt_core.pipeline import Generation, Pipeline
 from blt_core.requests import (
     RequestSettings,
@@ -49,7 +50,7 @@ class Difference:
     that id was, see :meth:`blt_core.types.Sampling.margin`: greedy, the gap between the two
     highest logits. flag_margin: smallest distance of a new byte's entropy from the
     patcher's threshold up to there, in nats (None for patchers without one). near_tie: whether
-    either margin is below NEAR_TIE (a patcher computes in float32 at least).
+    either margin is below NEAR_TIE, of the dtype of what was computed.
     """
 
     first_difference: int
@@ -274,9 +275,16 @@ def explain(
     margin = sampling.margin(logits, Draws((seed,)), len(ids))
     dtype = output.logits.dtype
     flag = _flag_margin(model, rows, len(ids) - shared)
-    flag_bound = NEAR_TIE[torch.float64 if dtype == torch.float64 else torch.float32]
+    flag_bound = NEAR_TIE[_flag_dtype(model, dtype)]
     tie = margin < NEAR_TIE[dtype] or (flag is not None and flag < flag_bound)
     return Difference(shared, margin, flag, tie)
+
+
+def _flag_dtype(model: Model, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a model of ``dtype`` computes flags in."""
+    part = model.patcher
+    own = [each.dtype for each in part.parameters()] if isinstance(part, nn.Module) else []
+    return own[0] if own else part_dtype("patcher", dtype)
 
 
 def _flag_margin(model: Model, rows: Rows, begin: int) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from blt_core.compiling import compile_passes
 from blt_core.component import BuildContext
 from blt_core.errors import CheckpointError, ConfigError, Problem
+from blt_core.kernels.using import use_kernels
 from blt_core.log import logger
 from blt_core.model import Model, part_dtype
 from blt_core.plugins.loading import Plugins
@@ -107,7 +109,7 @@ _SHOWN = 8
 def build_model(plan: Plan, tensors: Mapping[str, Tensor] | None) -> Model:
     """The model of a plan, to run, with a checkpoint's tensors or, without, random weights.
 
-    Raises as :func:`new_model` does.
+    Raises as :func:`new_model` and :func:`~blt_core.kernels.using.use_kernels` do.
     """
     model = new_model(plan, tensors, plan.run.seed)
     if tensors is None:
@@ -115,7 +117,7 @@ def build_model(plan: Plan, tensors: Mapping[str, Tensor] | None) -> Model:
     module = model.module_dict().requires_grad_(requires_grad=False).eval()
     if plan.run.compile:
         compile_passes(module, model.device)
-    return model
+    return attrs.evolve(model, kernels=use_kernels(module, plan.run.kernels))
 
 
 def load_beside(location: str, plan: Plan, plugins: Plugins) -> Model:
@@ -123,7 +125,8 @@ def load_beside(location: str, plan: Plan, plugins: Plugins) -> Model:
 
     Raises as :func:`plan_run` and :func:`build_model` do.
     """
-    run: dict[str, object] = {key: getattr(plan.run, key) for key in ("device", "dtype", "compile")}
+    kept = ("device", "dtype", "scorer_dtype", "kernels", "compile")
+    run = {key: value for key in kept if (value := getattr(plan.run, key)) is not None}
     run["checkpoint"] = location
     return build_model(*plan_run(Config.from_mapping({"schema": 1, "run": run}), plugins))
 
@@ -135,12 +138,14 @@ def new_model(plan: Plan, tensors: Mapping[str, Tensor] | None, seed: int) -> Mo
     that is not there, CheckpointError for tensors that do not fit.
     """
     device, dtype = find_device(plan), getattr(torch, plan.run.dtype)
+    scorer_dtype = getattr(torch, plan.run.scorer_dtype) if plan.run.scorer_dtype else None
     if tensors is not None:
-        return stored_model(plan, tensors, device, dtype).to(device, dtype)
+        model = stored_model(plan, tensors, device, dtype, scorer_dtype)
+        return model.to(device, dtype, scorer_dtype)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = _assemble(plan)
-    return model.to(device, dtype)
+    return model.to(device, dtype, scorer_dtype)
 
 
 def stored_model(
@@ -148,6 +153,7 @@ def stored_model(
     tensors: Mapping[str, Tensor],
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
+    scorer_dtype: torch.dtype | None = None,
 ) -> Model:
     """The model of a plan with a checkpoint's tensors, as they are stored unless a dtype is given.
 
@@ -155,7 +161,7 @@ def stored_model(
     """
 
     def cast(name: str, tensor: Tensor) -> Tensor:
-        wanted = dtype and part_dtype(name.partition(".")[0], dtype)
+        wanted = dtype and part_dtype(name.partition(".")[0], dtype, scorer_dtype)
         return tensor.to(device=device, dtype=wanted if tensor.is_floating_point() else None)
 
     with NoRandomWeights():

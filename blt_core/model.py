@@ -22,6 +22,7 @@ class Model:
     """patcher, encoder, global model and decoder; ``context_bytes`` is the longest text served.
 
     ``settings`` are the fully resolved config tables that rebuild it (empty if built by hand).
+    ``kernels``: the digest of the choice of kernels that its weights have (None: the fixed rule).
     """
 
     patcher: Patcher
@@ -31,6 +32,7 @@ class Model:
     scheme: IdScheme = attrs.field(factory=IdScheme)
     context_bytes: int = 4096
     settings: Mapping[str, Any] = attrs.field(factory=dict)
+    kernels: str | None = None
 
     def digest(self) -> str:
         """A name for the weights, and for how they are used."""
@@ -45,10 +47,15 @@ class Model:
         parts = {kind: getattr(self, kind) for kind in MODEL_KINDS}
         return nn.ModuleDict({k: part for k, part in parts.items() if isinstance(part, nn.Module)})
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Model:
+    def to(
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        scorer_dtype: torch.dtype | None = None,
+    ) -> Model:
         """Move all parameters, in place, to ``part_dtype`` of each part; returns the model."""
         for kind, part in self.module_dict().items():
-            part.to(device=device, dtype=part_dtype(kind, dtype))
+            part.to(device=device, dtype=part_dtype(kind, dtype, scorer_dtype))
         return self
 
     @property
@@ -105,11 +112,16 @@ def patch_layout(flags_br: Tensor, lengths: tuple[int, ...]) -> tuple[Patches, T
     return Patches(starts * (sizes > 0), sizes, counts), latent_br
 
 
-def part_dtype(kind: str, dtype: torch.dtype) -> torch.dtype:
+def part_dtype(
+    kind: str, dtype: torch.dtype, scorer_dtype: torch.dtype | None = None
+) -> torch.dtype:
     """The dtype of a part in a model that runs in ``dtype``.
 
-    A patcher stays in float32 at least: its flags must be those that it was calibrated for.
+    A patcher stays in float32 at least, since its flags must be those that it was calibrated for,
+    unless a dtype is asked for it: ``scorer_dtype``.
     """
+    if kind == "patcher" and scorer_dtype is not None:
+        return scorer_dtype
     narrow = torch.finfo(dtype).bits < torch.finfo(torch.float32).bits
     return torch.float32 if kind == "patcher" and narrow else dtype
 

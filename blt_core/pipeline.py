@@ -49,7 +49,8 @@ class Generation:
     alone; ``cost`` prices them. prefill_seconds: until the first output; seconds: after it, to the
     end of this output; bytes_per_second: the output after the first by ``seconds``. stop_reason:
     "length", "eos" or "stop"; None while it goes on. likelihoods: of each of ``ids``, and ``eos``
-    of the EOS that ended them, if one did; None unless logprobs were asked for.
+    of the EOS that ended them, if one did; None unless logprobs were asked for. kernels: the digest
+    of the model's choice of kernels; None for the fixed rule.
     """
 
     prompt: bytes
@@ -68,6 +69,7 @@ class Generation:
     stop_reason: StopReason | None
     likelihoods: tuple[Likelihood, ...] | None = None
     eos: Likelihood | None = None
+    kernels: str | None = None
 
     @property
     def text(self) -> str:
@@ -102,11 +104,12 @@ class Generation:
         }
 
     def _told(self) -> dict[str, Any]:
-        """Log-probabilities, where they were asked for."""
+        """The choice of kernels, if there is one, and log-probabilities, if they are asked for."""
+        told: dict[str, Any] = {} if self.kernels is None else {"kernels": self.kernels}
         if self.likelihoods is None:
-            return {}
+            return told
         eos = self.eos
-        return {
+        return told | {
             "logprobs": [each.logprob for each in self.likelihoods],
             "top_logprobs": [[list(pair) for pair in each.top] for each in self.likelihoods],
             "eos_logprob": eos.logprob if eos is not None else None,
@@ -329,6 +332,7 @@ class Pipeline:
             stop_reason=record.stop_reason,
             likelihoods=record.likelihoods,
             eos=record.eos,
+            kernels=self.model.kernels,
         )
 
     @overload

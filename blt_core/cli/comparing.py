@@ -44,6 +44,7 @@ def compare(  # noqa: PLR0913 -- one parameter an option
     device: inputs.DeviceOption = None,
     dtype: inputs.DtypeOption = None,
     compile_passes: inputs.CompileOption = None,
+    kernels: inputs.KernelsOption = None,
     plot: Annotated[
         str | None, typer.Option(help="Draw agreement against cost: a .png or .svg file.")
     ] = None,
@@ -70,6 +71,7 @@ def compare(  # noqa: PLR0913 -- one parameter an option
         device=device,
         dtype=dtype,
         compile=compile_passes,
+        kernels=kernels,
     )
     pipeline = Pipeline.load(settings)
     prompts = inputs.read_prompts(prompt, prompt_file, pipeline.model.context_bytes)

@@ -48,6 +48,7 @@ def generate(  # noqa: PLR0913 -- one parameter an option
     device: inputs.DeviceOption = None,
     dtype: inputs.DtypeOption = None,
     compile_passes: inputs.CompileOption = None,
+    kernels: inputs.KernelsOption = None,
     prompts_file: Annotated[
         Path | None, typer.Option("--prompts", help="JSON Lines of prompts; needs --output.")
     ] = None,
@@ -70,6 +71,7 @@ def generate(  # noqa: PLR0913 -- one parameter an option
         device=device,
         dtype=dtype,
         compile=compile_passes,
+        kernels=kernels,
     )
     inputs.check_files(
         "--prompts", prompts_file, output_file, {"--prompt": prompt, "--prompt-file": prompt_file}

@@ -74,6 +74,9 @@ DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloa
 CompileOption = Annotated[
     bool | None, typer.Option("--compile", help="Compile passes on first use, for long runs.")
 ]
+KernelsOption = Annotated[
+    str | None, typer.Option("--kernels", help="fixed, measured, or a file with a choice.")
+]
 BatchOption = Annotated[
     int | None, typer.Option("--batch", min=1, help="So many at once; default: one by one.")
 ]

@@ -32,7 +32,7 @@ from blt_core.nn.layers import (
     new_span,
     read_weights_whole,
 )
-from blt_core.nn.linear import Linear, product, product_dtype
+from blt_core.nn.linear import Kernels, Linear, product, product_dtype
 from blt_core.nn.masks import block_masks
 from blt_core.nn.packing import Packing, row_places, take_rows
 from blt_core.nn.recompute import gradient_checkpointing, recompute
@@ -47,6 +47,7 @@ __all__ = [
     "BlockMasks",
     "BlockSight",
     "CompiledPass",
+    "Kernels",
     "Lanes",
     "LayerCache",
     "Linear",

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 _HALF = (torch.bfloat16, torch.float16)
 
+#: A product x · weightᵀ of a weight that it knows.
+Multiply = Callable[[Tensor], Tensor]
+
 
 class Linear(nn.Linear):
     """x · weightᵀ, (…, in) to (…, out).
 
-    Decoding one byte multiplies one row, which takes as long as reading the weight. On a CPU, in
-    half precision, the matrix-vector product reads wide weights up to 1.5 times as fast as the
-    product that ``functional.linear`` picks.
+    Decoding one byte multiplies one row, which takes as long as reading the weight, and which
+    kernel does that best depends on the machine: see :class:`Kernels`.
 
     Several ``dims_out`` are maps of the same input whose matrices are stacked in this order, to be
     one product. ``stacked`` keeps their rows, for an optimizer that treats each as a matrix.
@@ -29,13 +34,65 @@ class Linear(nn.Linear):
         return product(x, self.weight)
 
 
+@attrs.frozen(eq=False)
+class Kernels:
+    """What multiplies rows by one weight, by how many rows there are: its attribute ``kernels``.
+
+    They are of the weight as it was when they were made, at address ``at`` and of ``dtype``; one
+    that has moved since, or rows of another dtype, are multiplied by the fixed rule.
+    """
+
+    at: int
+    dtype: torch.dtype
+    one: Multiply
+    few: Multiply
+    some: Multiply
+    many: Multiply
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(…, in) to (…, out)."""
+        if x.dtype is not self.dtype or weight.data_ptr() != self.at:
+            return fixed_product(x, weight)
+        rows = x.numel() // x.shape[-1]
+        if rows == 1:
+            return self.one(x)
+        if rows <= FEW:
+            return self.few(x)
+        return self.some(x) if rows <= SOME else self.many(x)
+
+
+#: The classes of rows that a kernel is chosen for: 1, 2 to FEW, to SOME, and more.
+FEW, SOME = 4, 16
+
+
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """The product x · weightᵀ, (…, in) to (…, out); see :class:`Linear`."""
+    """The product x · weightᵀ, (…, in) to (…, out).
+
+    By the weight's ``kernels``, if it has any, where no gradient is asked for; else, under autocast
+    by the fixed rule; in what is compiled as a compiler does best.
+    """
     if torch.compiler.is_compiling():
         return _product_traced(x, weight)
+    kernels: Kernels | None = getattr(weight, "kernels", None)
+    if kernels is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return fixed_product(x, weight)
+    return kernels(x, weight)
+
+
+def fixed_product(x: Tensor, weight: Tensor) -> Tensor:
+    """The product by the fixed rule: see :func:`fixed_rule`."""
     if weight.dtype in _HALF and x.numel() == weight.shape[1] and weight.is_cpu:
         return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
     return functional.linear(x, weight)
+
+
+def fixed_rule(dtype: torch.dtype, rows: int) -> str:
+    """The kernel of ``rows`` where none is chosen, on a CPU: ``mv`` for one row in half precision.
+
+    On a CPU without arithmetic of half precision it reads wide weights up to 1.5 times as fast as
+    what ``functional.linear`` picks, which is taken otherwise.
+    """
+    return "mv" if dtype in _HALF and rows == 1 else "linear"
 
 
 def _product_traced(x: Tensor, weight: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ from blt_core.types import IdScheme, Sampling
 SCHEMA = 1
 
 
+Dtype = Literal["float32", "float64", "bfloat16"]
+
+
 def _no_empty_stop(_: object, __: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
     if "" in value:
         raise ValueError("an empty stop string would end every text at once")
@@ -32,6 +35,8 @@ class RunSettings:
     """``[run]``: what to run, on what, and the defaults of a generation request.
 
     ``checkpoint``: a path (``~`` is the home folder) or ``demo:…``; it gives the model parts.
+    ``scorer_dtype``: of the patcher and its byte scorer, float32 at least unless it is given here.
+    ``kernels``: of products on a CPU: ``fixed``, ``measured``, or a file with a choice.
     ``compile``: whether passes of decoding are compiled on first use, where they can be.
     ``stop``: texts that end the output.
     """
@@ -40,7 +45,9 @@ class RunSettings:
         default=None, validator=not_empty(), converter=attrs.converters.optional(expand_home)
     )
     device: str = "cpu"
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
+    scorer_dtype: Dtype | None = None
+    kernels: str = attrs.field(default="fixed", validator=not_empty(), converter=expand_home)
     compile: bool = False
     seed: int = attrs.field(default=0, validator=between(0, 2**63 - 1))
     max_new_bytes: int = attrs.field(default=256, validator=at_least(1))

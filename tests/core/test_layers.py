@@ -33,7 +33,8 @@ CORE = {
     "wiring": "errors files faults types protocols component tables plugins",
     "storage": "errors files log protocols model wiring",
     "compiling": "log storage",
-    "loading": "errors log protocols component model plugins wiring storage compiling",
+    "kernels": "errors files log nn storage",
+    "loading": "errors log protocols component model plugins wiring storage kernels compiling",
     "scoring": "errors types model likelihood",
     "requests": "errors types component decoding tables wiring",
     "pipeline": "errors faults types protocols component model likelihood decoding scoring tables "
@@ -41,7 +42,7 @@ CORE = {
     "batch_inference": "errors faults execution files types storage pipeline",
     "compare": "errors types model decoding requests pipeline",
     "cli": "errors files log faults resources types component published model tables plugins "
-    "wiring storage loading requests pipeline batch_inference compare",
+    "wiring storage kernels loading requests pipeline batch_inference compare",
     "evaluation": "errors files faults execution component types model tables wiring storage "
     "requests pipeline compare cli",
 }

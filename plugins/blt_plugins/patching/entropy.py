@@ -57,7 +57,9 @@ class EntropyPatcher(nn.Module):
     @torch.no_grad()
     def entropies(self, rows: Rows, cache: object = None) -> Tensor:
         """(b, r), nats: place i holds the entropy of the prediction of byte i + 1."""
-        log_probs = self.byte_scorer.logits(rows, cache).log_softmax(-1)  # type: ignore[arg-type]
+        logits = self.byte_scorer.logits(rows, cache)  # type: ignore[arg-type]
+        # In half precision an entropy would have three digits.
+        log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
         return -(log_probs.exp() * log_probs).sum(-1)
 
 

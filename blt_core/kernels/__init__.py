@@ -1,0 +1,1 @@
+"""Which kernel multiplies rows by a weight on this CPU: candidates, measuring, stored choices."""

@@ -1,0 +1,133 @@
+"""The native product: a loop in C++, compiled once for this machine, into the user's cache folder.
+
+Nothing needs it. ``blt bench-kernels --build`` compiles it; where that was done it is a candidate.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from blt_core.errors import RunError
+from blt_core.kernels.machine import machine
+from blt_core.storage.user_cache import cache_folder, make_private
+
+SOURCE = Path(__file__).with_name("native.cpp")
+#: Contraction is off: where two roundings become one is said in the source.
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")
+_NAME = "blt_product"
+#: Lines of a compiler's message that are shown.
+_SHOWN = 12
+
+#: (half, x, w, out, rows, k, n), of which x, w and out are addresses.
+Product = Callable[[int, int, int, int, int, int, int], None]
+
+
+@functools.cache
+def source_hash() -> str:
+    """A name for the source and its flags."""
+    return hashlib.sha256(SOURCE.read_bytes() + repr(FLAGS).encode()).hexdigest()[:16]
+
+
+def library() -> Path:
+    """Where the compiled loop of this machine lies, or would lie."""
+    here = machine()
+    name = hashlib.sha256(f"{source_hash()} {here.cpu} {here.flags} {here.torch}".encode())
+    return cache_folder() / "kernels" / f"native-{name.hexdigest()[:16]}.so"
+
+
+def native_hash() -> str | None:
+    """The hash of the source, where its library is there; else None."""
+    return source_hash() if load() is not None else None
+
+
+def load() -> Product | None:
+    """The compiled loop; None where it is not built, or cannot be loaded."""
+    path = library()
+    return _loaded(path) if path.exists() else None
+
+
+@functools.cache
+def _loaded(path: Path) -> Product | None:
+    try:
+        found = ctypes.CDLL(str(path)).blt_product
+    except (OSError, AttributeError):  # of another system, say; ``build`` makes another
+        return None
+    found.argtypes = [ctypes.c_int64, *(ctypes.c_void_p,) * 3, *(ctypes.c_int64,) * 3]
+    found.restype = None
+    product: Product = found
+    return product
+
+
+def build() -> Path:
+    """Compile the loop for this machine, and give where it lies. Takes some ten seconds.
+
+    Raises RunError where no compiler is there, or it fails.
+    """
+    from torch.utils import cpp_extension
+
+    _find_tools(cpp_extension.get_cxx_compiler())
+    path = library()
+    make_private(path.parent)
+    with tempfile.TemporaryDirectory(dir=path.parent) as work:
+        try:
+            cpp_extension.load(
+                _NAME,
+                [str(SOURCE)],
+                extra_cflags=list(FLAGS),
+                build_directory=work,
+                is_python_module=False,
+            )
+        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            lines = "\n  ".join(str(error).splitlines()[:_SHOWN])
+            raise RunError(
+                f"the native kernel cannot be compiled: {lines}\n"
+                "  fix: another compiler (CXX=…), or none: kernels of torch serve without it"
+            ) from error
+        next(Path(work).glob(f"{_NAME}*.so")).replace(path)
+    _loaded.cache_clear()
+    return path
+
+
+def _find_tools(compiler: str) -> None:
+    """Raise RunError unless there is what compiles C++ extensions of torch."""
+    without = "or go on without it: kernels of torch serve everywhere"
+    if sys.platform == "win32":
+        raise RunError(f"the native kernel is for GCC and Clang, not for Windows\n  fix: {without}")
+    if shutil.which(compiler) is None:
+        raise RunError(
+            f"no C++ compiler: {compiler!r} was not found\n"
+            f"  fix: install g++ or clang, or name one in CXX; {without}"
+        )
+    if shutil.which("ninja") is None:
+        raise RunError(
+            "no build tool: 'ninja', which torch compiles with, was not found\n"
+            f"  fix: pip install ninja; {without}"
+        )
+
+
+def bind(run: Product, weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """The product with a contiguous weight of bfloat16 or float32 on a CPU, rows of its dtype.
+
+    The weight has to outlive it.
+    """
+    n, k = weight.shape
+    half, at = int(weight.dtype == torch.bfloat16), weight.data_ptr()
+
+    def multiply(x: Tensor) -> Tensor:
+        x = x.contiguous()
+        out = x.new_empty((*x.shape[:-1], n))
+        run(half, x.data_ptr(), at, out.data_ptr(), x.numel() // k, k, n)
+        return out
+
+    return multiply

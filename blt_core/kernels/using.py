@@ -1,0 +1,120 @@
+"""Giving the weights of a model the kernels of a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from blt_core.errors import DataError
+from blt_core.kernels.candidates import KERNELS, is_chosen_for, prepare
+from blt_core.kernels.choice import Choice, Times, name_of, read_choice, stored_at
+from blt_core.kernels.measuring import measure, spread
+from blt_core.kernels.native import native_hash
+from blt_core.log import logger
+from blt_core.nn.linear import Linear
+from blt_core.storage.user_cache import alone_with, make_private
+
+FIXED, MEASURED = "fixed", "measured"
+#: Seconds that measuring may take when a model is loaded.
+BUDGET = 1.0
+
+
+def use_kernels(model: nn.Module, setting: str) -> str | None:
+    """Give the weights of ``model`` their kernels; the digest of the choice, None for ``fixed``.
+
+    setting: ``fixed``; ``measured``, for which what this machine has not measured yet is measured
+    now, for a second at most, and stored; or a file with a choice. Raises DataError for a file that
+    is none, or that names the native kernel where it is not built, or another than is built.
+    """
+    weights = weights_of(model)
+    if setting == FIXED or not weights:
+        return None
+    choice = measured_choice(weights) if setting == MEASURED else _pinned(Path(setting))
+    choice = choice.of(weights)
+    for name, own in weights.items():
+        names = choice.names.get(name, {})
+        for weight in own:
+            weight.kernels = prepare(weight, names)  # type: ignore[attr-defined]
+    return choice.digest()
+
+
+def weights_of(model: nn.Module) -> dict[str, list[Tensor]]:
+    """The weights that kernels are chosen for, by name; the most bytes first."""
+    found: dict[str, list[Tensor]] = {}
+    for module in model.modules():
+        if isinstance(module, Linear) and is_chosen_for(module.weight):
+            own = found.setdefault(name_of(module.weight), [])
+            if all(each is not module.weight for each in own):
+                own.append(module.weight)
+    return dict(sorted(found.items(), key=lambda each: -sum(w.nbytes for w in each[1])))
+
+
+def copied_bytes(weights: list[Tensor], kernels: set[str]) -> int:
+    """Bytes of the copies that these kernels make of the weights."""
+    return sum(KERNELS[name].copies for name in kernels) * sum(w.nbytes for w in weights)
+
+
+def measured_choice(weights: dict[str, list[Tensor]]) -> Choice:
+    """The stored choice of this machine, with what it lacks for ``weights`` measured and added."""
+    path = stored_at()
+    found = _stored(path)
+    if not found.lacking(weights):
+        return found
+    try:
+        make_private(path.parent)
+        with alone_with(path, "measures kernels"):
+            return _completed(_stored(path), weights, path)
+    except OSError as error:
+        logger().warning("the choice of kernels cannot be stored", path=str(path), error=str(error))
+        return _completed(found, weights, None)
+
+
+def _completed(found: Choice, weights: dict[str, list[Tensor]], path: Path | None) -> Choice:
+    lacking = found.lacking(weights)
+    if not lacking:
+        return found
+    # What there was no time for is by fixed rule from now on: later runs give the same bytes.
+    found = found.changed_by(measure(spread(lacking), budget=BUDGET)).filled(lacking)
+    if path is not None:
+        found.write(path)
+    return found
+
+
+def remeasured(
+    weights: dict[str, list[Tensor]], watch: Callable[[int, int], None]
+) -> tuple[Choice, Times, Path]:
+    """Measure all again and store it; the choice, what was measured, and where it is stored.
+
+    Raises OSError where it cannot be stored.
+    """
+    path = stored_at()
+    make_private(path.parent)
+    times = measure(spread(weights), watch=watch)
+    with alone_with(path, "measures kernels"):
+        choice = _stored(path).changed_by(times)
+        choice.write(path)
+    return choice, times, path
+
+
+def _stored(path: Path) -> Choice:
+    """The choice that is stored for this machine; an empty one where none is, or a broken one."""
+    if not path.exists():
+        return Choice({})
+    try:
+        return read_choice(path)
+    except DataError as error:
+        logger().warning("the stored choice of kernels is measured again", error=str(error))
+        return Choice({})
+
+
+def _pinned(path: Path) -> Choice:
+    choice = read_choice(path)
+    if choice.uses("native") and choice.native != native_hash():
+        there = "is not built here" if native_hash() is None else "is another here"
+        raise DataError(
+            f"{path}: chooses the native kernel {choice.native}, which {there}\n"
+            "  fix: blt bench-kernels --build with the same blt-core, or choose again"
+        )
+    return choice

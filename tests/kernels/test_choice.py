@@ -1,0 +1,223 @@
+"""Choices: measured once, kept, sticky; what a file may say; what a run reports."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from blt_core.errors import ConfigError, DataError
+from blt_core.kernels import measuring, using
+from blt_core.kernels.candidates import KERNELS, ROW_CLASSES
+from blt_core.kernels.choice import Choice, name_of, read_choice, stored_at
+from blt_core.kernels.measuring import measure, spread
+from blt_core.kernels.using import copied_bytes, use_kernels, weights_of
+from blt_core.nn import Linear
+from blt_core.pipeline import Pipeline
+from tests.tiny import write_checkpoint
+
+NAME = "float32 8x8"
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """A cache folder of its own, and little to read."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(measuring, "last_level_cache", lambda: 1 << 14)
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def model(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(Linear(24, 40), Linear(40, 24), Linear(24, 40)).to(dtype)
+
+
+def chosen(before, **times):
+    names = {} if before is None else {NAME: {"1": before}}
+    return Choice(names).changed_by({NAME: {"1": times}}).names[NAME]["1"]
+
+
+def test_another_kernel_is_chosen_where_it_is_clearly_faster():
+    assert chosen(None, linear=1.0, native=0.8) == "native"
+    assert chosen(None, linear=1.0, native=0.95) == "linear"
+    assert chosen("native", linear=0.95, native=1.0) == "native"
+    assert chosen("native", linear=0.8, native=1.0) == "linear"
+    assert chosen("native", linear=1.0) == "linear"  # it is not there any more
+
+
+def test_a_copy_has_to_be_clearly_faster_than_what_needs_none():
+    assert chosen(None, linear=1.0, native=0.8, columns=0.75) == "native"
+    assert chosen(None, linear=1.0, native=0.8, columns=0.6) == "columns"
+
+
+def test_a_choice_is_measured_once_and_kept(monkeypatch, cache):
+    first = use_kernels(model(), "measured")
+    [path] = (cache / "blt-core" / "kernels").glob("choice-*.json")
+    assert path == stored_at()
+    assert set(read_choice(path).names) == {"float32 40x24", "float32 24x40"}
+    monkeypatch.setattr(using, "measure", lambda *_, **__: pytest.fail("measured again"))
+    module = model()
+    assert use_kernels(module, "measured") == first
+    assert all(hasattr(layer.weight, "kernels") for layer in module)
+
+
+def test_what_there_is_no_time_for_is_by_fixed_rule_from_then_on(monkeypatch):
+    monkeypatch.setattr(using, "BUDGET", -1.0)
+    digest = use_kernels(model(torch.bfloat16), "measured")
+    found = read_choice(stored_at())
+    rule = {"1": "mv", "2-4": "linear", "5-16": "linear", "more": "linear"}
+    assert found.names == {f"bfloat16 {size}": rule for size in ("40x24", "24x40")}
+    monkeypatch.setattr(using, "BUDGET", 9.0)
+    assert use_kernels(model(torch.bfloat16), "measured") == digest
+
+
+def test_other_threads_have_another_choice():
+    before, path = torch.get_num_threads(), stored_at()
+    torch.set_num_threads(before + 1)
+    try:
+        assert stored_at() != path
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_measuring_meets_every_candidate_and_more_bytes_than_the_cache_holds(monkeypatch):
+    monkeypatch.setattr(measuring, "last_level_cache", lambda: 1 << 20)
+    weights = weights_of(model())
+    many = spread(weights)
+    assert sum(w.nbytes for each in many.values() for w in each) > 1 << 20
+    addresses = [w.data_ptr() for each in many.values() for w in each]
+    assert len(set(addresses)) == len(addresses)
+    seen = []
+    times = measure(many, watch=lambda done, total: seen.append((done, total)))
+    for classes in times.values():
+        for rows_class, rows in ROW_CLASSES.items():
+            able = {k.name for k in KERNELS.values() if k.fits(torch.ones(4, 4), rows)}
+            assert set(classes[rows_class]) == able
+            assert all(0 < seconds < math.inf for seconds in classes[rows_class].values())
+    assert seen[-1][0] == seen[-1][1]
+    assert measure(many, budget=-1.0) == {}
+
+
+def test_a_broken_stored_choice_is_measured_again(capsys):
+    use_kernels(model(), "measured")
+    stored_at().write_text('{"schema": 1, "names"')
+    assert use_kernels(model(), "measured")
+    assert "measured again" in capsys.readouterr().err
+    assert read_choice(stored_at()).names
+
+
+def test_a_choice_that_cannot_be_stored_serves_all_the_same(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert use_kernels(model(), "measured")
+    assert "cannot be stored" in capsys.readouterr().err
+
+
+def test_copies_are_counted():
+    weights = [torch.ones(4, 4), torch.ones(4, 4)]
+    assert copied_bytes(weights, {"linear", "native"}) == 0
+    assert copied_bytes(weights, {"linear", "columns", "onednn"}) == 2 * 2 * 64
+
+
+def test_float64_has_nothing_to_choose():
+    assert use_kernels(model(torch.float64), "measured") is None
+    assert not stored_at().exists()
+
+
+def pinned(tmp_path, **changes):
+    path = tmp_path / "choice.json"
+    Choice({name_of(model()[0].weight): {"1": "mv", "2-4": "columns"}}).write(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return path
+
+
+def test_a_file_pins_a_choice(tmp_path):
+    path = pinned(tmp_path)
+    digest = use_kernels(model(), str(path))
+    assert digest == read_choice(path).digest()
+    assert digest != Choice({}).digest()
+    with torch.no_grad():
+        plain, given = model(), model()
+        use_kernels(given, str(path))
+        x = torch.randn(1, 24)
+        assert torch.equal(given[0](x)[0], torch.mv(plain[0].weight, x[0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schema": 2}, "schema = 1"),
+        ({"names": {"float32 40x24": {"1": "fastest"}}}, "'fastest' is unknown"),
+        ({"machine": {}}, "a part is missing"),
+        ({"names": {"float32 40x24": {"1": "native"}}, "native": "0"}, "blt bench-kernels --build"),
+    ],
+)
+def test_a_file_that_cannot_be_followed_is_refused(tmp_path, changes, said):
+    with pytest.raises(DataError, match=said):
+        use_kernels(model(), str(pinned(tmp_path, **changes)))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"no\.json: no choice of kernels"):
+        use_kernels(model(), str(tmp_path / "no.json"))
+
+
+def load(checkpoint, **run):
+    return Pipeline.from_config({"schema": 1, "run": {"checkpoint": str(checkpoint), **run}})
+
+
+def test_records_tell_the_choice_where_there_is_one(checkpoint):
+    plain = load(checkpoint).generate("def f", max_new_bytes=20)
+    assert "kernels" not in plain.to_dict()
+    pipeline = load(checkpoint, kernels="measured")
+    found = pipeline.generate("def f", max_new_bytes=20)
+    assert found.to_dict()["kernels"] == pipeline.model.kernels == found.kernels
+    again = load(checkpoint, kernels=str(stored_at())).generate("def f", max_new_bytes=20)
+    assert (again.kernels, again.output) == (found.kernels, found.output)
+    assert load(checkpoint, kernels="measured", dtype="float64").model.kernels is None
+
+
+def test_each_sampler_equals_ar_with_the_same_choice(checkpoint):
+    pipeline = load(checkpoint, kernels="measured")
+    prompts = ["def f", "x = [1, 2"]
+    want = [each.output for each in pipeline.generate(prompts, max_new_bytes=40)]
+    for sampler in ("ar", "blt-s draft_bytes=8"):
+        for prompt, output in zip(prompts, want, strict=True):
+            found = pipeline.with_sampler(sampler).generate(prompt, max_new_bytes=40)
+            assert found.output == output
+
+
+def test_the_scorer_has_a_dtype_of_its_own(checkpoint):
+    def dtypes(**run):
+        model = load(checkpoint, **run).model
+        parts = model.module_dict()
+        return {kind: next(part.parameters()).dtype for kind, part in parts.items()}
+
+    assert dtypes()["patcher"] == torch.float32
+    assert dtypes(dtype="bfloat16")["patcher"] == torch.float32
+    half = dtypes(dtype="bfloat16", scorer_dtype="bfloat16")
+    assert set(half.values()) == {torch.bfloat16}
+    mixed = dtypes(dtype="float64", scorer_dtype="float32")
+    assert (mixed["patcher"], mixed["decoder"]) == (torch.float32, torch.float64)
+    with pytest.raises(ConfigError, match="scorer_dtype"):
+        load(checkpoint, scorer_dtype="float16")
+
+
+def test_a_scorer_in_half_precision_gives_entropies_in_single(checkpoint):
+    from blt_core.types import Rows
+
+    ids = torch.tensor([[256, *b"def fibonacci(n):"]])
+    rows = Rows(ids, (ids.shape[1],))
+    exact = load(checkpoint).model.patcher.entropies(rows)
+    half = load(checkpoint, scorer_dtype="bfloat16").model.patcher.entropies(rows)
+    assert half.dtype == torch.float32
+    assert 0 < (half - exact).abs().max() < 0.05
+    assert load(checkpoint, scorer_dtype="bfloat16").generate("def f", max_new_bytes=20).output

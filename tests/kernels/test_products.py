@@ -1,0 +1,180 @@
+"""Every kernel gives the product in float64, within what its dtype can say, for any rows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blt_core.kernels import native
+from blt_core.kernels.candidates import KERNELS, ROW_CLASSES, chosen_from, prepare
+from blt_core.nn import Linear, product
+from blt_core.nn.linear import fixed_product
+from blt_core.storage.user_cache import alone_with
+
+CLASSES = {"1": (1, 1), "2-4": (2, 4), "5-16": (5, 16), "more": (17, 40)}
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The native kernel, in a cache folder that the workers of a run share."""
+    if not all(shutil.which(tool) for tool in ("c++", "ninja")):
+        pytest.skip("no compiler (c++ and ninja): the native kernel is not tried")
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "native"
+    cache.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        with alone_with(cache / "build", "builds"):
+            if native.load() is None:
+                native.build()
+        yield native.load()
+
+
+def drawn(shape, dtype, seed):
+    """Numbers of many sizes, zeros among them."""
+    made = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=made) * 4.0 ** torch.randint(-4, 4, shape, generator=made)
+    return (values * (torch.rand(shape, generator=made) > 0.1)).to(dtype)
+
+
+def assert_close(found, x, weight):
+    """Sums in float32, whatever their order, rounded to the dtype once."""
+    wide, weights = x.double(), weight.double()
+    want, size = wide @ weights.T, wide.abs() @ weights.abs().T
+    assert found.dtype == weight.dtype
+    assert found.shape == want.shape
+    bound = torch.finfo(weight.dtype).eps * want.abs() + (x.shape[-1] + 2) * 2.0**-23 * size
+    assert ((found.double() - want).abs() <= bound + 1e-37).all()
+
+
+def check_kernel(name, rows_class, data):
+    rows = data.draw(st.integers(*CLASSES[rows_class]))
+    n, k = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 200))
+    dtype, seed = data.draw(st.sampled_from(DTYPES)), data.draw(st.integers(0, 2**32))
+    weight, x = drawn((n, k), dtype, seed), drawn((rows, k), dtype, seed + 1)
+    kernel = KERNELS[name]
+    if not kernel.fits(weight, rows):
+        return
+    assert_close(kernel.prepare(weight)(x), x, weight)
+    found = prepare(weight, dict.fromkeys(ROW_CLASSES, name))(x[None], weight)
+    assert_close(found[0], x, weight)
+
+
+@pytest.mark.parametrize("rows_class", CLASSES)
+@pytest.mark.parametrize("name", [name for name in KERNELS if name != "native"])
+@given(data=st.data())
+def test_a_kernel_gives_the_product(name, rows_class, data):
+    check_kernel(name, rows_class, data)
+
+
+@pytest.mark.parametrize("rows_class", CLASSES)
+@given(data=st.data())
+def test_the_native_kernel_gives_the_product(built, rows_class, data):
+    check_kernel("native", rows_class, data)
+
+
+@given(
+    n=st.integers(1, 70),
+    k=st.one_of(st.integers(1, 200), st.integers(2040, 2060)),
+    rows=st.integers(1, 40),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**32),
+)
+def test_a_native_row_is_the_same_bits_beside_any_rows_on_any_threads(
+    built, n, k, rows, dtype, seed
+):
+    weight, x = drawn((n, k), dtype, seed), drawn((rows, k), dtype, seed + 1)
+    multiply = native.bind(built, weight)
+    together = multiply(x)
+    for row in range(rows):
+        assert torch.equal(multiply(x[row]), together[row])
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(multiply(x), together)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_native_product_of_what_is_not_finite_is_torchs(built):
+    weight = torch.ones(3, 40)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        x = torch.zeros(2, 40)
+        x[1, 39] = bad
+        for dtype in DTYPES:
+            own, rows = weight.to(dtype), x.to(dtype)
+            found = native.bind(built, own)(rows)
+            torch.testing.assert_close(found, fixed_product(rows, own), equal_nan=True)
+
+
+def chosen_linear(name, dtype=torch.float32):
+    """A layer whose weight has one kernel for all rows."""
+    torch.manual_seed(0)
+    layer = Linear(24, 40).to(dtype).requires_grad_(requires_grad=False)
+    layer.weight.kernels = prepare(layer.weight, dict.fromkeys(ROW_CLASSES, name))
+    return layer
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9, 33])
+def test_a_weight_that_is_written_to_or_moved_is_multiplied_as_it_is_now(rows):
+    x = torch.randn(rows, 24)
+    for change in (
+        lambda layer: layer.weight.mul_(2),
+        lambda layer: layer.to(torch.float64),
+        lambda layer: setattr(layer.weight, "data", layer.weight.data * 3),
+    ):
+        layer = chosen_linear("columns")
+        with torch.no_grad():
+            assert_close(layer(x), x, layer.weight)
+            change(layer)
+            own = x.to(layer.weight.dtype)
+            assert_close(layer(own), own, layer.weight)
+
+
+def test_gradients_autocast_and_other_dtypes_go_by_the_fixed_rule():
+    layer = chosen_linear("columns")
+    layer.weight.requires_grad_()
+    x = torch.randn(3, 24)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+
+
+def test_a_kernel_that_does_not_serve_some_rows_leaves_them_to_the_fixed_rule():
+    layer = chosen_linear("mv", torch.bfloat16)
+    for rows in (1, 2, 9, 33):
+        x = torch.randn(rows, 24).bfloat16()
+        with torch.no_grad():
+            assert torch.equal(layer(x), fixed_product(x, layer.weight))
+
+
+def test_the_fixed_rule_comes_first_and_computes_what_it_did():
+    weight = torch.randn(8, 16)
+    assert chosen_from(weight, 1)[0].name == "linear"
+    half = weight.bfloat16()
+    assert [chosen_from(half, rows)[0].name for rows in (1, 2, 9)] == ["mv", "linear", "linear"]
+    x = torch.randn(1, 1, 16).bfloat16()
+    assert torch.equal(product(x, half).flatten(), torch.mv(half, x.flatten()))
+
+
+def test_without_a_compiler_the_message_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(native.RunError, match=r"no-such-compiler(.|\n)*fix: install g\+\+"):
+        native.build()
+    assert native.load() is None
+    assert "native" not in [each.name for each in chosen_from(torch.ones(2, 2), 1)]
+
+
+def test_a_library_that_cannot_be_loaded_is_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.library().parent.mkdir(parents=True)
+    native.library().write_bytes(b"of another system")
+    assert native.load() is None
