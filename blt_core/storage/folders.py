@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,21 @@ from blt_core.files import names_in
 CONFIG = "config.toml"
 TENSORS = "model.safetensors"
 MODEL_FILES = (CONFIG, TENSORS)
+
+#: Of the package, in the folder that a system keeps for the caches of its users.
+_NAME = "blt-core"
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/blt-core``, or where the system keeps the caches of users."""
+    if own := os.environ.get("XDG_CACHE_HOME"):
+        return Path(own) / _NAME
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / _NAME / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / _NAME
+    return Path.home() / ".cache" / _NAME
 
 
 @contextlib.contextmanager

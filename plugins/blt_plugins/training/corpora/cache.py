@@ -4,26 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from blt_core.log import logger
-
-NAME = "blt-core"
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/blt-core``, or where the system keeps the caches of users."""
-    if own := os.environ.get("XDG_CACHE_HOME"):
-        return Path(own) / NAME
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / NAME / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / NAME
-    return Path.home() / ".cache" / NAME
-
 
 def make_private(folder: Path) -> None:
     """Make a folder of the cache that only its user may read: texts, and what is known of them.

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from blt_core.errors import DataError
-from blt_core.storage.folders import replace_file
-from blt_plugins.training.corpora.cache import alone_with, cache_folder, make_private
+from blt_core.storage.folders import cache_folder, replace_file
+from blt_plugins.training.corpora.cache import alone_with, make_private
 from blt_plugins.training.corpora.sources import UNSETTLED, Files, Stamp, Stamps, check_end
 from blt_plugins.training.corpora.unwanted import check_wanted
 from blt_plugins.training.corpora.urls import hash_of, is_url, shown

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from blt_core.log import logger
-from blt_core.storage.folders import replace_file
-from blt_plugins.training.corpora.cache import alone_with, cache_folder, make_private
+from blt_core.storage.folders import cache_folder, replace_file
+from blt_plugins.training.corpora.cache import alone_with, make_private
 from blt_plugins.training.corpora.files import INDEX_FOLDER
 from blt_plugins.training.corpora.index import Entries, Found, Reader, merged
 from blt_plugins.training.corpora.indexing import find_all

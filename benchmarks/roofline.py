@@ -1,0 +1,166 @@
+"""Predicted against measured seconds: the cost model ``roofline``, ten samplers, two shapes.
+
+    OMP_NUM_THREADS=1 python benchmarks/roofline.py [--repeats 5] [--new 150] [--json FILE]
+    OMP_NUM_THREADS=2 python benchmarks/roofline.py --shape 1b --folder DIR --repeats 3 --new 24
+
+In turn, as often as --repeats says: single passes are measured, as ``blt calibrate-cost`` does, and
+each sampler generates once from each prompt. Whole calls are timed and priced, reading the prompt
+included. Both medians are over the repeats, so that a drift of the machine's speed meets both; no
+figure of a sampler reaches the model that predicts it. DIR is where transformers_speed.py keeps its
+random weights of the 1B shape, or where they are written now (9.3 GB).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers_speed import prompt, write_model
+
+from blt_core.cli.progress import progress_bar
+from blt_core.component import BuildContext
+from blt_core.pipeline import Pipeline
+from blt_core.types import Parameters, Passes
+from blt_plugins.cost.calibration import Calibration, processor
+from blt_plugins.cost.probing import measure
+from blt_plugins.cost.roofline import Roofline, RooflineParams
+
+SAMPLERS = (
+    "ar",
+    "blt-s draft_bytes=4",
+    "blt-s draft_bytes=8",
+    "blt-s draft_bytes=16",
+    "blt-lookup draft_bytes=8",
+    "blt-lookup draft_bytes=24",
+    "speculative drafter.use=lookup",
+    "blt-cascade draft_bytes=16",
+    "blt-auto",
+)
+#: The tenth: for decoders that denoise, and for others.
+BLOCKS, OTHER = "blt-dv block_bytes=8", "speculative drafter.use=until drafter.drafter.use=self"
+
+
+def main() -> None:
+    """Measure, predict and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--shape", choices=("demo", "1b"), default="demo")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--new", type=int, default=150, help="bytes generated of each prompt")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 600], help="of prompts")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        pipeline = load(options.shape, options.folder or Path(work))
+        found = run(pipeline, options)
+    print(table(found))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+def load(shape: str, folder: Path) -> Pipeline:
+    """The model that is measured."""
+    run: dict[str, Any] = {"checkpoint": "demo:python"}
+    if shape == "1b":
+        if not (folder / "config.json").exists():
+            write_model(folder, "1b")
+        run = {"checkpoint": str(folder), "dtype": "bfloat16"}
+    return Pipeline.from_config({"schema": 1, "run": run})
+
+
+def run(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds measured and predicted, of each sampler at each repeat."""
+    tenth = BLOCKS if pipeline.model.decoder.denoises else OTHER
+    pipelines = {spec: pipeline.with_sampler(spec) for spec in (*SAMPLERS, tenth)}
+    prompts = [prompt(size) for size in options.sizes]
+    passes: dict[str, Passes] = {}
+    measured: dict[str, list[float]] = {spec: [] for spec in pipelines}
+    calibrations: list[Calibration] = []
+    names = list(pipelines)
+    for each in pipelines.values():
+        each.generate(prompts[0], max_new_bytes=8)  # warm-up
+    with progress_bar() as bar:
+        task = bar.add_task("", total=options.repeats * (len(pipelines) + 1))
+        for repeat in range(options.repeats):
+            calibrations.append(measure(pipeline, options.shape, lambda: None))
+            bar.advance(task)
+            for place in range(len(names)):  # each is once the first after the single passes
+                spec = names[(place + repeat * 3) % len(names)]
+                each = pipelines[spec]
+                bar.update(task, description=spec)
+                seconds, total = 0.0, Passes()
+                for text in prompts:
+                    began = time.perf_counter()
+                    result = each.generate(text, max_new_bytes=options.new)
+                    seconds += time.perf_counter() - began
+                    total += result.passes
+                measured[spec].append(seconds)
+                passes[spec] = total
+                bar.advance(task)
+    sizes = pipeline.parameter_counts
+    rows = {}
+    for spec, seconds in measured.items():
+        predicted = [price(each, passes[spec], sizes) for each in calibrations]
+        medians = statistics.median(predicted), statistics.median(seconds)
+        rows[spec] = {
+            "predicted": predicted,
+            "measured": seconds,
+            "error": medians[0] / medians[1] - 1,
+            "n_dec": passes[spec].decoder,
+            "n_enc": passes[spec].encoder,
+        }
+    return {
+        "cpu": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "shape": options.shape,
+        "dtype": pipeline.settings.dtype,
+        "new_bytes": options.new,
+        "prompts": options.sizes,
+        "calibrations": [each.to_json() for each in calibrations],
+        "samplers": rows,
+    }
+
+
+def price(found: Calibration, passes: Passes, sizes: Parameters) -> float:
+    """Seconds that a calibration says passes take."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "calibration.json"
+        path.write_text(json.dumps(found.to_json()))
+        model = Roofline(RooflineParams(file=str(path)), BuildContext())
+        return model.cost(passes, sizes).total
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        f"{found['shape']}, {found['dtype']}, {found['threads']} threads, {found['cpu']}; "
+        f"{found['new_bytes']} bytes after prompts of {found['prompts']}; seconds, median of "
+        f"{len(found['calibrations'])} (min to max)"
+    ]
+    for spec, row in found["samplers"].items():
+        lines.append(
+            f"  {spec:<52} predicted {told(row['predicted'])}  measured {told(row['measured'])}"
+            f"  {row['error']:+7.1%}  N_dec {row['n_dec']} N_enc {row['n_enc']}"
+        )
+    errors = sorted(abs(row["error"]) for row in found["samplers"].values())
+    lines.append(f"  error: median {statistics.median(errors):.1%}, worst {errors[-1]:.1%}")
+    return "\n".join(lines)
+
+
+def told(values: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):6.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
