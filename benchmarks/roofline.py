@@ -142,10 +142,12 @@ def price(found: Calibration, passes: Passes, sizes: Parameters) -> float:
 
 def table(found: dict[str, Any]) -> str:
     """The figures for people."""
+    machine = f"{found['shape']}, {found['dtype']}, {found['threads']} threads, {found['cpu']}"
+    repeats = len(found["calibrations"])
     lines = [
-        f"{found['shape']}, {found['dtype']}, {found['threads']} threads, {found['cpu']}; "
-        f"{found['new_bytes']} bytes after prompts of {found['prompts']}; seconds, median of "
-        f"{len(found['calibrations'])} (min to max)"
+        machine,
+        f"{found['new_bytes']} bytes after prompts of {found['prompts']}",
+        f"seconds, median of {repeats} (min to max)",
     ]
     for spec, row in found["samplers"].items():
         lines.append(

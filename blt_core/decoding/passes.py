@@ -269,9 +269,7 @@ class ModelPasses:
             self._ban[list(self._model.scheme.never_output)] = float("-inf")
         return logits + self._ban
 
-    def _count(
-        self, field: str, part: str, begins: Sequence[int], counts: Sequence[int]
-    ) -> None:
+    def _count(self, field: str, part: str, begins: Sequence[int], counts: Sequence[int]) -> None:
         """Count a pass over ``counts[b]`` rows from ``begins[b]`` on, for those that have any."""
         read = 0
         for row, begin, count in zip(self._rows, begins, counts, strict=True):

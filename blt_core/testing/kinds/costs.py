@@ -30,9 +30,15 @@ def _counted(
 ) -> Passes:
     """Passes of given shapes, and others of which no shape is told, as by hand."""
     decoder, blocks, encoder, latent, scorer = (each.passes for each in shapes)
-    counts = (decoder + blocks, latent, encoder, scorer, 0)
-    told = (n + more for n, more in zip(counts, unshaped, strict=True))
-    return Passes(*told, read, Shapes(*shapes))
+    return Passes(
+        decoder=decoder + blocks + unshaped[0],
+        encoder=latent + unshaped[1],
+        encoder_bytes=encoder + unshaped[2],
+        scorer=scorer + unshaped[3],
+        draft=unshaped[4],
+        draft_parameters=read,
+        shapes=Shapes(*shapes),
+    )
 
 
 passes = st.builds(

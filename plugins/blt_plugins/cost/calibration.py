@@ -24,6 +24,7 @@ from blt_core.storage.folders import cache_folder, file_errors, replace_file
 from blt_core.types import Parameters, Shape
 
 FORMAT = 1
+_CONVERTER = cattrs.Converter(detailed_validation=False)
 #: The parts that passes are measured of, as :class:`blt_core.types.Shapes` names them.
 PARTS = ("decoder", "blocks", "encoder", "global_model", "scorer")
 
@@ -192,17 +193,13 @@ def read(path: Path) -> Calibration:
         tables = read_json(path)
         if not isinstance(tables, dict) or tables.get("format") != FORMAT:
             raise DataError(f"{path}: no calibration of format {FORMAT}\n  {fix}")
-        return cattrs.structure(tables, Calibration)
+        return _CONVERTER.structure(tables, Calibration)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}\n  {fix}") from error
-    except (ValueError, cattrs.BaseValidationError) as error:
-        raise DataError(f"{path}: not read as a calibration: {_told(error)}\n  {fix}") from error
-
-
-def _told(error: Exception) -> str:
-    if isinstance(error, cattrs.BaseValidationError):
-        return "; ".join(cattrs.transform_error(error))
-    return str(error)
+    except KeyError as error:
+        raise DataError(f"{path}: not read as a calibration: no key {error}\n  {fix}") from error
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: not read as a calibration: {error}\n  {fix}") from error
 
 
 def stored() -> Iterator[Calibration]:

@@ -334,8 +334,10 @@ def part_times(
         for rows in sorted(few.keys() & many.keys())
         if many[rows].context > few[rows].context
     ]
-    # Passes of few rows tell best what is read beside the rows themselves.
+    # Passes of few rows tell best what is read beside the rows themselves. Of such a pass after a
+    # short text that can be but a part; more is an accident of short passes.
     each = max(slopes[0], 0.0) if slopes else 0.0
+    each = min([each, *(s.seconds / 2 / s.context for s in few.values() if s.context)])
     points = {rows: max(s.seconds - each * s.context, 0.0) for rows, s in few.items()}
     points |= {r: s.seconds for r, s in first.items() if r > max(points, default=0)}
     return PartTimes(Curve(tuple(sorted(points.items()))), each, weight_bytes)
@@ -358,8 +360,8 @@ def _medians(samples: Sequence[Sample]) -> dict[int, Sample]:
 def weight_bytes(model: Model, part: str) -> int:
     """Bytes of a parameter of a part (its first one); 4 for a part without any."""
     name = {"blocks": "decoder", "scorer": "patcher"}.get(part, part)
-    module = model.module_dict()[name] if name in model.module_dict() else None
-    first = next(module.parameters(), None) if module is not None else None
+    parts = model.module_dict()
+    first = next(parts[name].parameters(), None) if name in parts else None
     return 4 if first is None else first.element_size()
 
 

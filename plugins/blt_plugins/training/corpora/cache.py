@@ -9,6 +9,7 @@ from pathlib import Path
 
 from blt_core.log import logger
 
+
 def make_private(folder: Path) -> None:
     """Make a folder of the cache that only its user may read: texts, and what is known of them.
 
