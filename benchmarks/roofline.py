@@ -1,13 +1,15 @@
 """Predicted against measured seconds: the cost model ``roofline``, ten samplers, two shapes.
 
     OMP_NUM_THREADS=1 python benchmarks/roofline.py [--repeats 5] [--new 150] [--json FILE]
-    OMP_NUM_THREADS=2 python benchmarks/roofline.py --shape 1b --folder DIR --repeats 3 --new 24
+    OMP_NUM_THREADS=2 python benchmarks/roofline.py --shape 1b --folder DIR --repeats 3 --new 24 \
+        --sizes 32 --json FILE
 
 In turn, as often as --repeats says: single passes are measured, as ``blt calibrate-cost`` does, and
-each sampler generates once from each prompt. Whole calls are timed and priced, reading the prompt
-included. Both medians are over the repeats, so that a drift of the machine's speed meets both; no
-figure of a sampler reaches the model that predicts it. DIR is where transformers_speed.py keeps its
-random weights of the 1B shape, or where they are written now (9.3 GB).
+each sampler generates once from each prompt. What comes after the first byte is timed and priced.
+Both medians are over the repeats, so that a drift of the machine's speed meets both; no figure of a
+sampler reaches the model that predicts it. Repeats that FILE has already count too: a long run can
+be cut into several. DIR is where transformers_speed.py keeps its random weights of the 1B shape, or
+where they are written now (9.3 GB).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cattrs
 import torch
 from transformers_speed import prompt, write_model
 
@@ -82,41 +85,48 @@ def run(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
     tenth = BLOCKS if pipeline.model.decoder.denoises else OTHER
     pipelines = {spec: pipeline.with_sampler(spec) for spec in (*SAMPLERS, tenth)}
     prompts = [prompt(size) for size in options.sizes]
-    passes: dict[str, Passes] = {}
+    passes: dict[str, list[tuple[Passes, Passes]]] = {}
     measured: dict[str, list[float]] = {spec: [] for spec in pipelines}
     calibrations: list[Calibration] = []
     names = list(pipelines)
-    for each in pipelines.values():
-        each.generate(prompts[0], max_new_bytes=8)  # warm-up
+    for spec in names[:2]:
+        pipelines[spec].generate(prompts[0], max_new_bytes=4)  # warm-up
+    done = json.loads(options.json.read_text()) if options.json and options.json.exists() else None
+    if done:
+        calibrations += [cattrs.structure(each, Calibration) for each in done["calibrations"]]
+        for spec, row in done["samplers"].items():
+            measured[spec] += row["measured"]
+    before = len(calibrations)
     with progress_bar() as bar:
         task = bar.add_task("", total=options.repeats * (len(pipelines) + 1))
-        for repeat in range(options.repeats):
+        for repeat in range(before, before + options.repeats):
             calibrations.append(measure(pipeline, options.shape, lambda: None))
+            print(f"measured {time.perf_counter():.0f}", file=sys.stderr, flush=True)
             bar.advance(task)
             for place in range(len(names)):  # each is once the first after the single passes
                 spec = names[(place + repeat * 3) % len(names)]
-                each = pipelines[spec]
                 bar.update(task, description=spec)
-                seconds, total = 0.0, Passes()
-                for text in prompts:
-                    began = time.perf_counter()
-                    result = each.generate(text, max_new_bytes=options.new)
-                    seconds += time.perf_counter() - began
-                    total += result.passes
-                measured[spec].append(seconds)
-                passes[spec] = total
+                found = [generate(pipelines[spec], text, options.new) for text in prompts]
+                measured[spec].append(sum(seconds for seconds, _ in found))
+                print(f"{spec} {measured[spec][-1]:.2f}", file=sys.stderr, flush=True)
+                passes[spec] = [each for _, each in found]
                 bar.advance(task)
     sizes = pipeline.parameter_counts
     rows = {}
     for spec, seconds in measured.items():
-        predicted = [price(each, passes[spec], sizes) for each in calibrations]
-        medians = statistics.median(predicted), statistics.median(seconds)
+        predicted = [
+            sum(
+                price(each, all_, sizes) - price(each, first, sizes) for first, all_ in passes[spec]
+            )
+            for each in calibrations
+        ]
+        total = sum((each for _, each in passes[spec]), Passes())
         rows[spec] = {
             "predicted": predicted,
             "measured": seconds,
-            "error": medians[0] / medians[1] - 1,
-            "n_dec": passes[spec].decoder,
-            "n_enc": passes[spec].encoder,
+            "error": statistics.median(predicted) / statistics.median(seconds) - 1,
+            "n_dec": total.decoder,
+            "n_enc": total.encoder,
         }
     return {
         "cpu": processor(),
@@ -129,6 +139,16 @@ def run(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
         "calibrations": [each.to_json() for each in calibrations],
         "samplers": rows,
     }
+
+
+def generate(pipeline: Pipeline, text: bytes, new: int) -> tuple[float, tuple[Passes, Passes]]:
+    """Seconds after the first byte; the passes up to it, and all of them."""
+    steps = pipeline.steps([text], max_new_bytes=new)
+    first = last = next(steps)
+    began = time.perf_counter()
+    for step in steps:
+        last = step
+    return time.perf_counter() - began, (first.progress[0].passes, last.progress[0].passes)
 
 
 def price(found: Calibration, passes: Passes, sizes: Parameters) -> float:

@@ -257,7 +257,7 @@ def test_a_printed_config_checks_beside_its_checkpoint(blt, run_config, tmp_path
 
 def test_calibrate_cost_stores_what_roofline_prices_with(blt, run_config, tmp_path, monkeypatch):
     monkeypatch.setattr(probing, "SECONDS", 0.0)
-    monkeypatch.setattr(probing, "LEAST_TURNS", 1)
+    monkeypatch.setattr(probing, "PROMPT_TURNS", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     asked = ("cost", "--n-dec", 512, "--n-enc", 128, "--json", "--cost-model", "roofline")
     refused = blt(*asked)

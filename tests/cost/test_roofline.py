@@ -23,7 +23,7 @@ from blt_plugins.cost.calibration import (
     read,
     save,
 )
-from blt_plugins.cost.probing import Sample, measure, part_times
+from blt_plugins.cost.probing import Sample, best_rates, measure, part_times
 from blt_plugins.cost.roofline import Roofline, RooflineParams
 from tests.tiny import write_checkpoint
 
@@ -180,6 +180,15 @@ def test_medians_of_passes_give_what_rows_and_context_take():
     assert part_times(near, [Sample(1, 1100, 0.1)], [], 2).context == 0
 
 
+def test_no_roofline_lies_below_a_pass_that_was_measured():
+    parts = {
+        "decoder": PartTimes(Curve(((1, 0.5), (9, 0.6))), 0.0, 2),
+        "global_model": PartTimes(Curve(((1, 4.0), (3, 0.0)))),
+    }
+    # 2 bytes of 1,000 parameters in 0.5 s, 4 of 5,000 in 4 s; 2 operations a parameter and row.
+    assert best_rates(parts, SIZES) == pytest.approx((5000.0, 2 * 1000 * 9 / 0.6))
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     path = write_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
@@ -190,7 +199,7 @@ def pipeline(tmp_path_factory):
 def quick(monkeypatch):
     """As few passes as can be."""
     monkeypatch.setattr(probing, "SECONDS", 0.0)
-    monkeypatch.setattr(probing, "LEAST_TURNS", 1)
+    monkeypatch.setattr(probing, "PROMPT_TURNS", 1)
 
 
 def test_single_passes_of_a_model_are_measured_and_leave_it_as_it_was(pipeline, quick, cached):

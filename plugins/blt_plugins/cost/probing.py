@@ -12,7 +12,7 @@ import contextlib
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,29 @@ from blt_core.errors import RunError
 from blt_core.model import Model
 from blt_core.pipeline import Pipeline, Step
 from blt_core.protocols import DecodeOps
-from blt_core.types import Draws, IdScheme, Round, Sampling
-from blt_plugins.cost.calibration import PARTS, Calibration, Curve, Machine, PartTimes
+from blt_core.types import Draws, IdScheme, Parameters, Round, Sampling
+from blt_plugins.cost.calibration import (
+    PARTS,
+    Calibration,
+    Curve,
+    Machine,
+    PartTimes,
+    size_of,
+)
 
 #: Rows of the true passes that are measured, and sizes of blocks.
-WIDTHS = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33)
+WIDTHS = (1, 2, 3, 5, 9, 17, 33)
 BLOCKS = (4, 8, 16)
-#: Bytes before the rows: few, and many.
-NEAR, FAR = 64, 768
+#: Bytes before the rows: few, and many; fewer where reading the few takes longer than SLOW seconds.
+NEAR, FAR, FAR_IF_SLOW, SLOW = 64, 768, 192, 1.0
 #: A patch of the probe's text.
 PATCH_BYTES = 4
 #: All kinds of rounds are run so often, and on for so many seconds, but at most so often.
-LEAST_TURNS, SECONDS, MOST_TURNS = 3, 5.0, 16
+LEAST_TURNS, SECONDS, MOST_TURNS = 1, 5.0, 16
 #: Of a kind so many follow one another, as in samplers; the first, after another kind, is dropped.
 REPEATS = 3
+#: A prompt is read so often, as long as it takes no longer than SECONDS in all.
+PROMPT_TURNS = 4
 
 
 @attrs.frozen
@@ -216,12 +225,17 @@ def measure(pipeline: Pipeline, source: str, watch: Callable[[], None]) -> Calib
         far.append(Turn(1, block=BLOCKS[1]))
     most = min(FAR, model.context_bytes // 2)
     least = min(NEAR, most // 4)
+    for _ in range(2):  # the first is slow in any process
+        took = sum(each.seconds for _, each in prompt_passes(pipeline, least, 1, watch))
+    sizes = [least, (least + most) // 3, most]
+    if took > SLOW:
+        most = min(most, FAR_IF_SLOW)
+        sizes = [most]
     near = run(pipeline, least, lead, SECONDS, watch)
     other = run(pipeline, most, far, SECONDS / 2, watch)
     prompts = [
-        sample for size in (least, (least + most) // 3, most)
-        for sample in prompt_passes(pipeline, size, watch)
-    ]  # fmt: skip
+        each for size in sizes for each in prompt_passes(pipeline, size, PROMPT_TURNS, watch)
+    ]
     missing = [part for part in PARTS if part != "blocks" and not near.passes.get(part)]
     if missing:
         raise RunError(
@@ -236,13 +250,15 @@ def measure(pipeline: Pipeline, source: str, watch: Callable[[], None]) -> Calib
         )
         for part in PARTS
     }
+    device, dtype = model.device, getattr(torch, pipeline.settings.dtype)
     total = sum(p.nbytes for p in model.module_dict().parameters())
+    seen_bytes, seen_operations = best_rates(parts, pipeline.parameter_counts)
     return Calibration(
         machine=Machine.here(str(model.device), pipeline.settings.dtype),
         source=source,
         parameters=pipeline.parameter_counts,
-        bandwidth=read_bandwidth(model.device, total),
-        flops=product_rate(model.device, getattr(torch, pipeline.settings.dtype)),
+        bandwidth=max(read_bandwidth(device, total), seen_bytes),
+        flops=max(product_rate(device, dtype), seen_operations),
         parts=parts,
         rounds=Curve(tuple((r, statistics.median(t)) for r, t in sorted(near.rounds.items()))),
         draft=statistics.median(near.drafts),
@@ -290,11 +306,11 @@ def run(
 
 
 def prompt_passes(
-    pipeline: Pipeline, size: int, watch: Callable[[], None]
+    pipeline: Pipeline, size: int, times: int, watch: Callable[[], None]
 ) -> Iterator[tuple[str, Sample]]:
-    """The first pass over a text of ``size`` bytes, by part; several times, unless it is long."""
+    """The first pass over a text of ``size`` bytes, by part; so often, unless it is long."""
     clock, began = Clock(pipeline.model.device), time.perf_counter()
-    for _ in range(LEAST_TURNS):
+    for _ in range(times):
         with _steps(pipeline, size, [Turn(1)], 1, clock) as (_, steps):
             next(steps)
         watch()
@@ -343,6 +359,18 @@ def part_times(
     return PartTimes(Curve(tuple(sorted(points.items()))), each, weight_bytes)
 
 
+def best_rates(parts: Mapping[str, PartTimes], sizes: Parameters) -> tuple[float, float]:
+    """The most bytes, and operations, a second of any pass: no roofline may lie below a pass."""
+    read = computed = 0.0
+    for name, part in parts.items():
+        for rows, seconds in part.alone.points:
+            size = size_of(name, sizes)
+            if seconds > 0:
+                read = max(read, size * part.weight_bytes / seconds)
+                computed = max(computed, 2 * size * rows / seconds)
+    return read, computed
+
+
 def _medians(samples: Sequence[Sample]) -> dict[int, Sample]:
     by_rows: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -376,9 +404,10 @@ def read_bandwidth(device: torch.device, size: int) -> float:
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating point operations a second of a product of large matrices; the best."""
-    one = torch.randn(512, 1024, device=device).to(dtype)
-    other = torch.randn(1024, 1024, device=device).to(dtype)
-    return 2 * one.shape[0] * other.numel() / _fastest(lambda: one @ other, device)
+    rows = torch.randn(512, 1024, device=device).to(dtype)
+    weight = torch.randn(1024, 1024, device=device).to(dtype)
+    seconds = _fastest(lambda: torch.nn.functional.linear(rows, weight), device)
+    return 2 * len(rows) * weight.numel() / seconds
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
