@@ -13,7 +13,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from blt_plugins.cost.calibration import (
 WIDTHS = (1, 2, 3, 5, 9, 17, 33)
 BLOCKS = (4, 8, 16)
 #: Bytes before the rows: few, and many; fewer where reading the few takes longer than SLOW seconds.
-NEAR, FAR, FAR_IF_SLOW, SLOW = 64, 768, 192, 1.0
+NEAR, FAR, FAR_IF_SLOW, SLOW = 64, 768, 160, 1.0
 #: A patch of the probe's text.
 PATCH_BYTES = 4
 #: All kinds of rounds are run so often, and on for so many seconds, but at most so often.
@@ -82,6 +82,12 @@ class Clock:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+    def told(self) -> Iterator[tuple[str, Sample]]:
+        """All samples, each with its part."""
+        for part, samples in self.samples.items():
+            for sample in samples:
+                yield part, sample
 
     def timed(self, call: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
         """``call``, which tells ``note`` its seconds and its arguments."""
@@ -204,11 +210,15 @@ class Probe:
 
 @attrs.frozen
 class Measured:
-    """What a probe found: passes by part, the engine's share of rounds by rows, and of drafts."""
+    """What a probe found: passes by part, the engine's share of rounds by rows, and of drafts.
+
+    prompt: the passes that read the text before, by part.
+    """
 
     passes: dict[str, list[Sample]]
     rounds: dict[int, list[float]]
     drafts: list[float]
+    prompt: list[tuple[str, Sample]]
 
 
 def measure(pipeline: Pipeline, source: str, watch: Callable[[], None]) -> Calibration:
@@ -225,17 +235,14 @@ def measure(pipeline: Pipeline, source: str, watch: Callable[[], None]) -> Calib
         far.append(Turn(1, block=BLOCKS[1]))
     most = min(FAR, model.context_bytes // 2)
     least = min(NEAR, most // 4)
-    for _ in range(2):  # the first is slow in any process
-        took = sum(each.seconds for _, each in prompt_passes(pipeline, least, 1, watch))
-    sizes = [least, (least + most) // 3, most]
-    if took > SLOW:
-        most = min(most, FAR_IF_SLOW)
-        sizes = [most]
+    list(prompt_passes(pipeline, least, 1, watch))  # the first is slow in any process
     near = run(pipeline, least, lead, SECONDS, watch)
-    other = run(pipeline, most, far, SECONDS / 2, watch)
-    prompts = [
-        each for size in sizes for each in prompt_passes(pipeline, size, PROMPT_TURNS, watch)
-    ]
+    slow = sum(each.seconds for _, each in near.prompt) > SLOW
+    sizes = [] if slow else [least, (least + most) // 3, most]
+    other = run(pipeline, min(most, FAR_IF_SLOW) if slow else most, far, SECONDS / 2, watch)
+    prompts = list(other.prompt)
+    for size in sizes:
+        prompts += prompt_passes(pipeline, size, PROMPT_TURNS, watch)
     missing = [part for part in PARTS if part != "blocks" and not near.passes.get(part)]
     if missing:
         raise RunError(
@@ -277,25 +284,26 @@ def run(
 ) -> Measured:
     """All turns in order, again and again, after a text of ``before`` bytes; not the first time."""
     clock = Clock(pipeline.model.device)
-    turns = [turn for turn in turns for _ in range(REPEATS)]
-    room = min(MOST_TURNS + 1, (pipeline.model.context_bytes - before - 64) // len(turns))
-    found = Measured(defaultdict(list), defaultdict(list), [])
-    started = time.perf_counter()
-    with _steps(pipeline, before, turns, room * len(turns) + 1, clock) as (probe, steps):
+    again = [turn for turn in turns for _ in range(REPEATS)]
+    room = min(MOST_TURNS, (pipeline.model.context_bytes - before - 64) // len(again) - 1)
+    new = len(turns) + room * len(again) + 1
+    with _steps(pipeline, before, chain(turns, cycle(again)), new, clock) as (probe, steps):
         next(steps)
+        found = Measured(defaultdict(list), defaultdict(list), [], list(clock.told()))
+        for _ in turns:  # warming up
+            next(steps)
+        started = time.perf_counter()
         for number in range(room):
-            if number == 1:
-                started = time.perf_counter()
-            elif number > LEAST_TURNS and time.perf_counter() - started > seconds:
+            if number >= LEAST_TURNS and time.perf_counter() - started > seconds:
                 break
-            for index in range(len(turns)):
+            for index in range(len(again)):
                 clock.samples.clear()
                 began = clock.now()
                 next(steps)
                 whole = clock.now() - began
                 watch()
-                if not number or not index % REPEATS:
-                    continue  # warming up
+                if not index % REPEATS:
+                    continue
                 for part, samples in clock.samples.items():
                     found.passes[part] += samples
                 if probe.turn.draft:
@@ -311,23 +319,21 @@ def prompt_passes(
     """The first pass over a text of ``size`` bytes, by part; so often, unless it is long."""
     clock, began = Clock(pipeline.model.device), time.perf_counter()
     for _ in range(times):
-        with _steps(pipeline, size, [Turn(1)], 1, clock) as (_, steps):
+        with _steps(pipeline, size, iter(()), 1, clock) as (_, steps):
             next(steps)
         watch()
         if time.perf_counter() - began > SECONDS:
             break
-    for part, samples in clock.samples.items():
-        for sample in samples:
-            yield part, sample
+    yield from clock.told()
 
 
 @contextlib.contextmanager
 def _steps(
-    pipeline: Pipeline, before: int, turns: Sequence[Turn], new: int, clock: Clock
+    pipeline: Pipeline, before: int, turns: Iterator[Turn], new: int, clock: Clock
 ) -> Iterator[tuple[Probe, Iterator[Step]]]:
     """A probe at work on a text of ``before`` bytes, with the model's parts watched."""
-    text = sample_text(before + new + max(turn.rows for turn in turns))
-    probe = Probe(pipeline.model.scheme, text, cycle(turns), clock)
+    text = sample_text(before + new + max(WIDTHS))
+    probe = Probe(pipeline.model.scheme, text, turns, clock)
     alone = Pipeline(pipeline.plan, pipeline.plugins, pipeline.model)
     alone.sampler = probe
     with watching(pipeline.model, clock, probe):
