@@ -42,7 +42,7 @@ from blt_core.protocols import DecodeOps, Drafter
 from blt_core.types import Draft, Draws, Passes, Rows, Sampling, matches
 from blt_plugins.cost.bandwidth import Bandwidth, BandwidthParams
 from blt_plugins.cost.calibration import Calibration, processor
-from blt_plugins.cost.probing import measure
+from blt_plugins.cost.measuring import measure
 from blt_plugins.cost.roofline import Roofline, RooflineParams
 from blt_plugins.drafting.cascade import CascadeDrafter, CascadeParams
 from blt_plugins.drafting.lookup import LookupDrafter, LookupParams

@@ -32,7 +32,7 @@ from blt_core.component import BuildContext
 from blt_core.pipeline import Pipeline
 from blt_core.types import Parameters, Passes
 from blt_plugins.cost.calibration import Calibration, processor
-from blt_plugins.cost.probing import measure
+from blt_plugins.cost.measuring import measure
 from blt_plugins.cost.roofline import Roofline, RooflineParams
 
 SAMPLERS = (

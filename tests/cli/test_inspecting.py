@@ -62,7 +62,16 @@ def test_cost_without_the_factor_is_half(blt):
 
 def test_version_and_help(blt):
     assert blt("--version").out.startswith(b"blt ")
-    for command in ("generate", "compare", "plugins", "check", "cost", "train", "calibrate"):
+    for command in (
+        "generate",
+        "compare",
+        "plugins",
+        "check",
+        "cost",
+        "train",
+        "calibrate",
+        "calibrate-cost",
+    ):
         assert blt(command, "--help").code == 0
 
 

@@ -23,7 +23,8 @@ from blt_plugins.cost.calibration import (
     read,
     save,
 )
-from blt_plugins.cost.probing import Sample, best_rates, measure, part_times
+from blt_plugins.cost.measuring import best_rates, measure, part_times
+from blt_plugins.cost.probing import Sample
 from blt_plugins.cost.roofline import Roofline, RooflineParams
 from tests.tiny import write_checkpoint
 

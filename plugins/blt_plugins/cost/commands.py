@@ -71,7 +71,7 @@ def calibrate_cost(
 
     from blt_core.pipeline import Pipeline
     from blt_plugins.cost.calibration import save
-    from blt_plugins.cost.probing import measure
+    from blt_plugins.cost.measuring import measure
 
     if threads is not None:
         torch.set_num_threads(threads)
