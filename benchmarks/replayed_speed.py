@@ -15,8 +15,9 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from replaying import (
     passes_of,
     refills_of,
 )
-from transformers_speed import prompt, read_bandwidth, write_model
+from transformers_speed import prompt, write_model
 
 from blt_core.component import BuildContext
 from blt_core.pipeline import Pipeline
@@ -54,7 +55,7 @@ MODEL = "demo:python"
 PROMPTS = Path(__file__).parent / "prompts"
 SAMPLED: dict[str, Any] = {"temperature": 0.8, "seed": 0, "samples": 3, "max_new_bytes": 200}
 #: Ids that the known text goes on beyond what is timed: drafts reach so far.
-BEYOND = 40
+BEYOND = 24
 CASCADE = 16
 C = BuildContext()
 
@@ -248,14 +249,16 @@ def main() -> None:
             write_model(options.folder, "1b")
         run = {"checkpoint": str(options.folder), "dtype": "bfloat16"}
     pipeline = Pipeline.from_config({"schema": 1, "run": run})
-    found = time_all(pipeline, shown, options)
+    for found in time_all(pipeline, shown, options):
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1))
     print(table(found))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
 
 
-def time_all(pipeline: Pipeline, shown: Behaviour, options: argparse.Namespace) -> dict[str, Any]:
-    """All samplers in turn."""
+def time_all(
+    pipeline: Pipeline, shown: Behaviour, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """All samplers in turn; the figures so far, after each repeat."""
     sizes = pipeline.parameter_counts
     text, size = prompt(options.prompt), options.prompt + 1
     patcher = ReplayedPatcher(
@@ -272,6 +275,14 @@ def time_all(pipeline: Pipeline, shown: Behaviour, options: argparse.Namespace) 
     calibrations = found.setdefault("calibrations", [])
     if options.calibrate:
         calibrations.append(measure(pipeline, "1b", lambda: None).to_json())
+    found |= {
+        "cpu": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "new_bytes": options.new,
+        "patch_bytes": [statistics.mean(shown.patches), statistics.pstdev(shown.patches)],
+        "acceptance": {n: each.by_place for n, each in shown.drafts.items()},
+    }
     for repeat in range(options.repeats):
         made: dict[str, Any] = {"ar": (None, None), **samplers(known, shown)}
         names = list(made)
@@ -300,16 +311,8 @@ def time_all(pipeline: Pipeline, shown: Behaviour, options: argparse.Namespace) 
             if replayed is not None:
                 drafted, stood = (sum(column) for column in zip(*replayed.drafts, strict=True))
                 row["accepted"] = [stood, drafted]
-    found |= {
-        "cpu": processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "new_bytes": options.new,
-        "patch_bytes": [statistics.mean(shown.patches), statistics.pstdev(shown.patches)],
-        "acceptance": {n: each.by_place for n, each in shown.drafts.items()},
-        "read_bandwidth": read_bandwidth() if options.folder else None,
-    }
-    return found
+            print(f"{name} {timed.seconds:.2f} s", file=sys.stderr, flush=True)
+        yield found
 
 
 def price(passes: Passes, sizes: Any) -> float:
