@@ -10,8 +10,10 @@ import torch
 
 from blt_core.component import BuildContext
 from blt_core.errors import DataError, RunError
+from blt_core.evaluation.protocol import Answer
+from blt_core.evaluation.store import from_record, to_record
 from blt_core.pipeline import Pipeline
-from blt_core.types import Parameters, Passes, Shape, Shapes
+from blt_core.types import Parameters, Passes, RoundCounts, Shape, Shapes
 from blt_plugins.cost import probing
 from blt_plugins.cost.calibration import (
     PARTS,
@@ -165,6 +167,15 @@ def test_what_is_no_calibration_is_refused_by_name(cached, tmp_path, text, said)
         price(Passes(), file=str(path))
     assert str(path) in str(caught.value)
     assert "blt calibrate-cost" in str(caught.value)
+
+
+def test_kept_answers_have_the_shapes_of_their_passes_and_older_ones_have_none():
+    passes = Passes(3, 2, shapes=Shapes(decoder=Shape(((1, 2), (5, 1)), 30)))
+    answer = Answer((b"x",), ("eos",), passes, 0, 0, RoundCounts(), 1.0)
+    record = json.loads(json.dumps(to_record("key", answer)))
+    assert from_record(record) == answer
+    del record["passes"]["shapes"]
+    assert from_record(record).passes == Passes(3, 2)
 
 
 def test_medians_of_passes_give_what_rows_and_context_take():
