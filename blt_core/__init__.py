@@ -78,6 +78,8 @@ if TYPE_CHECKING:
         Round,
         Rows,
         Sampling,
+        Shape,
+        Shapes,
     )
     from blt_core.wiring.config import Config, load_config
 
@@ -132,6 +134,8 @@ __all__ = [
     "RunError",
     "Sampler",
     "Sampling",
+    "Shape",
+    "Shapes",
     "Step",
     "TrainingBackend",
     "Unmasking",
@@ -177,6 +181,7 @@ _MODULES = {
     "types": (
         *("Blocks", "Cost", "DecoderOutput", "Draft", "Draws", "IdScheme", "Latents"),
         *("OpenBlock", "Output", "Parameters", "Passes", "Patches", "Round", "Rows", "Sampling"),
+        *("Shape", "Shapes"),
     ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

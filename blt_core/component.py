@@ -41,12 +41,15 @@ class BuildContext:
     scheme: the ids of the model. load_model(checkpoint): the model of another checkpoint, on the
     same device and in the same dtype; raises CheckpointError or ConfigError. nested: what all of
     the components of a kind can do that are nested in the one to be built, as
-    ``"drafter.stops_early"``.
+    ``"drafter.stops_early"``. device, dtype: of the run, as ``"cpu"`` and ``"float32"``; None where
+    nothing runs.
     """
 
     scheme: IdScheme = attrs.field(factory=IdScheme)
     load_model: Callable[[str], Any] = _no_checkpoint
     nested: frozenset[str] = frozenset()
+    device: str | None = None
+    dtype: str | None = None
 
 
 class Ability(NamedTuple):

@@ -154,7 +154,8 @@ class Pipeline:
     def _context(self) -> BuildContext:
         """What samplers and cost models are built with."""
         load = partial(load_beside, plan=self.plan, plugins=self.plugins)
-        return BuildContext(self.model.scheme, load)
+        device, dtype = str(self.model.device), self.settings.dtype
+        return BuildContext(self.model.scheme, load, device=device, dtype=dtype)
 
     def _look_over(self) -> None:
         """Find before any work what a cost model may not say; warn of blocks that are too long."""

@@ -135,12 +135,14 @@ class Step:
     """One round of a batch, as it was: what is held of a step stays as it is while others follow.
 
     new: the bytes that it added to each row's output. round: what the sampler did, before the end
-    rules cut it. progress: each row's totals after it.
+    rules cut it. progress: each row's totals after it. calls: the passes run so far for the whole
+    batch, each counted once.
     """
 
     new: tuple[bytes, ...]
     round: Round
     progress: tuple[Progress, ...]
+    calls: Passes = attrs.field(factory=Passes)
 
 
 def decode(
@@ -195,7 +197,7 @@ def _rounds(
         new, progress = _account(state, progress, done, elapsed, first=first)
         state.settle()
         first = False
-        yield Step(new, done, progress)
+        yield Step(new, done, progress, state.calls)
 
 
 def check_round(

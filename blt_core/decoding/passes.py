@@ -67,7 +67,7 @@ class ModelPasses:
             row.starts += [row.scored + 1 + i for i in range(count) if new[i]]
             row.scored += count
         self._check_lengths("patcher", self._patcher, [row.scored for row in self._rows])
-        self._count(counts, "scorer")
+        self._count("scorer", "scorer", begins, counts)
 
     def encode(self, ends: Sequence[int]) -> None:
         """The encoder's byte states of the rows before ``ends[b]``."""
@@ -81,7 +81,7 @@ class ModelPasses:
         for row, count in zip(self._rows, counts, strict=True):
             row.encoded += count
         self._check_lengths("encoder", self._encoder, [row.encoded for row in self._rows])
-        self._count(counts, "encoder_bytes")
+        self._count("encoder_bytes", "encoder", begins, counts)
 
     def encode_read(self, ends: Sequence[int]) -> None:
         """As ``encode``, if the decoder reads byte states: one pass with that for the patches."""
@@ -115,7 +115,7 @@ class ModelPasses:
                 "global_model.shape",
             )
         self._check_lengths("global_model", self._global, _sums(done, counts))
-        self._count(counts, "encoder")
+        self._count("encoder", "global_model", done, counts)
         return Latents(values, counts)
 
     def decode(
@@ -131,7 +131,7 @@ class ModelPasses:
         """
         clean = self._clean_rows(begins, ends, bounds)
         output = self._run_decoder(clean, None, latents).clean
-        self._count(clean.lengths, "decoder")
+        self._count("decoder", "decoder", begins, clean.lengths)
         if output is None:
             raise broken(
                 self._model.decoder, "returned no output for its clean rows", "decoder.shape"
@@ -162,7 +162,10 @@ class ModelPasses:
             self._tensor([[n] if on else [0] for n, on in zip(reads, active, strict=True)]),
         )
         output = self._run_decoder(clean, blocks, latents).blocks
-        self._count(active, "decoder")
+        before = _counts(begins, ends)
+        firsts = [start - count for start, count in zip(block.start, before, strict=True)]
+        rows = [size + count if on else 0 for count, on in zip(before, active, strict=True)]
+        self._count("decoder", "blocks", firsts, rows)
         if output is None:
             raise broken(
                 self._model.decoder, "returned no output for its block rows", "decoder.shape"
@@ -266,11 +269,14 @@ class ModelPasses:
             self._ban[list(self._model.scheme.never_output)] = float("-inf")
         return logits + self._ban
 
-    def _count(self, taking_part: Sequence[object], part: str) -> None:
-        for row, on in zip(self._rows, taking_part, strict=True):
-            if on:
-                row.tally[part] += 1
-        self.tally[part] += 1
+    def _count(self, field: str, part: str, begins: Sequence[int], counts: Sequence[int]) -> None:
+        """Count a pass over ``counts[b]`` rows from ``begins[b]`` on, for those that have any."""
+        read = 0
+        for row, begin, count in zip(self._rows, begins, counts, strict=True):
+            if count:
+                row.tally.count(field, part, count, begin)
+                read += begin
+        self.tally.count(field, part, sum(counts), read)
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)

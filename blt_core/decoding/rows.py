@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 
 import attrs
 
-from blt_core.types import Passes
+from blt_core.types import Passes, Shape, Shapes
 
 
-class Tally(Counter[str]):
-    """Passes as they are counted, by their field in :class:`Passes`."""
+class Tally:
+    """Passes as they are counted, and the shapes of each part's."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._widths: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        self._contexts: Counter[str] = Counter()
 
     @property
     def passes(self) -> Passes:
         """What was counted so far."""
-        return Passes(**self)
+        shapes = {
+            part: Shape(tuple(sorted(widths.items())), self._contexts[part])
+            for part, widths in self._widths.items()
+        }
+        return Passes(**self._counts, shapes=Shapes(**shapes))
+
+    def count(self, field: str, part: str, rows: int, context: int) -> None:
+        """Count a pass in a field of :class:`Passes`, and its shape for a part."""
+        self._counts[field] += 1
+        self._widths[part][rows] += 1
+        self._contexts[part] += context
 
     def add(self, passes: Passes) -> None:
         """Count ``passes`` too."""
-        self.update(attrs.asdict(passes))
+        counts = attrs.asdict(passes, recurse=False)
+        shapes = attrs.asdict(counts.pop("shapes"), recurse=False)
+        self._counts.update(counts)
+        for part, shape in shapes.items():
+            if shape.widths:
+                self._widths[part].update(dict(shape.widths))
+                self._contexts[part] += shape.context
+
+    def copy(self) -> Tally:
+        """One that goes on by itself from the same counts."""
+        copied = Tally()
+        copied.add(self.passes)
+        return copied
 
 
 @attrs.define
@@ -62,13 +89,12 @@ class RowState:
 
     def copy(self) -> RowState:
         """A row of its own with the same text and the same progress."""
-        copied = Tally(self.tally)
         return attrs.evolve(
             self,
             ids=list(self.ids),
             starts=list(self.starts),
             dropped=list(self.dropped),
-            tally=copied,
+            tally=self.tally.copy(),
         )
 
     def commit(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import attrs
+import cattrs
 
 from blt_core.errors import DataError, RunError
 from blt_core.evaluation.protocol import Answer
@@ -115,7 +116,7 @@ def from_record(record: Mapping[str, Any]) -> Answer:
     return Answer(
         outputs=tuple(base64.b64decode(output) for output in record["outputs"]),
         stopped=tuple(record["stopped"]),
-        passes=Passes(**record["passes"]),
+        passes=cattrs.structure(record["passes"], Passes),
         drafted=record["drafted"],
         accepted=record["accepted"],
         counts=RoundCounts(

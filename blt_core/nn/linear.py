@@ -61,15 +61,17 @@ class Kernels:
         return self.some(x) if rows <= SOME else self.many(x)
 
 
-#: The classes of rows that a kernel is chosen for: 1, 2 to FEW, to SOME, and more.
-FEW, SOME = 4, 16
+#: Most rows of the second class that a kernel is chosen for; the first is one row.
+FEW = 4
+#: Most rows of the third class; the last is all that are more.
+SOME = 16
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """The product x · weightᵀ, (…, in) to (…, out).
 
-    By the weight's ``kernels``, if it has any, where no gradient is asked for; else, under autocast
-    by the fixed rule; in what is compiled as a compiler does best.
+    By the weight's ``kernels``, if it has any, where no gradient is asked for; under autocast by
+    the fixed rule; in what is compiled as a compiler does best.
     """
     if torch.compiler.is_compiling():
         return _product_traced(x, weight)

@@ -9,7 +9,7 @@ a device; only what a kernel reads is a tensor. Importing this imports no torch:
 command line use these values too.
 """
 
-from blt_core.types.cost import GIGABYTES, Cost, Parameters, Passes
+from blt_core.types.cost import GIGABYTES, Cost, Parameters, Passes, Shape, Shapes
 from blt_core.types.decoding import (
     AcceptanceLaw,
     Draft,
@@ -44,6 +44,8 @@ __all__ = [
     "RoundCounts",
     "Rows",
     "Sampling",
+    "Shape",
+    "Shapes",
     "StateBytes",
     "StateMemory",
     "StopRule",

@@ -12,6 +12,7 @@ from blt_core.hookspecs import hookimpl
 from blt_core.plugins.loading import load_plugins
 from blt_core.plugins.registry_file import load_manifest
 from blt_core.wiring.resolve import resolve_component
+from blt_plugins.cost import probing
 
 
 def test_plugins_lists_every_kind_that_has_components(blt):
@@ -61,7 +62,16 @@ def test_cost_without_the_factor_is_half(blt):
 
 def test_version_and_help(blt):
     assert blt("--version").out.startswith(b"blt ")
-    for command in ("generate", "compare", "plugins", "check", "cost", "train", "calibrate"):
+    for command in (
+        "generate",
+        "compare",
+        "plugins",
+        "check",
+        "cost",
+        "train",
+        "calibrate",
+        "calibrate-cost",
+    ):
         assert blt(command, "--help").code == 0
 
 
@@ -252,3 +262,26 @@ def test_a_printed_config_checks_beside_its_checkpoint(blt, run_config, tmp_path
     path.write_bytes(first)
     again = blt("check", path)
     assert (again.code, again.out) == (0, first)
+
+
+def test_calibrate_cost_stores_what_roofline_prices_with(blt, run_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(probing, "SECONDS", 0.0)
+    monkeypatch.setattr(probing, "PROMPT_TURNS", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = ("cost", "--n-dec", 512, "--n-enc", 128, "--json", "--cost-model", "roofline")
+    refused = blt(*asked)
+    assert (refused.code, refused.out) == (2, b"")
+    assert "fix: blt calibrate-cost" in refused.err
+    found = json.loads(blt("calibrate-cost", run_config(), "--json").out)
+    assert found["machine"]["dtype"] == "float32"
+    assert found["file"].startswith(str(tmp_path / "cache" / "blt-core"))
+    priced = json.loads(blt(*asked).out)
+    assert (priced["cost_unit"], priced["gigabytes"]) == ("s", None)
+    assert priced["cost"] == pytest.approx(sum(priced["lines"].values()))
+    shown = blt("calibrate-cost", run_config(), "--output", tmp_path / "here.json")
+    assert "global_model" in shown.out.decode()
+    run = ("generate", run_config(), "--prompt", "x", "--max-new-bytes", 9, "--json")
+    table = run_config(f'[cost_model]\nuse = "roofline"\nfile = "{tmp_path / "here.json"}"')
+    [record] = [json.loads(line) for line in blt("generate", table, *run[2:]).out.splitlines()]
+    assert record["cost_unit"] == "s"
+    assert record["cost"] > 0

@@ -11,6 +11,8 @@ import pytest
 from blt_core.plugins.loading import load_plugins
 from blt_core.testing import Profile, check_component
 from blt_core.testing.kit import profile_of
+from blt_plugins.cost.calibration import save
+from tests.cost.test_roofline import calibration
 
 SCORER = {"use": "transformer", "dim": 16, "layers": 1, "heads": 2, "hidden": 24, "window": 8}
 WIDE = {"layers": 1, "heads": 2, "hidden": 24}
@@ -79,6 +81,7 @@ def data(tmp_path_factory):
         ("corpus", "mixture"): [{"parts": parts, "weights": {"a": 1.0, "b": 2.0}}],
         ("task", "held-out"): [{"path": texts}],
         ("task", "translation"): [{"pairs": str(folder / "pairs.jsonl")}],
+        ("cost_model", "roofline"): [{"file": str(save(calibration(), folder / "times.json"))}],
     }
 
 

@@ -6,14 +6,19 @@ checked at each step of the programs in test_incremental_equals_full.py and, for
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
 from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from blt_core.decoding import engine
-from blt_core.decoding.engine import Request
+from blt_core.decoding.engine import Request, decode
+from blt_core.decoding.rows import Tally
 from blt_core.decoding.state import DecodeState
+from blt_core.testing.reference import true_flags
+from blt_core.types import Passes, Shape, Shapes
 from blt_plugins.drafting.cascade import CascadeDrafter, CascadeParams
 from blt_plugins.drafting.diffusion import DiffusionDrafter, DiffusionParams
 from blt_plugins.unmasking.rules import FillAll
@@ -21,6 +26,7 @@ from tests.engine import models
 from tests.engine.drafters import BlockSteps, Recorded
 from tests.engine.programs import watched
 from tests.engine.runs import (
+    GREEDY,
     Traced,
     ar,
     expected_passes,
@@ -84,6 +90,21 @@ def traced(index, batch, drafter):
     return done, rows
 
 
+def shape(*passes):
+    """The shape of passes of (rows, context)."""
+    widths = Counter(rows for rows, _ in passes)
+    return Shape(tuple(sorted(widths.items())), sum(context for _, context in passes))
+
+
+def assert_shapes_add_up(passes):
+    """Every pass has a shape."""
+    shapes = passes.shapes
+    assert shapes.decoder.passes + shapes.blocks.passes == passes.decoder
+    assert shapes.encoder.passes == passes.encoder_bytes
+    assert shapes.global_model.passes == passes.encoder
+    assert shapes.scorer.passes == passes.scorer
+
+
 @examples(40)
 @given(st.data(), model_indices)
 def test_ar_runs_the_decoder_once_a_byte_and_the_rest_once_a_closed_patch(data, index):
@@ -97,8 +118,28 @@ def test_ar_runs_the_decoder_once_a_byte_and_the_rest_once_a_closed_patch(data, 
         assert record.passes.decoder == want.decoder
         assert record.passes.encoder == want.encoder
         assert record.passes.scorer == want.scorer
-        bytes_read = want.decoder if model.decoder.reads_byte_states else want.encoder
-        assert record.passes.encoder_bytes == bytes_read
+        reads = model.decoder.reads_byte_states
+        assert record.passes.encoder_bytes == (want.decoder if reads else want.encoder)
+        assert_shapes_add_up(record.passes)
+        # The first pass reads BOS and the prompt, each later one the byte before its own.
+        ids = [model.scheme.bos, *model.scheme.encode(request.prompt), *record.ids]
+        ids = ids[: len(request.prompt) + record.passes.decoder]
+        prompt, size = len(request.prompt) + 1, len(ids)
+        every = shape((prompt, 0), *((1, at) for at in range(prompt, size)))
+        assert record.passes.shapes.decoder == record.passes.shapes.scorer == every
+        assert record.passes.shapes.blocks == Shape()
+        flags = true_flags(model, ids)
+        closed = [at for at in range(1, size + 1) if flags[at]]
+        bytes_read = size if reads else closed[-1]
+        assert record.passes.shapes.encoder.rows == bytes_read
+        # Patches that the prompt closes are one pass, later ones a pass each.
+        first = sum(at <= prompt for at in closed)
+        later = ((1, n) for n in range(first, len(closed)))
+        assert record.passes.shapes.global_model == shape((first, 0), *later)
+        if not reads:
+            begins = [0, *(at for at in closed if at >= closed[first - 1])]
+            want_bytes = shape(*((b - a, a) for a, b in pairwise(begins)))
+            assert record.passes.shapes.encoder == want_bytes
 
 
 @examples(60)
@@ -113,6 +154,13 @@ def test_self_drafts_cost_one_decoder_pass_a_byte_and_at_most_one_encoder_pass_a
         assert record.passes.decoder == 1 + sum(len(turn.draft) + 1 for turn in rounds[1:])
         assert record.passes.encoder == want.encoder <= 1 + record.rounds
         assert record.passes.scorer == want.scorer
+        assert_shapes_add_up(record.passes)
+        at, passes = len(request.prompt) + 1, [(len(request.prompt) + 1, 0)]
+        for turn in rounds[1:]:
+            passes += [(1, at + step) for step in range(len(turn.draft))]
+            passes.append((len(turn.draft) + 1, at))
+            at += turn.accepted + 1
+        assert record.passes.shapes.decoder == shape(*passes)
         if model.decoder.reads_byte_states:
             assert record.passes.encoder_bytes == record.passes.decoder
         else:
@@ -129,6 +177,13 @@ def test_block_drafts_cost_their_steps_and_an_encoder_pass_only_if_forced(data, 
         blocks = sum(bool(turn.draft) for turn in rounds)
         assert record.passes.decoder == len(rounds) + drafter.steps * blocks
         assert record.passes.encoder == want.encoder + blocks * (drafter.closure == "forced")
+        assert_shapes_add_up(record.passes)
+        assert record.passes.shapes.blocks.passes == drafter.steps * blocks
+        # A block's first pass may run clean rows too; a forced one has the row before it.
+        least = drafter.steps * drafter.size + (drafter.closure == "forced")
+        assert record.passes.shapes.blocks.rows >= blocks * least
+        if drafter.start == "aligned":
+            assert record.passes.shapes.blocks.rows == blocks * least
         assert record.passes.scorer == want.scorer
         if drafter.closure == "none":
             assert record.passes.encoder <= 1 + record.rounds
@@ -210,3 +265,32 @@ def test_a_round_of_an_aligned_block_costs_half_the_encoder_passes_of_a_forced_o
     for two, one in zip(forced, aligned, strict=True):
         assert two.passes.encoder <= 1 + 2 * two.rounds
         assert one.passes.encoder <= 1 + one.rounds
+
+
+def test_shapes_add_up_width_by_width():
+    one = Passes(decoder=3, shapes=Shapes(decoder=Shape(((1, 2), (5, 1)), 30)))
+    other = Passes(decoder=4, shapes=Shapes(decoder=Shape(((1, 1), (9, 3)), 12)))
+    total = Shape(((1, 3), (5, 1), (9, 3)), 42)
+    assert (one + other).shapes.decoder == total
+    assert (total.passes, total.rows) == (7, 35)
+    tally = Tally()
+    tally.add(one)
+    copied = tally.copy()
+    copied.add(other)
+    assert copied.passes == one + other
+    assert tally.passes == one
+
+
+@examples(20)
+@given(st.data(), model_indices)
+def test_calls_of_a_batch_have_the_rows_of_all_its_texts(data, index):
+    batch, model = data.draw(batches(index, rows=3)), models.model(index)
+    *_, last = decode(model, speculative(self_drafter(4)), batch, GREEDY)
+    assert_shapes_add_up(last.calls)
+    together = sum((record.passes for record in last.progress), Passes()).shapes
+    # Texts that begin alike are read once; all other rows are there, in fewer passes.
+    for part in ("decoder", "encoder", "global_model", "scorer"):
+        each, calls = getattr(together, part), getattr(last.calls.shapes, part)
+        assert calls.passes <= each.passes
+        if len({request.prompt for request in batch}) == len(batch):
+            assert (calls.rows, calls.context) == (each.rows, each.context)

@@ -12,14 +12,38 @@ from hypothesis import strategies as st
 
 from blt_core.testing.contracts import Broken, Contracts, require
 from blt_core.testing.subject import Subject
-from blt_core.types import Cost, Parameters, Passes
+from blt_core.types import Cost, Parameters, Passes, Shape, Shapes
 
 COST_MODEL = Contracts("cost_model")
 #: Letters of a unit: it stands above a column.
 LONGEST_UNIT = 12
 
 _counts = st.integers(0, 5000)
-passes = st.builds(Passes, _counts, _counts, _counts, _counts, _counts, st.integers(0, 10**9))
+_widths = st.dictionaries(st.integers(1, 5000), st.integers(1, 1000), max_size=4)
+_shapes = st.builds(
+    Shape, _widths.map(lambda found: tuple(sorted(found.items()))), st.integers(0, 10**6)
+)
+
+
+def _counted(
+    shapes: tuple[Shape, Shape, Shape, Shape, Shape], unshaped: tuple[int, ...], read: int
+) -> Passes:
+    """Passes of given shapes, and others of which no shape is told, as by hand."""
+    decoder, blocks, encoder, latent, scorer = (each.passes for each in shapes)
+    return Passes(
+        decoder=decoder + blocks + unshaped[0],
+        encoder=latent + unshaped[1],
+        encoder_bytes=encoder + unshaped[2],
+        scorer=scorer + unshaped[3],
+        draft=unshaped[4],
+        draft_parameters=read,
+        shapes=Shapes(*shapes),
+    )
+
+
+passes = st.builds(
+    _counted, st.tuples(*[_shapes] * 5), st.tuples(*[_counts] * 5), st.integers(0, 10**9)
+)
 _sizes = st.integers(0, 10**10)
 parameters = st.builds(Parameters, _sizes, _sizes, _sizes, _sizes, _sizes)
 priced = st.tuples(passes, parameters)

@@ -1,12 +1,16 @@
-"""``blt cost``: the paper's bandwidth table from its own pass counts, or a price for yours."""
+"""``blt cost``, which prices passes, and ``blt calibrate-cost``, which measures what they take."""
 
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from blt_core.cli import inputs
+from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import console, output, output_json
 from blt_core.component import BuildContext
 from blt_core.errors import RequestError
@@ -16,6 +20,7 @@ from blt_plugins.cost.bandwidth import Bandwidth, BandwidthParams
 
 if TYPE_CHECKING:
     from blt_core.protocols import CostModel
+    from blt_plugins.cost.calibration import Calibration
 
 
 def cost(
@@ -48,6 +53,61 @@ def cost(
         _price(model, n_dec, n_enc, scale, as_json=as_json)
     else:
         _reproduce(model, scale, as_json=as_json)
+
+
+def calibrate_cost(
+    source: Annotated[str, typer.Argument(help="A checkpoint, or a config.")] = inputs.DEMO,
+    *,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, as in runs.")] = None,
+    device: inputs.DeviceOption = None,
+    dtype: inputs.DtypeOption = None,
+    output_file: Annotated[
+        Path | None, typer.Option("--output", help="A file in place of the user's cache.")
+    ] = None,
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """Measure single passes of a model on this machine, for the cost model roofline."""
+    import torch
+
+    from blt_core.pipeline import Pipeline
+    from blt_plugins.cost.calibration import save
+    from blt_plugins.cost.measuring import measure
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = inputs.find_source(source).with_run(device=device, dtype=dtype)
+    config = config.with_table("cost_model", {"use": "bandwidth"})
+    pipeline = Pipeline.load(config.with_table("sampler", {"use": "ar"}))
+    with progress_bar() as bar:
+        task = bar.add_task("measuring passes", total=None)
+        found = measure(pipeline, source, lambda: bar.advance(task))
+    path = save(found, output_file)
+    if as_json:
+        output_json({"file": str(path), **found.to_json()})
+    else:
+        _show_calibration(found, path)
+
+
+def _show_calibration(found: Calibration, path: Path) -> None:
+    from rich.table import Table
+
+    rows = (1, 2, 4, 8, 16, 32, 256)
+    table = Table(box=None, header_style="bold")
+    table.add_column("milliseconds a pass of")
+    for count in rows:
+        table.add_column(f"{count} rows" if count > 1 else "1 row", justify="right")
+    table.add_column("1,000 positions more", justify="right")
+    for name, part in found.parts.items():
+        if part.alone.points:
+            cells = [f"{1e3 * part.alone.at(count):.3g}" for count in rows]
+            table.add_row(name, *cells, f"{1e6 * part.context:.3g}")
+    table.add_row("engine, true pass", *(f"{1e3 * found.rounds.at(r):.3g}" for r in rows), "")
+    table.add_row("engine, draft pass", f"{1e3 * found.draft:.3g}", *[""] * len(rows))
+    shown = console(120)
+    shown.print(f"{found.machine}", markup=False, highlight=False)
+    shown.print(f"reads {found.bandwidth / 1e9:.1f} GB/s, {found.flops / 1e9:.0f} GFLOP/s")
+    shown.print(table)
+    print(f"[stored in {path}]", file=sys.stderr)  # noqa: T201 -- no result
 
 
 def _built(spec: str) -> CostModel:
