@@ -40,7 +40,7 @@ class Shape:
         return Shape(tuple(sorted(widths.items())), self.context + other.context)
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Shapes:
     """The shapes of counted passes, by part; passes that nobody told the shape of are in none.
 
@@ -54,6 +54,10 @@ class Shapes:
     encoder: Shape = Shape()
     global_model: Shape = Shape()
     scorer: Shape = Shape()
+
+    def __repr__(self) -> str:
+        told = attrs.asdict(self, recurse=False, filter=lambda _, shape: shape != Shape())
+        return f"Shapes({', '.join(f'{part}={shape}' for part, shape in told.items())})"
 
     def __add__(self, other: Shapes) -> Shapes:
         return Shapes(
