@@ -235,6 +235,8 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=32, help="bytes of the prompt")
     parser.add_argument("--behaviour", type=Path, help="keep what the trained model showed here")
     parser.add_argument("--calibrate", action="store_true", help="also predict, by the roofline")
+    parser.add_argument("--kernels", default="fixed", help="fixed, measured, or a file")
+    parser.add_argument("--scorer-dtype", default="float32", help="of the byte scorer")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.behaviour and options.behaviour.exists():
@@ -248,6 +250,7 @@ def main() -> None:
         if not (options.folder / "config.json").exists():
             write_model(options.folder, "1b")
         run = {"checkpoint": str(options.folder), "dtype": "bfloat16"}
+    run |= {"kernels": options.kernels, "scorer_dtype": options.scorer_dtype}
     pipeline = Pipeline.from_config({"schema": 1, "run": run})
     for found in time_all(pipeline, shown, options):
         if options.json:
@@ -279,6 +282,8 @@ def time_all(
         "cpu": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "kernels": model.kernels or options.kernels,
+        "scorer_dtype": options.scorer_dtype,
         "new_bytes": options.new,
         "patch_bytes": [statistics.mean(shown.patches), statistics.pstdev(shown.patches)],
         "acceptance": {n: each.by_place for n, each in shown.drafts.items()},
@@ -302,7 +307,8 @@ def time_all(
             row["n_dec"], row["n_enc"] = timed.passes.decoder, timed.passes.encoder
             row["scorer"] = timed.passes.scorer
             row["gigabytes"] = price(timed.passes, sizes)
-            row["with_scorer"] = row["gigabytes"] + 4e-9 * timed.passes.scorer * sizes.scorer
+            read = 1e-9 * getattr(torch, options.scorer_dtype).itemsize * sizes.scorer
+            row["with_scorer"] = row["gigabytes"] + read * timed.passes.scorer
             prompt_pass = Passes(decoder=1, encoder=1, encoder_bytes=1, scorer=1)
             row["predicted"] = [
                 predicted(each, timed.passes, sizes) - predicted(each, prompt_pass, sizes)
