@@ -113,7 +113,7 @@ def compare(
             for name, (site, settings) in cases.items():
                 prompts = str(ROOT / "benchmarks/prompts")
                 arguments = (json.dumps(table), str(options.new), prompts, json.dumps(settings))
-                speed, waited = measure(MEASURE, site, *arguments, kept=kept)
+                speed, waited = measure(MEASURE, site, *arguments, kept=kept / sampler)
                 speeds[sampler][name].append(speed)
                 if settings:
                     starts[sampler].append(waited)

@@ -27,7 +27,7 @@ def compile_passes(module: nn.Module, device: torch.device) -> bool:
     missing = _missing(device)
     if missing is not None:
         logger().warning(
-            f"compile: {missing}; passes run uncompiled", fix="install it, or leave compile out"
+            f"compile: {missing}; passes run uncompiled", fix="install what is missing, or leave compile out"
         )
         return False
     able: list[Any] = [part for part in module.modules() if hasattr(part, "compiles")]
@@ -43,6 +43,8 @@ def compile_passes(module: nn.Module, device: torch.device) -> bool:
 def _missing(device: torch.device) -> str | None:
     """What compiling for ``device`` needs and this machine has not, in words."""
     # A compiler for the CPU is needed on other devices too, for what starts their kernels.
+    if not hasattr(torch.compiler, "keep_tensor_guards_unsafe"):
+        return f"torch {torch.__version__} is too old (2.13 was tried)"
     name = os.environ.get("CXX") or "g++"
     if shutil.which(name) is None:
         return f"this machine has no C++ compiler ({name})"

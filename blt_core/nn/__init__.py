@@ -7,11 +7,12 @@ from blt_core.nn.bare import (
     BareLayer,
     BareMLP,
     bare_layers,
+    is_plain,
     norm,
     runs_bare,
 )
 from blt_core.nn.blocks import BlockMasks, BlockSight, sort_blocks, whole_sight
-from blt_core.nn.cache import Lanes, LayerCache, RowCache, Seeing, Span, SpanT, lane_of
+from blt_core.nn.cache import Lanes, LayerCache, RowCache, Seeing, Span, SpanT, lane_of, made_of
 from blt_core.nn.compiled import (
     CompiledPass,
     StaticCache,
@@ -72,7 +73,9 @@ __all__ = [
     "check_heads",
     "gradient_checkpointing",
     "initialise",
+    "is_plain",
     "lane_of",
+    "made_of",
     "new_span",
     "norm",
     "pieces",

@@ -39,14 +39,21 @@ def bare_layers(
     That is one which is not exactly of one of these ``kinds``, or has hooks or a ``forward`` of its
     own.
     """
-    known = {nn.ModuleList, *kinds}
-    plain = not _has_any_global_hook() and all(
-        type(module) in known
-        and not (module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
-        and "forward" not in vars(module)
-        for module in layers.modules()
-    )
+    plain = is_plain(layers, {nn.ModuleList, *kinds})
     return [make(layer) for layer in layers] if plain else None
+
+
+def is_plain(module: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
+    """Whether a module and those in it do what their classes say, which are all of ``kinds``.
+
+    Others are of another class, or have hooks or a ``forward`` of their own: they must be called.
+    """
+    return not _has_any_global_hook() and all(
+        type(each) in kinds
+        and not (each._forward_hooks or each._forward_pre_hooks)  # noqa: SLF001
+        and "forward" not in vars(each)
+        for each in module.modules()
+    )
 
 
 def runs_bare(x: Tensor) -> bool:

@@ -8,9 +8,9 @@ apart they stand, and a rewind is a shorter length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache, cached_property
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
 import numpy as np
@@ -396,6 +396,32 @@ class LayerCache(RowCache, Generic[L]):
     ) -> None:
         super().__init__(batch, window, keep)
         self.layers = layers
+        self._made_of: dict[tuple[int, int], int] = {}
+
+    def made_of(self, piece: slice) -> int:
+        """A number for what some of the layers are made of, alike for those that are alike."""
+        at = piece.start, piece.stop
+        if at not in self._made_of:
+            self._made_of[at] = made_of((self.layers or ())[piece])
+        return self._made_of[at]
+
+
+def made_of(parts: Sequence[object]) -> int:
+    """A number for parts: for the dtypes, shapes and strides of their weights, and their sizes."""
+    return _MADE_OF.setdefault(tuple(map(_told, parts)), len(_MADE_OF))
+
+
+_MADE_OF: dict[Hashable, int] = {}
+
+
+def _told(part: object) -> Hashable:
+    """What a weight, an object of weights and sizes, or a size is; numbers in weights aside."""
+    if isinstance(part, Tensor):
+        return part.dtype, part.device, part.shape, part.stride()
+    kind: Any = type(part)
+    if attrs.has(kind):
+        return kind, *(_told(getattr(part, field.name)) for field in attrs.fields(kind))
+    return part
 
 
 def lane_of(layer: int) -> str:

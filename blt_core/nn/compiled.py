@@ -115,10 +115,13 @@ class StaticRows(NamedTuple):
 
 
 def whole(rows: Tensor) -> Tensor:
-    """The same, not as a view of others: where a view begins would be part of what is compiled."""
-    if rows.is_contiguous() and not rows.storage_offset():
-        return rows
-    return rows.clone(memory_format=torch.contiguous_format)
+    """The same, not as a view of others: how a view lies would be part of what is compiled."""
+    kept = (
+        rows
+        if rows.is_contiguous() and not rows.storage_offset()
+        else rows.clone(memory_format=torch.contiguous_format)
+    )
+    return kept.view(-1).view(kept.shape)  # an axis of one row may have any stride
 
 
 class CompiledPass(Generic[P, R]):
@@ -131,26 +134,49 @@ class CompiledPass(Generic[P, R]):
         self._name, self._function = name, function
         self._compiled: dict[Hashable, Callable[P, R]] = {}
 
+    def __reduce__(self) -> tuple[type[CompiledPass[P, R]], tuple[str, Callable[P, R]]]:
+        """What was compiled stays in its process."""
+        return type(self), (self._name, self._function)
+
     def of(
-        self, kind: Hashable, rows: StaticRows, of_rows: Sequence[Tensor], growing: Sequence[Tensor]
+        self,
+        kind: Hashable,
+        rows: StaticRows,
+        of_rows: Sequence[Tensor],
+        growing: Sequence[Tensor] = (),
     ) -> Callable[P, R]:
         """The function for calls of one kind.
 
-        A kind says all that is not in the shapes of tensors, and which lengths are 1. Other calls
-        may have other batches, other numbers of rows in ``of_rows`` (b, r, …), and other lengths of
-        lanes and of ``growing`` (t, …).
+        A kind says all that is not in the shapes of rows and lanes, weights among it, and which
+        lengths are 1. Other calls may have other batches, other numbers of rows in ``of_rows``
+        (b, r, …), and other lengths of lanes and of ``growing`` (t, …).
         """
-        found = self._compiled.get(kind)
-        if found is None:
-            logger().info("a pass is compiled", part=self._name)
-            for tensor in (rows.positions_br, rows.angles, *of_rows):
-                _vary(tensor, *(axis for axis in (0, 1) if tensor.shape[axis] > 1))
-            for lane in rows.lanes:
-                _vary(lane, 2, *((0,) if len(lane) > 1 else ()))
-            for tensor in growing:
-                _vary(tensor, 0)
-            found = self._compiled[kind] = compiled(self._function)
-        return found
+        key = kind, torch.get_num_threads(), torch.is_inference_mode_enabled()
+        return self._compiled.get(key) or self._first(key, rows, of_rows, growing)
+
+    def _first(
+        self,
+        key: Hashable,
+        rows: StaticRows,
+        of_rows: Sequence[Tensor],
+        growing: Sequence[Tensor],
+    ) -> Callable[P, R]:
+        """A function that compiles, and is kept once that has gone well."""
+        logger().info("a pass is compiled", part=self._name)
+        for tensor in (rows.positions_br, rows.angles, *of_rows):
+            _vary(tensor, *(axis for axis in (0, 1) if tensor.shape[axis] > 1))
+        for lane in rows.lanes:
+            _vary(lane, 2, *((0,) if len(lane) > 1 else ()))
+        for tensor in growing:
+            _vary(tensor, 0)
+        run = compiled(self._function)
+
+        def first(*args: P.args, **kwargs: P.kwargs) -> R:
+            result = run(*args, **kwargs)
+            self._compiled[key] = run
+            return result
+
+        return first
 
 
 def _vary(tensor: Tensor, *axes: int) -> None:
@@ -163,7 +189,13 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """A function compiled whole on its first call; what it was compiled for before is its own."""
     # The compiler keeps what it makes with the code of a function.
     code = cast("FunctionType", function)
-    own = FunctionType(code.__code__.replace(), code.__globals__, code.__name__)
+    own = FunctionType(
+        code.__code__.replace(),
+        code.__globals__,
+        code.__name__,
+        code.__defaults__,
+        code.__closure__,
+    )
     run: Callable[P, R] = torch.compile(
         own,
         fullgraph=True,

@@ -232,7 +232,7 @@ class Transformer(nn.Module):
         if isinstance(cache, LayerCache) and cache.layers and runs_bare(x):
             rows = StaticRows.of(span, angles, cache, len(cache.layers)) if self.compiles else None
             if rows is not None:
-                return self._run_compiled(x, rows, cache.layers)
+                return self._run_compiled(x, rows, cache, cache.layers)
             for index, bare in enumerate(cache.layers):
                 x = bare(x, angles, span, cache, lane_of(index))
         else:
@@ -240,10 +240,16 @@ class Transformer(nn.Module):
                 x = recompute(layer, x, angles, span, cache, lane_of(index))
         return x if packing is None else packing.unpack(x)
 
-    def _run_compiled(self, x: Tensor, rows: StaticRows, layers: Sequence[BareLayer]) -> Tensor:
+    def _run_compiled(
+        self,
+        x: Tensor,
+        rows: StaticRows,
+        cache: LayerCache[BareLayer],
+        layers: Sequence[BareLayer],
+    ) -> Tensor:
         x = whole(x)
         for piece in pieces(len(layers)):
-            run = self._compiled.of((rows.kind, piece.stop - piece.start), rows, (x,), ())
+            run = self._compiled.of((rows.kind, cache.made_of(piece)), rows, (x,))
             x = run(x, rows.of_layers(piece), layers[piece])
         return x
 

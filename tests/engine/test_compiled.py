@@ -6,12 +6,15 @@ programs of it for one model.
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from hypothesis import given
@@ -32,10 +35,15 @@ from tests.tiny import write_checkpoint
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-@contextmanager
-def compiling(model: Model, how: Compile) -> Iterator[None]:
+def compiling(model: Model, how: Compile) -> AbstractContextManager[None]:
     """All passes of a model that can be compiled are, by ``how``."""
-    parts = [part for part in model.module_dict().modules() if hasattr(part, "compiles")]
+    return compiling_stack(model.module_dict(), how)
+
+
+@contextmanager
+def compiling_stack(module: torch.nn.Module, how: Compile) -> Iterator[None]:
+    """All passes of a module that can be compiled are, by ``how``."""
+    parts = [part for part in module.modules() if hasattr(part, "compiles")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "compiled", how)
         for part in parts:
@@ -81,6 +89,82 @@ def test_what_is_compiled_gives_the_bytes_of_ar(data, index):
 def test_rows_that_go_on_together_are_compiled_as_one_pass(index):
     batch = [Request(b"a b c d e f", 20, seed=1), Request(b"the other text", 20, seed=2)]
     same_as_ar(index, batch, self_drafter(4), Sampling(1.0))
+
+
+def hooked(decoder: torch.nn.Module) -> None:
+    decoder.head.register_forward_hook(lambda _, __, out: out.flip(-1))
+
+
+def replaced(decoder: torch.nn.Module) -> None:
+    decoder.norm = torch.nn.LayerNorm(models.DIM).double()
+
+
+@pytest.mark.parametrize("change", [hooked, replaced])
+def test_a_norm_or_a_head_that_is_more_than_its_class_says_is_called(change):
+    decoder = copy.deepcopy(models.model(0).decoder)
+    change(decoder)
+    model = attrs.evolve(models.model(0), decoder=decoder)
+    wanted = run(model, ar(), [Request(b"a b c d e f", 20)])
+    with compiling(model, as_written):
+        assert run(model, ar(), [Request(b"a b c d e f", 20)])[0].ids == wanted[0].ids
+
+
+def a_pass(stack: Transformer, rows: int = 1) -> torch.Tensor:
+    """A pass over some rows after four others."""
+    cache = stack.new_cache(1)
+    x = torch.ones(1, 4 + rows, 16).cumsum(1)
+    with torch.inference_mode():
+        stack(x[:, :4], (4,), cache)
+        return stack(x[:, 4:], (rows,), cache)
+
+
+def test_what_a_pass_is_compiled_for_is_of_these_weights_and_threads():
+    stack = Transformer(dim=16, layers=1, heads=2, hidden=24, rope_theta=1e4)
+    made: list[object] = []
+    with compiling_stack(stack, lambda function: made.append(function) or function):
+        for _ in range(2):
+            a_pass(stack)
+        assert len(made) == 1
+        stack.layers[0].mlp.gate_up.weight.data = torch.rand(16, 48).t()
+        a_pass(stack)
+        assert len(made) == 2
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads + 1)
+        try:
+            a_pass(stack)
+        finally:
+            torch.set_num_threads(threads)
+        assert len(made) == 3
+
+
+def test_a_pass_whose_compilation_fails_is_compiled_anew_by_the_next():
+    stack = Transformer(dim=16, layers=1, heads=2, hidden=24, rope_theta=1e4)
+    tries: list[int] = []
+
+    def failing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            tries.append(1)
+            if len(tries) == 1:
+                raise KeyboardInterrupt
+            return function(*args)
+
+        return call
+
+    with compiling_stack(stack, failing):
+        with pytest.raises(KeyboardInterrupt):
+            a_pass(stack)
+        given = a_pass(stack)
+    torch.testing.assert_close(given, a_pass(stack))
+
+
+def test_a_module_that_has_compiled_passes_is_pickled_without_them():
+    stack = Transformer(dim=16, layers=1, heads=2, hidden=24, rope_theta=1e4)
+    with compiling_stack(stack, lambda function: function):
+        wanted = a_pass(stack)
+        assert stack._compiled._compiled
+        again = pickle.loads(pickle.dumps(stack))
+        assert not again._compiled._compiled
+        torch.testing.assert_close(a_pass(again), wanted)
 
 
 @pytest.mark.parametrize(

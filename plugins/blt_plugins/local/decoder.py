@@ -37,7 +37,9 @@ from blt_core.nn import (
     block_masks,
     check_heads,
     initialise,
+    is_plain,
     lane_of,
+    made_of,
     new_span,
     norm,
     pieces,
@@ -205,7 +207,7 @@ class LocalDecoder(nn.Module):
         if self.compiles and bare and row_plan and rows is not None and y is None:
             static = StaticRows.of(row_plan.span, row_plan.angles, rows, len(bare))
             if static is not None:
-                return self._run_compiled(x, slots, static, row_plan.places_br, memory, bare)
+                return self._run_compiled(x, slots, static, row_plan.places_br, plan)
         for index, layer in enumerate(self.layers):
             x, y = layer(x, y, slots, plan, lane_of(index), bare[index] if bare else None)
         if y is not None and block_plan is not None and block_plan.order_bn is not None:
@@ -219,26 +221,27 @@ class LocalDecoder(nn.Module):
         slots: Tensor | None,
         rows: StaticRows,
         places_br: Tensor,
-        memory: LatentMemory,
-        layers: Sequence[BareDecoderLayer],
+        plan: PassPlan,
     ) -> DecoderOutput:
+        cache = plan.rows
+        if cache is None or cache.layers is None:
+            raise ValueError("only passes over a cache are compiled")
+        layers, memory = cache.layers, plan.memory
         memories = [
             memory.of(layer.latent_attention, slots, lane_of(index))
             for index, layer in enumerate(self.layers)
         ]
+        ends = is_plain(self.norm, {RMSNorm}) and is_plain(self.head, {Linear})
+        weights = (self.norm.weight, self.head.weight) if ends else None
         x, places_br, logits = whole(x), whole(places_br), None
         for piece in pieces(len(layers)):
-            last = piece.stop == len(layers)
-            kind = rows.kind, piece.stop - piece.start, last
+            output = weights if piece.stop == len(layers) else None
+            kind = rows.kind, cache.made_of(piece), output and made_of(output)
             run = self._compiled.of(kind, rows, (x, places_br), memories)
-            x, logits = run(
-                x,
-                rows.of_layers(piece),
-                (places_br, memories[piece]),
-                layers[piece],
-                (self.norm.weight, self.head.weight) if last else None,
-            )
-        return DecoderOutput(Output(logits, x), None)
+            latents = places_br, memories[piece]
+            x, logits = run(x, rows.of_layers(piece), latents, layers[piece], output)
+        done = self._output(x) if logits is None else Output(logits, x)
+        return DecoderOutput(done, None)
 
     def _slots_of(self, latents: Latents) -> Tensor:
         """(b, m, k, D)."""
