@@ -223,7 +223,9 @@ class _Begin:
         """Batches in, records out."""
         from blt_core.pipeline import Pipeline
 
-        work = self.at_hand.value or self.work(Pipeline.load(self.config))
+        work = self.at_hand.value
+        if work is None:
+            work = self.work(Pipeline.load(self.config))
         if wrong := [key for key, value in self.settings.items() if work.settings[key] != value]:
             raise RunError(
                 f"a worker has another {' and '.join(wrong)} than the process that it works for\n"

@@ -27,7 +27,8 @@ def compile_passes(module: nn.Module, device: torch.device) -> bool:
     missing = _missing(device)
     if missing is not None:
         logger().warning(
-            f"compile: {missing}; passes run uncompiled", fix="install what is missing, or leave compile out"
+            f"compile: {missing}; passes run uncompiled",
+            fix="install what is missing, or leave compile out",
         )
         return False
     able: list[Any] = [part for part in module.modules() if hasattr(part, "compiles")]

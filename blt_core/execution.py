@@ -12,6 +12,8 @@ came before it; then results are the same with any executor.
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -96,14 +98,20 @@ class Here:
             yield number, self._work(task)
 
 
-class AtHand(Generic[T]):
-    """Something of this process, for work that is made here; it travels to no other one.
+def _here() -> tuple[int, int]:
+    return os.getpid(), threading.get_ident()
 
-    value: None in another process, which makes its own.
-    """
+
+class AtHand(Generic[T]):
+    """Something of this thread, for work that is made here; it travels to no other one."""
 
     def __init__(self, value: T | None) -> None:
-        self.value = value
+        self._value, self._home = value, _here()
+
+    @property
+    def value(self) -> T | None:
+        """None in another process, or thread, which makes its own."""
+        return self._value if self._home == _here() else None
 
     def __reduce__(self) -> tuple[type[AtHand[T]], tuple[None]]:
         return type(self), (None,)

@@ -109,7 +109,9 @@ class Begin:
     def __call__(self, tell: Tell) -> AnsweringWithAny:
         """A pipeline of the worker's own, or that of this process."""
         check_torch(self.version)
-        pipeline = self.at_hand.value or Pipeline.load(self.config)
+        pipeline = self.at_hand.value
+        if pipeline is None:
+            pipeline = Pipeline.load(self.config)
         if pipeline.model.digest() != self.digest:
             raise RunError(
                 f"a worker finds other weights at {self.config.checkpoint} than the process that "

@@ -200,7 +200,7 @@ def _settings(pipeline: Pipeline, name: str, spec: str, options: RunOptions) -> 
         "seed": options.seed,
         "limit": options.limit,
         "torch": torch.__version__,
-        "threads": threads_of(plan.build("executor") if "executor" in plan.nodes else None),
+        "threads": threads_of(plan.build("executor") if options.workers is not None else None),
     }
 
 

@@ -14,6 +14,7 @@ import cattrs
 from blt_core.errors import DataError, RunError
 from blt_core.evaluation.protocol import Answer
 from blt_core.storage.folders import file_errors, lock
+from blt_core.storage.partial import how_to_restore
 from blt_core.types import Passes, RoundCounts
 
 FORMAT = 1
@@ -69,7 +70,7 @@ class Store:
             told = "\n".join(f"  {k}: {before.get(k)!r} there, {head.get(k)!r} now" for k in keys)
             raise DataError(
                 f"{path}: these answers were given under other settings:\n{told}\n"
-                "  fix: restore these settings, or choose another --out"
+                f"  fix: {how_to_restore(keys, before)}, or choose another --out"
             )
         return whole
 

@@ -70,7 +70,7 @@ class PartialResults:
         told = ", ".join(_difference(key, before.get(key), now.get(key)) for key in keys)
         return (
             f"was begun with other settings ({told})\n"
-            "  fix: restore them, or remove it to begin anew"
+            f"  fix: {how_to_restore(keys, before)}, or remove it to begin anew"
         )
 
     def _read(self) -> None:
@@ -123,6 +123,14 @@ class _Place(NamedTuple):
 
     window: int
     offset: int
+
+
+def how_to_restore(keys: Sequence[str], before: Mapping[str, Any]) -> str:
+    """What to do about settings that differ from those that kept results were made under."""
+    if [*keys] != ["threads"] or before.get("threads") is None:
+        return "restore these settings"
+    count = before["threads"]
+    return f'set OMP_NUM_THREADS={count} or --executor "local threads={count}"'
 
 
 def _difference(key: str, before: object, now: object) -> str:

@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -49,6 +50,14 @@ def test_one_worker_is_this_process_and_loads_no_model_again(generated, monkeypa
     assert len(loaded) == 2, "each of the two pipelines once"
     begin = pickle.loads(pickle.dumps(AtHand(here)))
     assert begin.value is None, "other processes load their own"
+
+
+def test_what_is_at_hand_is_so_in_its_thread_alone():
+    at_hand, elsewhere = AtHand("a source"), []
+    thread = threading.Thread(target=lambda: elsewhere.append(at_hand.value))
+    thread.start()
+    thread.join()
+    assert (at_hand.value, elsewhere) == ("a source", [None])
 
 
 def _deadly(tell):

@@ -198,7 +198,9 @@ def test_a_run_goes_on_with_as_many_threads_as_it_was_begun_with(config, pipelin
     )
     with torch_threads(1):
         for run in (pipeline, one):
-            with pytest.raises(DataError, match=r"\(threads: 2 there, 1 now\)\n  fix"):
+            with pytest.raises(
+                DataError, match=r"\(threads: 2 there, 1 now\)\n  fix: set OMP_NUM_THREADS=2 or"
+            ):
                 generate_file(run, path, out, batch=2)
         assert (tmp_path / "out.partial").read_bytes() == kept
         assert generate_file(two, path, out, batch=2).items == len(PROMPTS)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blt_core.errors import DataError
 from blt_core.protocols import UNSCORED
 from blt_core.types import IdScheme
 from blt_plugins.training.data import order
@@ -249,6 +250,14 @@ def test_a_batch_reads_no_more_than_lies_near_it_and_nothing_twice(monkeypatch):
         assert {each // 4 for each in read} <= {each // 4 for each in wanted}
         assert read == sorted(read)
     assert sorted(documents.read) == list(range(240))
+
+
+def test_a_document_that_has_become_shorter_is_named():
+    documents = Texts([b"some text", b"more text"])
+    batches = make(documents)
+    documents._texts[1] = b"m"
+    with pytest.raises(DataError, match=r"changed while it was in use\n  fix: "):
+        one_pass(batches, 20)
 
 
 @pytest.mark.parametrize("spread", [0, 60])

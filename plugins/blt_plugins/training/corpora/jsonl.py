@@ -42,10 +42,10 @@ class JsonlCorpusParams(StoredCorpusParams):
 class LineReader:
     """The lines of some files; a document's place is the offset of its line, in bytes."""
 
-    any_order = True
-
     def __init__(self, files: Files, text_key: str) -> None:
         self.files: Files = Decompressed(files) if any(map(is_compressed, files.names)) else files
+        # Behind a URL each look into a file is a request, but copies are here.
+        self.any_order = files.url is None or all(map(is_compressed, files.names))
         self.settings: Mapping[str, Any] = {"text_key": text_key}
         self._key = text_key
 

@@ -18,6 +18,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from blt_core.errors import DataError
 from blt_core.protocols import Documents
 from blt_core.types import IdScheme
 from blt_plugins.training.corpora.pieces import in_any_order, texts_of
@@ -269,6 +270,11 @@ class PoolText:
                 if self._opens is not None:
                     opens = self._documents.opens(number)  # type: ignore[attr-defined]
             data = text[begin : begin + size]
+            if len(data) != size:
+                raise DataError(
+                    f"{self._documents.source(number)}: is shorter than when it was found; it was "
+                    "changed while it was in use\n  fix: run the command again"
+                )
             self._text[at : at + size] = np.frombuffer(data, dtype=np.uint8)
             if self._opens is not None and opens is not None:
                 self._opens[at : at + length] = opens[begin : begin + length]

@@ -266,7 +266,9 @@ class Begin:
     def __call__(self, tell: Tell) -> Callable[[Task], tuple[Shard, bytes]]:
         """A source of the worker's own, or that of this process."""
         check_torch(self.version)
-        source = self.at_hand.value or Source.load(self.config)
+        source = self.at_hand.value
+        if source is None:
+            source = Source.load(self.config)
         if source.manifest(1).head != self.head:
             raise DataError(
                 "a worker finds another corpus or checkpoint than the process that it works for\n"

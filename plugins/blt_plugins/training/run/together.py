@@ -8,6 +8,8 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+from torch import distributed as dist
+
 from blt_core.errors import RunError
 from blt_core.protocols import TrainingBackend
 from blt_plugins.training.corpora.unwanted import can_end
@@ -153,10 +155,26 @@ class Together:
             return self._backend.mean(values)
         except RuntimeError as error:
             self._lost = True  # nobody may be left who would hear of it
-            raise RunError(
-                f"{self._what}: another process has ended, or does not answer: {error}\n"
-                "  fix: see the messages of the other processes, then run the same command again"
-            ) from error
+            raise lost(self._what, error) from error
+
+
+def lost(what: str, error: RuntimeError) -> RunError:
+    """The error of a process that waits for others in vain, for what came of it."""
+    return RunError(
+        f"{what}: another process has ended, or does not answer: {error}\n"
+        "  fix: see the messages of the other processes, then run the same command again"
+    )
+
+
+@contextmanager
+def named_loss(what: str) -> Iterator[None]:
+    """Tell an error of communication from one of this process: raises ``lost`` for the former."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, getattr(dist, "DistError", ())) or "gloo" in str(error):
+            raise lost(what, error) from error
+        raise
 
 
 def agreed(work: Callable[[], T], agree: Agree) -> T:

@@ -32,7 +32,7 @@ from blt_plugins.training.run.phases import Phase, make_phases
 from blt_plugins.training.run.report import Report
 from blt_plugins.training.run.resume import resume, settings_of
 from blt_plugins.training.run.states import Found
-from blt_plugins.training.run.together import Together
+from blt_plugins.training.run.together import Together, named_loss
 
 
 class Trainer:
@@ -213,7 +213,8 @@ class Trainer:
 
         own = range(backend.rank, phase.passes, backend.world_size)
         batches = ((index, phase.batches[numbers[index]].to(device)) for index in own)
-        backend.backward(partial(run, index, batch) for index, batch in batches)
+        with named_loss(f"step {step + 1}"):
+            backend.backward(partial(run, index, batch) for index, batch in batches)
         check_same_figures(found.values(), self._job.objective_label)
         sums: dict[str, float] = {}
         for index in own:
@@ -221,7 +222,8 @@ class Trainer:
                 sums[name] = sums.get(name, 0.0) + value
         background = self._folder.background
         own_news = float(self._interrupts.asked), *background.news()
-        shared = backend.mean([*sums.values(), *own_news])
+        with named_loss(f"step {step + 1}"):
+            shared = backend.mean([*sums.values(), *own_news])
         means, asked, *news = shared[: len(sums)], *shared[len(sums) :]
         self._stopping = asked > 0
         background.heard(news)
