@@ -168,11 +168,12 @@ def patches_of(pipeline: Pipeline, before: bytes, new: Sequence[int]) -> list[in
 
 @attrs.frozen
 class Timed:
-    """One run: seconds and bytes after the first byte, and the passes of these."""
+    """One run: seconds and bytes after the first byte, all passes, and those up to it."""
 
     seconds: float
     size: int
     passes: Passes
+    first: Passes
 
 
 def samplers(text: Sequence[int], shown: Behaviour) -> dict[str, tuple[Speculative, Replayed]]:
@@ -197,7 +198,8 @@ def generate(pipeline: Pipeline, text: bytes, new: int) -> tuple[Timed, tuple[in
         last = step
     seconds = time.perf_counter() - began
     [before], [after] = first.progress, last.progress
-    return Timed(seconds, after.length - before.length, after.passes), after.ids, after.rounds
+    timed = Timed(seconds, after.length - before.length, after.passes, before.passes)
+    return timed, after.ids, after.rounds
 
 
 def check(
@@ -309,9 +311,8 @@ def time_all(
             row["gigabytes"] = price(timed.passes, sizes)
             read = 1e-9 * getattr(torch, options.scorer_dtype).itemsize * sizes.scorer
             row["with_scorer"] = row["gigabytes"] + read * timed.passes.scorer
-            prompt_pass = Passes(decoder=1, encoder=1, encoder_bytes=1, scorer=1)
             row["predicted"] = [
-                predicted(each, timed.passes, sizes) - predicted(each, prompt_pass, sizes)
+                predicted(each, timed.passes, sizes) - predicted(each, timed.first, sizes)
                 for each in calibrations
             ]
             if replayed is not None:

@@ -291,7 +291,8 @@ def _cost(found: Answered, keys: Sequence[str], parameters: Parameters | None) -
 def _to_paper(
     pipeline: Pipeline, cost: float, size: int, parameters: Parameters | None
 ) -> float | None:
-    decoder = pipeline.price(Passes(decoder=size), parameters).total
+    # Without caches the scorer would run as often; where it is priced at all, it is on both sides.
+    decoder = pipeline.price(Passes(decoder=size, scorer=size), parameters).total
     encoder = pipeline.price(Passes(encoder=size, encoder_bytes=size), parameters).total
     baseline = decoder + PAPER_PASSES * encoder
     return cost / baseline if baseline else None

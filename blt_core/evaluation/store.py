@@ -17,7 +17,7 @@ from blt_core.storage.folders import file_errors, lock
 from blt_core.storage.partial import how_to_restore
 from blt_core.types import Passes, RoundCounts
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Store:

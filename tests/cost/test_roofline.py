@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import attrs
 import pytest
@@ -14,7 +15,7 @@ from blt_core.evaluation.protocol import Answer
 from blt_core.evaluation.store import from_record, to_record
 from blt_core.pipeline import Pipeline
 from blt_core.types import Parameters, Passes, RoundCounts, Shape, Shapes
-from blt_plugins.cost import probing
+from blt_plugins.cost import measuring, probing
 from blt_plugins.cost.calibration import (
     PARTS,
     Calibration,
@@ -143,6 +144,13 @@ def test_saving_again_replaces_what_was_stored(cached):
     assert [each.name for each in folder().iterdir()] == [save(calibration()).name]
 
 
+def test_a_foreign_file_among_those_that_are_kept_is_passed_over(cached, capsys):
+    save(calibration())
+    (folder() / "a.json").write_text('{"format": 7}')
+    assert price(Passes(decoder=1)).total > 0
+    assert "a.json: no calibration of format 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -155,6 +163,9 @@ def test_saving_again_replaces_what_was_stored(cached):
         ({"bandwidth": 0.0}, "finite"),
         ({"rounds": {"points": [[2, 1.0], [2, 1.0]]}}, "ascend"),
         ({"parts": {}}, "its parts are"),
+        ({"parts": []}, "not read as"),
+        ({"bandwidth": 5e-324}, "1 or more"),
+        ({"parameters": {"decoder": -5, "encoder": 1, "global_model": 1}}, "finite"),
     ],
 )
 def test_what_is_no_calibration_is_refused_by_name(cached, tmp_path, text, said):
@@ -212,6 +223,7 @@ def quick(monkeypatch):
     """As few passes as can be."""
     monkeypatch.setattr(probing, "SECONDS", 0.0)
     monkeypatch.setattr(probing, "PROMPT_TURNS", 1)
+    monkeypatch.setattr(measuring, "SLOW", math.inf)
 
 
 def test_single_passes_of_a_model_are_measured_and_leave_it_as_it_was(pipeline, quick, cached):

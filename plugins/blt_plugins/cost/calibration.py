@@ -20,6 +20,7 @@ import cattrs
 
 from blt_core.errors import DataError, RunError
 from blt_core.files import read_json
+from blt_core.log import logger
 from blt_core.storage.folders import file_errors, replace_file
 from blt_core.storage.user_cache import cache_folder
 from blt_core.types import Parameters, Shape
@@ -46,7 +47,7 @@ class Machine:
         import torch
 
         name = device
-        if torch.device(device).type == "cuda" and torch.cuda.is_available():
+        if device.startswith("cuda") and torch.cuda.is_available():
             name = torch.cuda.get_device_name(torch.device(device))
         return cls(processor(), torch.get_num_threads(), torch.__version__, name, dtype)
 
@@ -117,8 +118,12 @@ class Calibration:
         figures = [self.bandwidth, self.flops, self.draft, *(t for _, t in self.rounds.points)]
         for part in self.parts.values():
             figures += [part.context, *(seconds for _, seconds in part.alone.points)]
-        if not all(0 <= figure < math.inf for figure in figures) or not self.bandwidth * self.flops:
+        figures += attrs.astuple(self.parameters)
+        if not all(0 <= figure < math.inf for figure in figures):
             raise ValueError("its figures are not all finite, and 0 or more")
+        least = min(self.bandwidth, self.flops, *(p.weight_bytes for p in self.parts.values()))
+        if least < 1:
+            raise ValueError("its rates and bytes of a weight are not all finite, and 1 or more")
         if set(self.parts) != set(PARTS):
             raise ValueError(f"its parts are {', '.join(self.parts)}, not {', '.join(PARTS)}")
         for curve in (self.rounds, *(part.alone for part in self.parts.values())):
@@ -127,21 +132,26 @@ class Calibration:
 
     def floor(self, part: str, size: int, rows: float) -> float:
         """The roofline: a pass takes no less than its weights' read, nor than its arithmetic."""
-        read = size * self.parts[part].weight_bytes / self.bandwidth
+        read = size * self._times(part).weight_bytes / self.bandwidth
         return max(read, 2 * size * rows / self.flops)
 
     def overhead(self, part: str) -> Curve:
         """What a pass of this model's part took beyond its roofline, by rows."""
         size = size_of(part, self.parameters)
-        points = self.parts[part].alone.points
+        points = self._times(part).alone.points
         return Curve(tuple((r, max(t - self.floor(part, size, r), 0.0)) for r, t in points))
+
+    def _times(self, part: str) -> PartTimes:
+        """Of a part; blocks that the measured decoder cannot fill are as its clean rows."""
+        lacks = part == "blocks" and not self.parts[part].alone.points
+        return self.parts["decoder" if lacks else part]
 
     def seconds(self, part: str, size: int, shape: Shape, others: int = 0) -> float:
         """Passes of a part of ``size`` parameters; ``others``: passes of one row besides."""
         beyond = self.overhead(part)
         widths = (*shape.widths, (1, max(others, 0)))
         passes = sum(n * (self.floor(part, size, r) + beyond.at(r)) for r, n in widths if n)
-        return passes + self.parts[part].context * shape.context
+        return passes + self._times(part).context * shape.context
 
     def to_json(self) -> dict[str, Any]:
         """As it is kept in a file."""
@@ -199,11 +209,18 @@ def read(path: Path) -> Calibration:
         raise DataError(f"{path}: {error.strerror or error}\n  {fix}") from error
     except KeyError as error:
         raise DataError(f"{path}: not read as a calibration: no key {error}\n  {fix}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path}: not read as a calibration: {error}\n  {fix}") from error
 
 
 def stored() -> Iterator[Calibration]:
-    """All calibrations that are kept, in the order of their files' names."""
-    for path in sorted(folder().glob("*.json")):
-        yield read(path)
+    """All calibrations that are kept, in the order of their files' names; warns of other files."""
+    return filter(None, map(_read_if_it_is_one, sorted(folder().glob("*.json"))))
+
+
+def _read_if_it_is_one(path: Path) -> Calibration | None:
+    try:
+        return read(path)
+    except DataError as error:
+        logger().warning(f"roofline: passed over: {error}")
+        return None

@@ -15,7 +15,7 @@ from blt_core.cli.streams import console, output, output_json
 from blt_core.component import BuildContext
 from blt_core.errors import RequestError
 from blt_core.published import ROWS, SCALES
-from blt_core.types import Passes
+from blt_core.types import GIGABYTES, Passes
 from blt_plugins.cost.bandwidth import Bandwidth, BandwidthParams
 
 if TYPE_CHECKING:
@@ -78,6 +78,14 @@ def calibrate_cost(
     config = inputs.find_source(source).with_run(device=device, dtype=dtype)
     config = config.with_table("cost_model", {"use": "bandwidth"})
     pipeline = Pipeline.load(config.with_table("sampler", {"use": "ar"}))
+    run = pipeline.settings
+    if output_file is None and (run.compile or run.scorer_dtype or pipeline.model.kernels):
+        raise RequestError(
+            "a calibration with kernels, compile or scorer_dtype is for such runs alone\n"
+            '  fix: --output FILE, and file = "FILE" in their [cost_model]'
+        )
+    if output_file is not None and output_file.is_dir():
+        raise RequestError(f"--output: {output_file} is a folder\n  fix: name a file in it")
     with progress_bar() as bar:
         task = bar.add_task("measuring passes", total=None)
         found = measure(pipeline, source, lambda: bar.advance(task))
@@ -131,7 +139,8 @@ def _price(model: CostModel, n_dec: int, n_enc: int, scale: str, *, as_json: boo
         output_json({**told, "lines": dict(price.lines)})
         return
     for name, part in {**price.lines, "total": price.total}.items():
-        output(f"{name:>14} {part:10.2f} {price.unit}")
+        figure = f"{part:10.2f}" if price.unit == GIGABYTES else f"{part:10.3g}"
+        output(f"{name:>14} {figure} {price.unit}")
 
 
 def reproduce(model: CostModel, scale: str) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing import Any
 import attrs
 import torch
 
+from blt_core.errors import RunError
 from blt_core.model import Model
 from blt_core.pipeline import Pipeline, Step
 from blt_core.protocols import DecodeOps
@@ -219,6 +220,11 @@ def run(
     clock = Clock(pipeline.model.device)
     again = [turn for turn in turns for _ in range(REPEATS)]
     room = min(MOST_TURNS, (pipeline.model.context_bytes - before - 64) // len(again) - 1)
+    if room < 1:
+        raise RunError(
+            f"the model's context of {pipeline.model.context_bytes} bytes is too short to time "
+            f"passes after {before} bytes\n  fix: raise context_bytes, for the measurement alone"
+        )
     new = len(turns) + room * len(again) + 1
     with _steps(pipeline, before, chain(turns, cycle(again)), new, clock) as (probe, steps):
         next(steps)

@@ -10,6 +10,7 @@ import attrs
 
 from blt_core.component import BuildContext, Component, not_empty
 from blt_core.errors import DataError
+from blt_core.files import expand_home
 from blt_core.types import Cost, Parameters, Passes, Shape
 from blt_plugins.cost.calibration import PARTS, Calibration, Machine, read, size_of, stored
 
@@ -23,7 +24,11 @@ class RooflineParams:
     dtype, device: of the calibration to look for (None: those of the run).
     """
 
-    file: str | None = attrs.field(default=None, validator=attrs.validators.optional(not_empty()))
+    file: str | None = attrs.field(
+        default=None,
+        validator=attrs.validators.optional(not_empty()),
+        converter=attrs.converters.optional(expand_home),
+    )
     dtype: str | None = None
     device: str | None = None
 
@@ -72,14 +77,14 @@ class Roofline:
     @cached_property
     def _calibrations(self) -> tuple[Calibration, ...]:
         if self._file is not None:
-            return (read(Path(self._file).expanduser()),)
+            return (read(Path(self._file)),)
         machine = Machine.here(self._device, self._dtype or "any dtype")
         found = tuple(each for each in stored() if self._fits(each.machine, machine))
         if not found:
             raise DataError(
                 f"roofline: no passes were measured on this machine ({machine})\n"
-                "  fix: blt calibrate-cost SOURCE, with a checkpoint or a config of that dtype and "
-                "device"
+                f"  fix: blt calibrate-cost SOURCE --threads {machine.threads}, with a checkpoint "
+                "or a config of that dtype and device, or set OMP_NUM_THREADS to what was measured"
             )
         return found
 
