@@ -187,7 +187,12 @@ def _settings(pipeline: Pipeline) -> Record:
     # The weights are told by their digest, wherever they are.
     config.get("run", {}).pop("checkpoint", None)
     config.pop("executor", None)  # whoever does the work, results are the same
-    return {"config": config, "model": pipeline.model.digest(), "torch": torch.__version__}
+    return {
+        "config": config,
+        "model": pipeline.model.digest(),
+        "kernels": pipeline.model.kernels,
+        "torch": torch.__version__,
+    }
 
 
 def _bytes_of(record: Mapping[str, Any], name: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
 from typing import Any
 
@@ -47,7 +48,7 @@ def _missing(device: torch.device) -> str | None:
     if not hasattr(torch.compiler, "keep_tensor_guards_unsafe"):
         return f"torch {torch.__version__} is too old (2.13 was tried)"
     name = os.environ.get("CXX") or "g++"
-    if shutil.which(name) is None:
+    if shutil.which(shlex.split(name)[0]) is None:
         return f"this machine has no C++ compiler ({name})"
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "triton is not installed"

@@ -195,6 +195,7 @@ def _settings(pipeline: Pipeline, name: str, spec: str, options: RunOptions) -> 
         "sampler": sampler,
         "model": pipeline.model.digest(),
         "dtype": pipeline.settings.dtype,
+        "kernels": pipeline.model.kernels,
         "device": pipeline.settings.device,
         "batch": options.batch,
         "seed": options.seed,

@@ -148,8 +148,11 @@ def _parsed(record: Any) -> Choice:
         names = {str(weight): dict(each) for weight, each in record["names"].items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"a part is missing or of another shape ({error})") from error
+    if native is not None and not isinstance(native, str):
+        raise ValueError(f"native = {native!r} is no hash")
     for weight, each in names.items():
         for rows_class, name in each.items():
-            if rows_class not in ROW_CLASSES or name not in KERNELS:
+            known = isinstance(name, str) and name in KERNELS
+            if rows_class not in ROW_CLASSES or not known:
                 raise ValueError(f"{weight}: {rows_class!r} = {name!r} is unknown")
     return Choice(names, of, native)

@@ -8,7 +8,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import os
+import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from blt_core.errors import RunError
 from blt_core.kernels.machine import machine
+from blt_core.log import logger
 from blt_core.storage.user_cache import cache_folder, make_private
 
 SOURCE = Path(__file__).with_name("native.cpp")
@@ -52,9 +56,31 @@ def native_hash() -> str | None:
 
 
 def load() -> Product | None:
-    """The compiled loop; None where it is not built, or cannot be loaded."""
-    path = library()
-    return _loaded(path) if path.exists() else None
+    """The compiled loop; None where it is not built, or cannot be loaded.
+
+    It is code, so it is taken from files and folders alone that nobody else may write to.
+    """
+    try:
+        path = library()
+        if not path.exists():
+            return None
+        for each in (path, path.parent, path.parent.parent):
+            if not _is_own(each):
+                logger().warning(
+                    "the native kernel is not used: others may write to it", path=str(each)
+                )
+                return None
+    except (OSError, RuntimeError):  # another user's folder; a user without a home
+        return None
+    return _loaded(path)
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file or folder is this user's, and nobody else may write to it."""
+    if not hasattr(os, "geteuid"):
+        return True
+    found = path.lstat()
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 @functools.cache
@@ -78,6 +104,7 @@ def build() -> Path:
 
     _find_tools(cpp_extension.get_cxx_compiler())
     path = library()
+    make_private(path.parent.parent)
     make_private(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         try:
@@ -94,7 +121,11 @@ def build() -> Path:
                 f"the native kernel cannot be compiled: {lines}\n"
                 "  fix: another compiler (CXX=…), or none: kernels of torch serve without it"
             ) from error
-        next(Path(work).glob(f"{_NAME}*.so")).replace(path)
+        made = next(Path(work).glob(f"{_NAME}*.so"))
+        made.chmod(0o700)
+        with made.open("rb") as file:  # a half of it would end a process that loads it
+            os.fsync(file.fileno())
+        made.replace(path)
     _loaded.cache_clear()
     return path
 
@@ -104,7 +135,7 @@ def _find_tools(compiler: str) -> None:
     without = "or go on without it: kernels of torch serve everywhere"
     if sys.platform == "win32":
         raise RunError(f"the native kernel is for GCC and Clang, not for Windows\n  fix: {without}")
-    if shutil.which(compiler) is None:
+    if shutil.which(shlex.split(compiler)[0]) is None:
         raise RunError(
             f"no C++ compiler: {compiler!r} was not found\n"
             f"  fix: install g++ or clang, or name one in CXX; {without}"
@@ -122,9 +153,15 @@ def bind(run: Product, weight: Tensor) -> Callable[[Tensor], Tensor]:
     The weight has to outlive it.
     """
     n, k = weight.shape
-    half, at = int(weight.dtype == torch.bfloat16), weight.data_ptr()
+    dtype = weight.dtype
+    half, at = int(dtype == torch.bfloat16), weight.data_ptr()
 
     def multiply(x: Tensor) -> Tensor:
+        if x.shape[-1] != k or x.dtype is not dtype or not x.is_cpu:
+            raise ValueError(
+                f"rows {tuple(x.shape)} of {x.dtype} on {x.device}; expected (…, {k}) of {dtype} "
+                "on the CPU"
+            )
         x = x.contiguous()
         out = x.new_empty((*x.shape[:-1], n))
         run(half, x.data_ptr(), at, out.data_ptr(), x.numel() // k, k, n)

@@ -31,8 +31,19 @@ def use_kernels(model: nn.Module, setting: str) -> str | None:
     weights = weights_of(model)
     if setting == FIXED or not weights:
         return None
-    choice = measured_choice(weights) if setting == MEASURED else _pinned(Path(setting))
+    pinned = setting != MEASURED
+    choice = _pinned(Path(setting)) if pinned else measured_choice(weights)
     choice = choice.of(weights)
+    if pinned and not choice.names:
+        raise DataError(
+            f"{setting}: chooses nothing for the weights of this model\n"
+            "  fix: blt bench-kernels with this model, in the dtype of its runs"
+        )
+    copied = sum(
+        copied_bytes(own, {*choice.names.get(n, {}).values()}) for n, own in weights.items()
+    )
+    if copied:
+        logger().info("kernels keep copies of weights", bytes=copied)
     for name, own in weights.items():
         names = choice.names.get(name, {})
         for weight in own:
@@ -58,17 +69,17 @@ def copied_bytes(weights: list[Tensor], kernels: set[str]) -> int:
 
 def measured_choice(weights: dict[str, list[Tensor]]) -> Choice:
     """The stored choice of this machine, with what it lacks for ``weights`` measured and added."""
-    path = stored_at()
-    found = _stored(path)
-    if not found.lacking(weights):
-        return found
     try:
+        path = stored_at()
+        found = _stored(path)
+        if not found.lacking(weights):
+            return found
         make_private(path.parent)
         with alone_with(path, "measures kernels"):
             return _completed(_stored(path), weights, path)
-    except OSError as error:
-        logger().warning("the choice of kernels cannot be stored", path=str(path), error=str(error))
-        return _completed(found, weights, None)
+    except (OSError, RuntimeError) as error:  # another user's folder; a user without a home
+        _warn_of_storing(error)
+        return _completed(Choice({}), weights, None)
 
 
 def _completed(found: Choice, weights: dict[str, list[Tensor]], path: Path | None) -> Choice:
@@ -78,8 +89,15 @@ def _completed(found: Choice, weights: dict[str, list[Tensor]], path: Path | Non
     # What there was no time for is by fixed rule from now on: later runs give the same bytes.
     found = found.changed_by(measure(spread(lacking), budget=BUDGET)).filled(lacking)
     if path is not None:
-        found.write(path)
+        try:
+            found.write(path)
+        except OSError as error:
+            _warn_of_storing(error)
     return found
+
+
+def _warn_of_storing(error: Exception) -> None:
+    logger().warning("the choice of kernels cannot be stored", error=str(error))
 
 
 def remeasured(
@@ -111,7 +129,7 @@ def _stored(path: Path) -> Choice:
 
 def _pinned(path: Path) -> Choice:
     choice = read_choice(path)
-    if choice.uses("native") and choice.native != native_hash():
+    if choice.uses("native") and (choice.native is None or choice.native != native_hash()):
         there = "is not built here" if native_hash() is None else "is another here"
         raise DataError(
             f"{path}: chooses the native kernel {choice.native}, which {there}\n"

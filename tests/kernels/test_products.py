@@ -178,3 +178,26 @@ def test_a_library_that_cannot_be_loaded_is_none(monkeypatch, tmp_path):
     native.library().parent.mkdir(parents=True)
     native.library().write_bytes(b"of another system")
     assert native.load() is None
+
+
+def test_rows_of_another_width_or_dtype_are_refused_by_the_native_product(built):
+    multiply = native.bind(built, torch.ones(4, 24))
+    for x in (torch.ones(1, 23), torch.ones(1, 48), torch.ones(1, 24, dtype=torch.bfloat16)):
+        with pytest.raises(ValueError, match=r"expected \(…, 24\) of torch.float32"):
+            multiply(x)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="modes of files are POSIX's")
+@pytest.mark.parametrize("open_to_others", ["file", "folder"])
+def test_a_library_that_others_may_write_to_is_not_loaded(
+    monkeypatch, tmp_path, capsys, open_to_others
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = native.library()
+    path.parent.mkdir(mode=0o700, parents=True)
+    path.write_bytes(b"no library")
+    path.chmod(0o700)
+    (path if open_to_others == "file" else path.parent).chmod(0o777)
+    monkeypatch.setattr(native, "_loaded", lambda _: pytest.fail("it was loaded"))
+    assert native.load() is None
+    assert "others may write to it" in capsys.readouterr().err

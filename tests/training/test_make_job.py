@@ -26,6 +26,7 @@ def test_every_fault_of_a_config_is_told_with_its_place(tables):
     [
         ("train", {"context_bytes": 65}, "train.context_bytes: 65 is more than the model serves"),
         ("run", {"dtype": "bfloat16"}, "run.dtype: training runs in float32"),
+        ("run", {"scorer_dtype": "bfloat16"}, "run.scorer_dtype: training runs in float32"),
         ("run", {"seed": 3}, "run.seed: training draws from train.seed, which is 0; remove"),
         (
             "train",

@@ -232,6 +232,8 @@ def _problems(training: TrainingPlan, own_scorer: Mapping[str, Any]) -> list[Pro
         and "the scorer comes from the checkpoint and is not trained again; remove this key",
         ("run", "dtype"): plan.run.dtype == "bfloat16"
         and "training runs in float32; train.save_dtype is what models are written in",
+        ("run", "scorer_dtype"): plan.run.scorer_dtype is not None
+        and "training runs in float32; remove this key, which is of runs of the model",
         ("run", "seed"): plan.run.seed not in (RunSettings().seed, settings.seed)
         and f"training draws from train.seed, which is {settings.seed}; remove this key",
         ("train", "context_bytes"): context is not None
