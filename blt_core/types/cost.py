@@ -78,7 +78,8 @@ class Passes:
     of the patcher over new bytes. draft: decoder passes of other models that draft, and
     draft_parameters: how many parameters all of their passes read, those of their scorers aside.
     shapes: how wide the passes were, those of other models aside; those of a whole batch have the
-    rows of all texts that took part.
+    rows of all texts that took part. In a batch they may be a few rows wider than alone: a forced
+    block of one text drops rows of the others that only drafts had read.
     """
 
     decoder: int = 0

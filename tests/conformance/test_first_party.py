@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from blt_core.plugins.loading import load_plugins
 from blt_core.testing import Profile, check_component
 from blt_core.testing.kit import profile_of
-from blt_plugins.cost.calibration import save
-from tests.cost.test_roofline import calibration
 
 SCORER = {"use": "transformer", "dim": 16, "layers": 1, "heads": 2, "hidden": 24, "window": 8}
 WIDE = {"layers": 1, "heads": 2, "hidden": 24}
@@ -37,6 +36,21 @@ TABLES = {
     ],
     ("training_backend", "torch"): [{}, {"optimizer": "muon"}],
 }
+#: What ``roofline`` prices with: times of passes, as ``blt calibrate-cost`` keeps them.
+TIMES = {
+    "format": 1,
+    "machine": {"cpu": "c", "threads": 1, "torch": "2", "device": "cpu", "dtype": "float32"},
+    "source": "by hand",
+    "parameters": {"decoder": 10**6, "encoder": 10**5, "global_model": 10**7, "scorer": 10**5},
+    "bandwidth": 1e10,
+    "flops": 1e11,
+    "parts": {
+        part: {"alone": {"points": [[1, 1e-3], [9, 2e-3]]}, "context": 1e-7, "weight_bytes": 4}
+        for part in ("decoder", "blocks", "encoder", "global_model", "scorer")
+    },
+    "rounds": {"points": [[1, 2e-4], [9, 3e-4]]},
+    "draft": 1e-4,
+}
 #: Those that are tried elsewhere: what they read has to be made first.
 ELSEWHERE = {
     ("drafter", "model"): "reads a checkpoint: tests/drafting/test_model.py",
@@ -60,6 +74,11 @@ NAMES = [
 SHARES = {"sampler": 0.32, "drafter": 0.4}
 
 
+def _written(path: Path, tables: object) -> str:
+    path.write_text(json.dumps(tables), encoding="utf-8")
+    return str(path)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Tables of the components that read files."""
@@ -81,7 +100,7 @@ def data(tmp_path_factory):
         ("corpus", "mixture"): [{"parts": parts, "weights": {"a": 1.0, "b": 2.0}}],
         ("task", "held-out"): [{"path": texts}],
         ("task", "translation"): [{"pairs": str(folder / "pairs.jsonl")}],
-        ("cost_model", "roofline"): [{"file": str(save(calibration(), folder / "times.json"))}],
+        ("cost_model", "roofline"): [{"file": _written(folder / "times.json", TIMES)}],
     }
 
 

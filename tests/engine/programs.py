@@ -19,7 +19,7 @@ from blt_core.errors import EngineError
 from blt_core.model import Model
 from blt_core.testing.reference import block_logits, patches_of, row_logits, true_flags
 from blt_core.types import Passes
-from tests.engine.runs import observe_prompt
+from tests.engine.runs import counts, observe_prompt
 from tests.engine.seen import saw
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-9}
@@ -249,7 +249,13 @@ class Machine:
             passes = self.state.passes(b)
             counted = (passes.decoder, passes.encoder, passes.scorer)
             assert counted == (row.decoder, row.encoder, row.scorer)
-        assert self.state.calls == self.log.total
+        calls = self.state.calls
+        assert counts(calls) == self.log.total
+        shapes = calls.shapes
+        assert shapes.decoder.passes + shapes.blocks.passes == calls.decoder
+        assert shapes.encoder.passes == calls.encoder_bytes
+        assert shapes.global_model.passes == calls.encoder
+        assert shapes.scorer.passes == calls.scorer
         follower = self.state.attach(self, self._follower)
         for row, ids in zip(self.rows, follower.ids, strict=True):
             assert row.ids[: len(ids)] == ids

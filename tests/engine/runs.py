@@ -12,7 +12,7 @@ from blt_core.decoding.engine import Progress, Request, decode
 from blt_core.model import Model
 from blt_core.protocols import DecodeOps, Drafter, Sampler, Verification
 from blt_core.testing.reference import patches_of, true_flags
-from blt_core.types import Draws, Passes, Round, Sampling
+from blt_core.types import Draws, Passes, Round, Sampling, Shapes
 from blt_plugins.drafting.adaptive import AdaptiveDrafter, AdaptiveParams
 from blt_plugins.drafting.cascade import CascadeDrafter, CascadeParams
 from blt_plugins.drafting.first import FirstDrafter, FirstParams
@@ -94,6 +94,14 @@ def adaptive_drafter(
     params = AdaptiveParams(drafter=inner, max_bytes=most, latent_price=latent_price)
     nested = frozenset({"drafter.stops_early"} if stops else ())
     return AdaptiveDrafter(params, attrs.evolve(models.CONTEXT, nested=nested))
+
+
+def counts(passes: Passes) -> Passes:
+    """How many passes there were, without their shapes.
+
+    In a batch a text may compute rows anew that another's forced block had dropped.
+    """
+    return attrs.evolve(passes, shapes=Shapes())
 
 
 @attrs.frozen

@@ -11,7 +11,7 @@ from blt_core.types import Sampling
 from blt_plugins.sampling.diffusion import BlockDiffusion, BlockDiffusionParams
 from tests.engine import models
 from tests.engine.drafters import BlockSteps, Cascade
-from tests.engine.runs import ar, run, speculative, verified_in_law
+from tests.engine.runs import ar, counts, run, speculative, verified_in_law
 from tests.engine.strategies import (
     batches,
     drafters,
@@ -30,7 +30,7 @@ def record(progress):
         bytes(progress.output),
         progress.ids,
         progress.stop_reason,
-        progress.passes,
+        counts(progress.passes),
         progress.rounds,
         progress.drafted,
         progress.accepted,
