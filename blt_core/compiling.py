@@ -44,9 +44,9 @@ def compile_passes(module: nn.Module, device: torch.device) -> bool:
 
 def _missing(device: torch.device) -> str | None:
     """What compiling for ``device`` needs and this machine has not, in words."""
-    # A compiler for the CPU is needed on other devices too, for what starts their kernels.
     if not hasattr(torch.compiler, "keep_tensor_guards_unsafe"):
         return f"torch {torch.__version__} is too old (2.13 was tried)"
+    # A compiler for the CPU is needed on other devices too, for what starts their kernels.
     name = os.environ.get("CXX") or "g++"
     if shutil.which(shlex.split(name)[0]) is None:
         return f"this machine has no C++ compiler ({name})"
