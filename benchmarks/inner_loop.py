@@ -136,7 +136,7 @@ def measure(
     """What a process prints that runs ``program`` with the packages in ``site`` (None: these)."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     if kept is not None:
-        environment["TORCHINDUCTOR_CACHE_DIR"] = str(kept)
+        environment["XDG_CACHE_HOME"] = str(kept)
     if site is not None:
         environment["PYTHONPATH"] = str(site)
     with tempfile.TemporaryDirectory() as elsewhere:

@@ -1,20 +1,37 @@
-"""``[run] compile``: the parts of a model compile their passes of decoding, where they can."""
+"""``[run] compile``: the parts of a model compile their passes of decoding, where they can.
+
+A pass is exported, compiled ahead of time by torch's AOTInductor, and kept as a package in the
+user's cache folder, from which later processes load it in milliseconds.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.util
 import os
 import shlex
 import shutil
-from typing import Any
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from blt_core.kernels.machine import machine
 from blt_core.log import logger
-from blt_core.storage.user_cache import cache_folder
+from blt_core.nn import Compiled, Program
+from blt_core.storage.user_cache import alone_with, cache_folder, make_private, open_to_others
 
-#: Where the compiler of torch keeps what it has made.
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+#: Where the compiler of torch keeps what it makes on the way.
 _KEPT_IN = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -22,8 +39,8 @@ def compile_passes(module: nn.Module, device: torch.device) -> bool:
     """Have each part compile its passes when they are first asked for; whether any will.
 
     Parts that can have an attribute ``compiles``, which is set here. What is compiled is kept in
-    the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR names another. Where this machine has no
-    compiler, or no part can compile, a warning is logged and everything stays as it is.
+    the user's cache folder. Where this machine has no compiler, or no part can compile, a warning
+    is logged and everything stays as it is.
     """
     missing = _missing(device)
     if missing is not None:
@@ -36,16 +53,127 @@ def compile_passes(module: nn.Module, device: torch.device) -> bool:
     if not able:
         logger().warning("compile: no part of this model can compile its passes")
         return False
-    os.environ.setdefault(_KEPT_IN, str(cache_folder() / "compiled"))
+    compiler = PassCompiler(cache_folder() / "compiled")
     for part in able:
-        part.compiles = True
+        part.compiles = compiler
     return True
+
+
+@attrs.frozen
+class PassCompiler:
+    """Compiles programs, and keeps them in ``folder``: for a machine, its torch and the source."""
+
+    folder: Path
+
+    def __call__(self, program: Program) -> Compiled:
+        """A program that can be called; loaded, where it was compiled before."""
+        path = self._path(program)
+        if (found := load(path)) is not None:
+            return found
+        make_private(self.folder.parent)
+        make_private(self.folder)
+        with alone_with(path, "compiles this pass"):
+            if (found := load(path)) is not None:
+                return found
+            logger().info("a pass is compiled", part=program.name)
+            os.environ.setdefault(_KEPT_IN, str(self.folder / "torch"))
+            with tempfile.TemporaryDirectory(dir=self.folder) as work:
+                made = _compiled(program, Path(work) / "pass.pt2")
+                made.chmod(0o600)
+                made.replace(path)
+        found = load(path)
+        if found is None:
+            raise RuntimeError(f"{path}: what was just compiled cannot be loaded")
+        return found
+
+    def _path(self, program: Program) -> Path:
+        here = machine()
+        shapes = [
+            [str(tensor.dtype), *(axes.get(at, size) for at, size in enumerate(tensor.shape))]
+            for tensor, axes in zip(*program.example, strict=True)
+        ]
+        sources = sorted({name.partition(".")[0] for name in program.modules})
+        made_of = (
+            *(program.told, shapes, here.cpu, here.flags, here.torch, os.environ.get("CXX")),
+            *map(_source_hash, sources),
+        )
+        digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:24]
+        return self.folder / f"{program.name}-{digest}.pt2"
+
+
+@functools.cache
+def _source_hash(package: str) -> str:
+    """A hash of all source of a package: what a function calls may be anywhere in it."""
+    digest = hashlib.sha256()
+    module = sys.modules[package]
+    folders = [Path(each) for each in getattr(module, "__path__", ())]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    for path in files or [Path(str(module.__file__))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class _Flat(nn.Module):
+    """A program's function as a module, for exporting."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self._program = program
+
+    def forward(self, *tensors: Tensor) -> Sequence[Tensor]:
+        return tuple(self._program.function(*tensors))
+
+
+def exported(program: Program) -> ExportedProgram:
+    """A program as a graph, in which the lengths of open axes are open."""
+    from torch.export import Dim, export
+
+    tensors, open_axes = program.example
+    dims = {name: Dim(name, min=2) for axes in open_axes for name in axes.values()}
+    shapes = tuple({at: dims[name] for at, name in axes.items()} for axes in open_axes)
+    # Copies, laid out alike: tensors of inference cannot be traced.
+    like = tuple(map(_blank, tensors))
+    with torch.no_grad():
+        return export(_Flat(program), like, dynamic_shapes={"tensors": shapes}, strict=False)
+
+
+def _compiled(program: Program, path: Path) -> Path:
+    """The package of a program, at ``path``. Raises what the compiler raises."""
+    from torch._inductor import aoti_compile_and_package
+
+    with torch.inference_mode(mode=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of itself
+        return Path(aoti_compile_and_package(exported(program), package_path=str(path)))
+
+
+def _blank(tensor: Tensor) -> Tensor:
+    """One of that layout."""
+    if tensor.is_contiguous():  # with the usual strides also where a length is 1
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    ).zero_()
+
+
+def load(path: Path) -> Compiled | None:
+    """A program from its package; None where there is none, or one that is not to be trusted.
+
+    It is code, so it is taken from files and folders alone that nobody else may write to.
+    """
+    if not path.exists():
+        return None
+    if (other := open_to_others(path)) is not None:
+        logger().warning("a compiled pass is not used: others may write to it", path=str(other))
+        return None
+    from torch._inductor import aoti_load_package
+
+    model: Any = aoti_load_package(str(path))
+    run: Compiled = model.loader.run
+    return run
 
 
 def _missing(device: torch.device) -> str | None:
     """What compiling for ``device`` needs and this machine has not, in words."""
-    if not hasattr(torch.compiler, "keep_tensor_guards_unsafe"):
-        return f"torch {torch.__version__} is too old (2.13 was tried)"
     # A compiler for the CPU is needed on other devices too, for what starts their kernels.
     name = os.environ.get("CXX") or "g++"
     if shutil.which(shlex.split(name)[0]) is None:

@@ -11,7 +11,6 @@ import hashlib
 import os
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from torch import Tensor
 from blt_core.errors import RunError
 from blt_core.kernels.machine import machine
 from blt_core.log import logger
-from blt_core.storage.user_cache import cache_folder, make_private
+from blt_core.storage.user_cache import cache_folder, make_private, open_to_others
 
 SOURCE = Path(__file__).with_name("native.cpp")
 #: Contraction is off: where two roundings become one is said in the source.
@@ -64,23 +63,14 @@ def load() -> Product | None:
         path = library()
         if not path.exists():
             return None
-        for each in (path, path.parent, path.parent.parent):
-            if not _is_own(each):
-                logger().warning(
-                    "the native kernel is not used: others may write to it", path=str(each)
-                )
-                return None
+        if (other := open_to_others(path)) is not None:
+            logger().warning(
+                "the native kernel is not used: others may write to it", path=str(other)
+            )
+            return None
     except (OSError, RuntimeError):  # another user's folder; a user without a home
         return None
     return _loaded(path)
-
-
-def _is_own(path: Path) -> bool:
-    """Whether a file or folder is this user's, and nobody else may write to it."""
-    if not hasattr(os, "geteuid"):
-        return True
-    found = path.lstat()
-    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 @functools.cache

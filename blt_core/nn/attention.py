@@ -57,6 +57,17 @@ def _angles(rows: int, head_dim: int, theta: float, device: torch.device) -> Ten
         return rotary_angles(torch.arange(rows, device=device), head_dim, theta)
 
 
+def real_angles(end: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
+    """(n, 1, d/2, 2): the angles of the positions below ``end``, and more, as pairs of numbers."""
+    return _real_angles(_table_rows(end), head_dim, theta, device)
+
+
+@lru_cache(maxsize=64)
+def _real_angles(rows: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(mode=False):
+        return torch.view_as_real(_angles(rows, head_dim, theta, device)).contiguous()
+
+
 @cache
 def _rates(head_dim: int, theta: float) -> list[float]:
     """How far each of d/2 pairs turns from one position to the next.

@@ -56,6 +56,15 @@ def is_plain(module: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
     )
 
 
+@attrs.frozen(eq=False)
+class EndWeights:
+    """An embedding of ids before layers (None: rows come as they are), a norm and a head after."""
+
+    embed: Tensor | None
+    norm: Tensor
+    head: Tensor
+
+
 def runs_bare(x: Tensor) -> bool:
     """Whether rows may pass by modules now: no gradients, no autocast."""
     return not (torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type))

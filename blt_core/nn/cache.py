@@ -8,9 +8,9 @@ apart they stand, and a rewind is a shorter length.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, cached_property
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import attrs
 import numpy as np
@@ -20,12 +20,16 @@ from torch import Tensor
 from blt_core.errors import EngineError
 from blt_core.nn.packing import Packing, row_places
 
+if TYPE_CHECKING:
+    from blt_core.nn.bare import EndWeights
+
 #: Rows that a ring holds beyond what its window needs: drafts, and the open patch, as a rule.
 SLACK = 32
 #: Rings are this many places long, or a multiple.
 _STEP = 16
 
 L = TypeVar("L")
+T = TypeVar("T")
 
 
 class Seeing(Protocol):
@@ -226,6 +230,7 @@ class RowCache:
         self._size = 0
         # As they are seen, (b, t, …): those of heads lie in memory as (b, h, t, d).
         self._lanes: dict[str, Tensor] = {}
+        self._views: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Forget the rows after ``lengths``. Raises EngineError below a settled length."""
@@ -316,7 +321,7 @@ class RowCache:
 
     def rows(self, lane: str) -> Tensor:
         """(b · t, …): one lane, batch row after batch row; see ``places``."""
-        return self._lanes[lane].flatten(0, 1)
+        return self._seen_as(lane, "rows", lambda stored: stored.flatten(0, 1))
 
     def places(self, positions: Tensor) -> Tensor:
         """Where positions (b, …) lie in ``rows``."""
@@ -325,8 +330,16 @@ class RowCache:
 
     def heads(self, lane: str) -> Tensor | None:
         """(b, h, t, d): all places of a lane of heads, as it lies in memory; None: no such lane."""
-        stored = self._lanes.get(lane)
-        return None if stored is None else stored.transpose(1, 2)
+        if lane not in self._lanes:
+            return None
+        return self._seen_as(lane, "heads", lambda stored: stored.transpose(1, 2))
+
+    def _seen_as(self, lane: str, how: str, view: Callable[[Tensor], Tensor]) -> Tensor:
+        """A view of a whole lane, made once: passes ask for all lanes again and again."""
+        stored, found = self._lanes[lane], self._views.get((lane, how))
+        if found is None or found[0] is not stored:
+            found = self._views[lane, how] = stored, view(stored)
+        return found[1]
 
     def has(self, lane: str) -> bool:
         """Whether anything was ever written to ``lane``."""
@@ -388,40 +401,27 @@ class LayerCache(RowCache, Generic[L]):
     """A cache that also keeps the ``layers`` that it serves, without their modules.
 
     They are of the weights as they are when it is made: a cache is for one generation. None: the
-    modules have to be called.
+    modules have to be called. ends: likewise what stands before the layers and after them.
     """
 
     def __init__(
-        self, layers: Sequence[L] | None, batch: int, window: int | None = None, keep: int = 0
+        self,
+        layers: Sequence[L] | None,
+        batch: int,
+        window: int | None = None,
+        keep: int = 0,
+        ends: EndWeights | None = None,
     ) -> None:
         super().__init__(batch, window, keep)
-        self.layers = layers
-        self._made_of: dict[tuple[int, int], int] = {}
+        self.layers, self.ends = layers, ends
+        self._kept: dict[Hashable, Any] = {}
 
-    def made_of(self, piece: slice) -> int:
-        """A number for what some of the layers are made of, alike for those that are alike."""
-        at = piece.start, piece.stop
-        if at not in self._made_of:
-            self._made_of[at] = made_of((self.layers or ())[piece])
-        return self._made_of[at]
-
-
-def made_of(parts: Sequence[object]) -> int:
-    """A number for parts: for the dtypes, shapes and strides of their weights, and their sizes."""
-    return _MADE_OF.setdefault(tuple(map(_told, parts)), len(_MADE_OF))
-
-
-_MADE_OF: dict[Hashable, int] = {}
-
-
-def _told(part: object) -> Hashable:
-    """What a weight, an object of weights and sizes, or a size is; numbers in weights aside."""
-    if isinstance(part, Tensor):
-        return part.dtype, part.device, part.shape, part.stride()
-    kind: Any = type(part)
-    if attrs.has(kind):
-        return kind, *(_told(getattr(part, field.name)) for field in attrs.fields(kind))
-    return part
+    def kept(self, what: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` gave on the first call, for the life of the cache."""
+        if what not in self._kept:
+            self._kept[what] = make()
+        found: T = self._kept[what]
+        return found
 
 
 def lane_of(layer: int) -> str:

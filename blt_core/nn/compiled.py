@@ -1,28 +1,30 @@
 """Passes over a cache as compiled functions: what ``[run] compile`` runs in place of bare layers.
 
 Decoding asks for passes of one row, or of as many as a draft has, again and again. Such a pass is a
-pure function of weights, of its rows and their positions, and of lanes that keep their shape; so
-``torch.compile`` can make one program of it, in which no Python runs between products. A part
-writes what is to be compiled as a function of tensors and bare layers, and calls it by a
-:class:`CompiledPass`.
+pure function of weights, of its rows and their positions, and of lanes that keep their shape; so a
+compiler can make one program of it, in which no Python runs. A part writes what is to be compiled
+as a function of tensors and bare layers, and calls it by a :class:`CompiledPass`. Who compiles is
+none of its business: see :mod:`blt_core.compiling`.
 
-Axes: b batch rows, r new rows, t places of a lane, g key/value heads, d width of a head.
+Axes: b batch rows, r new rows, t places of a lane, n positions, g key/value heads, d width of a
+head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from types import FunctionType
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import attrs
 import torch
 from torch import Tensor
 
-from blt_core.log import logger
+from blt_core.nn.attention import real_angles
+from blt_core.nn.bare import EndWeights
 from blt_core.nn.cache import RowCache, Span, lane_of
 
-P = ParamSpec("P")
-R = TypeVar("R")
+L = TypeVar("L")
+W = TypeVar("W")
 
 #: Most layers of one compiled function; a deeper stack is several calls of the same.
 _MOST_LAYERS = 8
@@ -76,32 +78,42 @@ class StaticCache:
 class StaticRows(NamedTuple):
     """What a cache gives to a compiled pass over its rows.
 
-    positions_br: of the new rows; angles: (b, r, 1, d/2, 2), pairs of real numbers, for compilers
-    know no others; lanes: (b, 2g, t, d) of each layer; window: of the cache.
+    positions_br: of the new rows; table: angles of positions, (n, 1, d/2, 2), pairs of real
+    numbers, for compilers know no others; lanes: (b, 2g, t, d) of each layer; window: of the cache.
     """
 
     positions_br: Tensor
-    angles: Tensor
-    lanes: list[Tensor]
+    table: Tensor
+    lanes: Sequence[Tensor]
     window: int | None
 
     @classmethod
-    def of(cls, span: Span, angles: Tensor, cache: RowCache, layers: int) -> StaticRows | None:
+    def of(
+        cls, span: Span, cache: RowCache, layers: int, head_dim: int, theta: float
+    ) -> StaticRows | None:
         """Those of a pass; None where its rows need more: padding, or keys of their own alone."""
-        batch = len(span.counts)
         if span.from_start or any(count != span.width for count in span.counts):
             return None
         lanes = [cache.heads(lane_of(index)) for index in range(layers)]
         kept = [lane for lane in lanes if lane is not None]
         if len(kept) < layers:
             return None
-        positions_br = whole(span.positions_br.expand(batch, -1))
-        angles = whole(torch.view_as_real(angles).expand(batch, -1, -1, -1, -1))
-        return cls(positions_br, angles, kept, span.window)
+        positions = [[*range(start, start + span.width)] for start in span.starts]
+        return cls(
+            torch.tensor(positions, device=span.device),
+            real_angles(span.end, head_dim, theta, span.device),
+            kept,
+            span.window,
+        )
 
     def of_layers(self, piece: slice) -> StaticRows:
         """The same for some of the layers."""
         return self._replace(lanes=self.lanes[piece])
+
+    @property
+    def angles(self) -> Tensor:
+        """(b, r, 1, d/2, 2); within a compiled function."""
+        return self.table[self.positions_br]
 
     def open(self, dtype: torch.dtype) -> tuple[StaticSpan, StaticCache]:
         """What bare layers are called with, for rows of ``dtype``; within a compiled function."""
@@ -111,10 +123,235 @@ class StaticRows(NamedTuple):
     @property
     def kind(self) -> tuple[Hashable, ...]:
         """What is fixed in a function that is compiled for such rows."""
-        return tuple(size > 1 for size in self.positions_br.shape), self.lanes[0].dtype
+        return tuple(size > 1 for size in self.positions_br.shape), self.lanes[0].dtype, self.window
 
 
-def whole(rows: Tensor) -> Tensor:
+@attrs.frozen(eq=False)
+class Weights(Generic[W]):
+    """What a pass computes with, whichever rows it is called for.
+
+    value: weights and sizes, in sequences and attrs classes. tensors: all weights in it. made: what
+    it is made of, in words: kinds, sizes, and how its weights lie in memory.
+    """
+
+    value: W
+    tensors: list[Tensor]
+    made: str
+
+    @classmethod
+    def of(cls, value: W) -> Weights[W]:
+        """Those of a value."""
+        tensors: list[Tensor] = []
+        _collect(value, tensors)
+        return cls(value, tensors, _told(value))
+
+    def around(self, tensors: Iterator[Tensor]) -> W:
+        """The value with other weights, in the order of ``tensors``."""
+        changed: W = _replaced(self.value, tensors)
+        return changed
+
+
+@attrs.frozen(eq=False)
+class StackWeights(Generic[L]):
+    """Some layers of a stack, and what stands at its ends, where they are the first or the last.
+
+    embed: of ids (None: rows are given). norm, head: to logits (None: rows are what is asked for).
+    """
+
+    layers: Sequence[L]
+    embed: Tensor | None = None
+    norm: Tensor | None = None
+    head: Tensor | None = None
+
+
+def stack_weights(
+    layers: Sequence[L], ends: EndWeights | None
+) -> list[tuple[slice, Weights[StackWeights[L]]]]:
+    """Which layers are compiled as one function, and with which weights it is called."""
+    cut = _pieces(len(layers))
+    values = [StackWeights(layers[piece]) for piece in cut]
+    if ends is not None:
+        values[0] = attrs.evolve(values[0], embed=ends.embed)
+        values[-1] = attrs.evolve(values[-1], norm=ends.norm, head=ends.head)
+    return [(piece, Weights.of(value)) for piece, value in zip(cut, values, strict=True)]
+
+
+def _collect(value: object, into: list[Tensor]) -> None:
+    if isinstance(value, Tensor):
+        into.append(value)
+    for each in _inside(value):
+        _collect(each, into)
+
+
+def _inside(value: Any) -> Sequence[Any]:
+    """What a sequence or an attrs object holds."""
+    if isinstance(value, (list, tuple)):
+        return value
+    if attrs.has(type(value)):
+        return [getattr(value, field.name) for field in attrs.fields(type(value))]
+    return ()
+
+
+def _told(value: Any) -> str:
+    """What a value is made of."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {value.device.type} {tuple(value.shape)} {value.stride()}"
+    kind = type(value)
+    if isinstance(value, (list, tuple)) or attrs.has(kind):
+        return f"{kind.__module__}.{kind.__qualname__}({', '.join(map(_told, _inside(value)))})"
+    return repr(value)
+
+
+def _replaced(value: Any, tensors: Iterator[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return next(tensors)
+    kind: Any = type(value)
+    if isinstance(value, (list, tuple)):
+        return kind(_replaced(each, tensors) for each in value)
+    if attrs.has(kind):
+        return kind(*(_replaced(each, tensors) for each in _inside(value)))
+    return value
+
+
+class Sizes(NamedTuple):
+    """Tensors of a call, and which of their axes have other lengths in others, by their names.
+
+    Axes of one name are of one length, which is 2 at least.
+    """
+
+    tensors: list[Tensor]
+    open_axes: list[Mapping[int, str]]
+
+
+@attrs.frozen(eq=False)
+class Program:
+    """What a compiler is given: a function of tensors, and a call of it.
+
+    name: of what it computes. function: from the example's tensors to tensors. example: a call.
+    told: everything that is fixed in it, in words, but for the source of these ``modules``.
+    """
+
+    name: str
+    function: Callable[..., Sequence[Tensor]]
+    example: Sizes
+    told: str
+    modules: tuple[str, ...]
+
+
+#: What gives the results of a program for a list of tensors.
+Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
+
+
+class Compiler(Protocol):
+    """Makes a program that can be called, or raises what went wrong."""
+
+    def __call__(self, program: Program, /) -> Compiled:
+        """What runs the program."""
+
+
+class CompiledPass(Generic[W]):
+    """``function(rows, inputs, growing, weights)``, compiled whole on its first call of each kind.
+
+    It gives a sequence of tensors. name: of what it computes, for the log.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[StaticRows, Sequence[Tensor], Sequence[Tensor], W], Sequence[Tensor]],
+    ) -> None:
+        self._name, self._function = name, function
+        self._compiled: dict[Hashable, Compiled] = {}
+
+    def __reduce__(self) -> tuple[type[CompiledPass[W]], tuple[str, Callable[..., Any]]]:
+        """What was compiled stays in its process."""
+        return type(self), (self._name, self._function)
+
+    def __call__(
+        self,
+        compiler: Compiler,
+        rows: StaticRows,
+        inputs: Sequence[Tensor],
+        weights: Weights[W],
+        growing: Sequence[Tensor] = (),
+    ) -> Sequence[Tensor]:
+        """The function's results.
+
+        Calls of one kind may differ in their batch, in the rows of ``inputs`` (b, r, …), and in the
+        lengths of lanes, of the table of angles, and of ``growing`` (t, …), all of one length; and
+        in which of these are 1, which makes another kind. Raises what the compiler raises.
+        """
+        tensors = [
+            *(rows.positions_br, rows.table, *rows.lanes),
+            *map(_whole, inputs),
+            *growing,
+            *weights.tensors,
+        ]
+        dtypes = tuple(each.dtype for each in inputs)
+        several = tuple(len(each) > 1 for each in growing)
+        key = rows.kind, weights.made, dtypes, several, torch.get_num_threads()
+        run = self._compiled.get(key)
+        if run is None:
+            counts = len(rows.lanes), len(inputs), len(growing)
+            example = Sizes(tensors, _open_axes(tensors, *counts))
+            run = compiler(
+                Program(
+                    self._name,
+                    self._flat(rows, weights, counts),
+                    example,
+                    repr(key),
+                    (self._function.__module__, *_modules(weights.value)),
+                )
+            )
+            self._compiled[key] = run
+        return run(tensors)
+
+    def _flat(
+        self, rows: StaticRows, weights: Weights[W], counts: tuple[int, int, int]
+    ) -> Callable[..., Sequence[Tensor]]:
+        """The function of tensors alone, in the order of a call."""
+        lanes, inputs, growing = counts
+        function, window = self._function, rows.window
+
+        def flat(*tensors: Tensor) -> Sequence[Tensor]:
+            rest = iter(tensors[2 + lanes + inputs + growing :])
+            given = tensors[2 + lanes :]
+            return function(
+                StaticRows(tensors[0], tensors[1], tensors[2 : 2 + lanes], window),
+                given[:inputs],
+                given[inputs : inputs + growing],
+                weights.around(rest),
+            )
+
+        return flat
+
+
+def _open_axes(
+    tensors: Sequence[Tensor], lanes: int, inputs: int, growing: int
+) -> list[Mapping[int, str]]:
+    """Which axes have other lengths in other calls, tensor by tensor."""
+    positions = tensors[0]
+    batch = {0: "batch"} if positions.shape[0] > 1 else {}
+    rows = {1: "rows"} if positions.shape[1] > 1 else {}
+    fixed = len(tensors) - 2 - lanes - inputs - growing
+    grown = tensors[2 + lanes + inputs : len(tensors) - fixed]
+    return [
+        *({**batch, **rows}, {0: "angles"}, *[{**batch, 2: "places"}] * lanes),
+        *[{**batch, **rows}] * inputs,
+        *({0: "grown"} if len(tensor) > 1 else {} for tensor in grown),
+        *[dict[int, str]()] * fixed,
+    ]
+
+
+def _modules(value: object) -> list[str]:
+    """Where the classes of a value are written."""
+    if isinstance(value, Tensor):
+        return []
+    inside = [name for each in _inside(value) for name in _modules(each)]
+    return sorted({type(value).__module__, *inside}) if attrs.has(type(value)) else inside
+
+
+def _whole(rows: Tensor) -> Tensor:
     """The same, not as a view of others: how a view lies would be part of what is compiled."""
     kept = (
         rows
@@ -124,96 +361,7 @@ def whole(rows: Tensor) -> Tensor:
     return kept.view(-1).view(kept.shape)  # an axis of one row may have any stride
 
 
-class CompiledPass(Generic[P, R]):
-    """A function of tensors, compiled whole on its first call of each kind.
-
-    name: of what it computes, for the log. Raises on a call what the compiler raises.
-    """
-
-    def __init__(self, name: str, function: Callable[P, R]) -> None:
-        self._name, self._function = name, function
-        self._compiled: dict[Hashable, Callable[P, R]] = {}
-
-    def __reduce__(self) -> tuple[type[CompiledPass[P, R]], tuple[str, Callable[P, R]]]:
-        """What was compiled stays in its process."""
-        return type(self), (self._name, self._function)
-
-    def of(
-        self,
-        kind: Hashable,
-        rows: StaticRows,
-        of_rows: Sequence[Tensor],
-        growing: Sequence[Tensor] = (),
-    ) -> Callable[P, R]:
-        """The function for calls of one kind.
-
-        A kind says all that is not in the shapes of rows and lanes, weights among it, and which
-        lengths are 1. Other calls may have other batches, other numbers of rows in ``of_rows``
-        (b, r, …), and other lengths of lanes and of ``growing`` (t, …).
-        """
-        key = kind, torch.get_num_threads(), torch.is_inference_mode_enabled()
-        return self._compiled.get(key) or self._first(key, rows, of_rows, growing)
-
-    def _first(
-        self,
-        key: Hashable,
-        rows: StaticRows,
-        of_rows: Sequence[Tensor],
-        growing: Sequence[Tensor],
-    ) -> Callable[P, R]:
-        """A function that compiles, and is kept once that has gone well."""
-        logger().info("a pass is compiled", part=self._name)
-        for tensor in (rows.positions_br, rows.angles, *of_rows):
-            _vary(tensor, *(axis for axis in (0, 1) if tensor.shape[axis] > 1))
-        for lane in rows.lanes:
-            _vary(lane, 2, *((0,) if len(lane) > 1 else ()))
-        for tensor in growing:
-            _vary(tensor, 0)
-        run = compiled(self._function)
-
-        def first(*args: P.args, **kwargs: P.kwargs) -> R:
-            result = run(*args, **kwargs)
-            self._compiled[key] = run
-            return result
-
-        return first
-
-
-def _vary(tensor: Tensor, *axes: int) -> None:
-    """Have the compiler leave the lengths of some axes open."""
-    for axis in axes:
-        torch._dynamo.maybe_mark_dynamic(tensor, axis)  # noqa: SLF001 -- its documented name
-
-
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """A function compiled whole on its first call; what it was compiled for before is its own."""
-    # The compiler keeps what it makes with the code of a function.
-    code = cast("FunctionType", function)
-    own = FunctionType(
-        code.__code__.replace(),
-        code.__globals__,
-        code.__name__,
-        code.__defaults__,
-        code.__closure__,
-    )
-    run: Callable[P, R] = torch.compile(
-        own,
-        fullgraph=True,
-        dynamic=False,
-        options={"cpp_wrapper": True, "guard_filter_fn": _may_change},
-    )
-    return run
-
-
-def _may_change(guards: Sequence[Any]) -> list[bool]:
-    """Which of the compiler's assumptions are looked at again before each call.
-
-    Not those about code, nor about how layers are made: a kind stands for these.
-    """
-    return [not guard.is_global and "layers" not in guard.name for guard in guards]
-
-
-def pieces(count: int) -> list[slice]:
+def _pieces(count: int) -> list[slice]:
     """``count`` layers in runs, alike in length if that goes: for each a function is called."""
     fitting = [n for n in range(_MOST_LAYERS, _LEAST_LAYERS - 1, -1) if count % n == 0]
     size = fitting[0] if fitting and count > _MOST_LAYERS else _MOST_LAYERS

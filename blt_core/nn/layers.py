@@ -18,20 +18,17 @@ from blt_core.nn.attention import attend, rotate, span_angles
 from blt_core.nn.bare import (
     NORM_EPS,
     BareLayer,
+    EndWeights,
     attend_cached,
     bare_layers,
+    is_plain,
     norm,
     norm_scale,
     runs_bare,
 )
 from blt_core.nn.cache import LayerCache, RowCache, Span, lane_of
-from blt_core.nn.compiled import (
-    CompiledPass,
-    StaticRows,
-    pieces,
-    whole,
-)
-from blt_core.nn.linear import Linear, product_dtype
+from blt_core.nn.compiled import CompiledPass, Compiler, StackWeights, StaticRows, stack_weights
+from blt_core.nn.linear import Linear, product, product_dtype
 from blt_core.nn.packing import Packing
 from blt_core.nn.recompute import recompute
 
@@ -189,8 +186,23 @@ class TransformerLayer(nn.Module):
 BARE_KINDS = frozenset({Linear, RMSNorm, SelfAttention, SwiGLU, TransformerLayer})
 
 
+def end_weights(embed: nn.Embedding | None, norm: RMSNorm, head: Linear) -> EndWeights | None:
+    """What stands around layers, for passes that run without modules; None: these must be called.
+
+    embed: ids to rows (None: rows are given as they are); norm, head: rows to logits.
+    """
+    kinds = {nn.Embedding, RMSNorm, Linear}
+    ends = [each for each in (embed, norm, head) if each is not None]
+    if not all(is_plain(each, kinds) for each in ends):
+        return None
+    return EndWeights(None if embed is None else embed.weight, norm.weight, head.weight)
+
+
 class Transformer(nn.Module):
-    """A causal stack with rotary positions and an optional window; it owns no embedding or head."""
+    """A causal stack with rotary positions and an optional window; it owns no embedding or head.
+
+    ``compiles``: what compiles its passes over a cache (None: nothing does).
+    """
 
     def __init__(
         self,
@@ -206,33 +218,54 @@ class Transformer(nn.Module):
         super().__init__()
         check_heads(dim, heads, kv_heads or heads)
         self.window, self.rope_theta, self.head_dim = window, rope_theta, dim // heads
-        self.compiles = False
+        self.compiles: Compiler | None = None
         self._compiled = CompiledPass("layers", run_layers)
         self.layers = nn.ModuleList(
             TransformerLayer(dim, heads, kv_heads or heads, hidden) for _ in range(layers)
         )
 
-    def new_cache(self, batch: int, keep: int = 0) -> RowCache:
-        """An empty cache for ``batch`` rows, which keeps at least ``keep`` settled rows."""
-        return LayerCache(
-            bare_layers(self.layers, BareLayer.of, BARE_KINDS), batch, self.window, keep
-        )
+    def new_cache(self, batch: int, keep: int = 0, ends: EndWeights | None = None) -> RowCache:
+        """An empty cache for ``batch`` rows, which keeps at least ``keep`` settled rows.
+
+        ends: what ``predict`` puts around the layers, for passes that are compiled with it.
+        """
+        layers = bare_layers(self.layers, BareLayer.of, BARE_KINDS)
+        return LayerCache(layers, batch, self.window, keep, ends)
 
     def forward(self, x: Tensor, counts: tuple[int, ...], cache: RowCache | None) -> Tensor:
         """New rows (b, r, D), ``counts[b]`` of them valid, to their states (b, r, D)."""
         span = new_span(x, counts, cache, self.window)
         return self.run(x, span, cache)
 
+    def predict(
+        self,
+        ids_br: Tensor,
+        counts: tuple[int, ...],
+        cache: RowCache | None,
+        ends: tuple[nn.Embedding, RMSNorm, Linear],
+    ) -> Tensor:
+        """Logits (b, r, V) of new ids, with modules before the stack and after it."""
+        span = new_span(ids_br, counts, cache, self.window)
+        if isinstance(cache, LayerCache) and cache.ends is not None:
+            logits = self._run_compiled(ids_br, span, cache, cache.ends)
+            if logits is not None:
+                return logits
+        embed, norm, head = ends
+        out: Tensor = head(norm(self.run(embed(ids_br), span, cache)))
+        return out
+
     def run(self, x: Tensor, span: Span, cache: RowCache | None) -> Tensor:
         """As ``forward``, for rows whose span is known."""
+        if (
+            isinstance(cache, LayerCache)
+            and (done := self._run_compiled(x, span, cache)) is not None
+        ):
+            return done
         angles = span_angles(span, self.head_dim, self.rope_theta)
         packing = Packing.of(span.counts, x.shape[1], x.device)
         if packing is not None:
             span, x = attrs.evolve(span, packing=packing), packing.pack(x)
         if isinstance(cache, LayerCache) and cache.layers and runs_bare(x):
-            rows = StaticRows.of(span, angles, cache, len(cache.layers)) if self.compiles else None
-            if rows is not None:
-                return self._run_compiled(x, rows, cache, cache.layers)
             for index, bare in enumerate(cache.layers):
                 x = bare(x, angles, span, cache, lane_of(index))
         else:
@@ -243,23 +276,40 @@ class Transformer(nn.Module):
     def _run_compiled(
         self,
         x: Tensor,
-        rows: StaticRows,
+        span: Span,
         cache: LayerCache[BareLayer],
-        layers: Sequence[BareLayer],
-    ) -> Tensor:
-        x = whole(x)
-        for piece in pieces(len(layers)):
-            run = self._compiled.of((rows.kind, cache.made_of(piece)), rows, (x,))
-            x = run(x, rows.of_layers(piece), layers[piece])
+        ends: EndWeights | None = None,
+    ) -> Tensor | None:
+        """Rows (b, r, D) through the layers, or ids with ``ends``; None: this is not compiled."""
+        layers = cache.layers
+        if self.compiles is None or not layers or not runs_bare(x):
+            return None
+        rows = StaticRows.of(span, cache, len(layers), self.head_dim, self.rope_theta)
+        if rows is None:
+            return None
+        weights = cache.kept(("weights", ends is None), lambda: stack_weights(layers, ends))
+        for piece, each in weights:
+            (x,) = self._compiled(self.compiles, rows.of_layers(piece), (x,), each)
         return x
 
 
-def run_layers(x: Tensor, rows: StaticRows, layers: Sequence[BareLayer]) -> Tensor:
-    """Rows (b, r, D) through layers over a cache: what is compiled."""
-    span, cache = rows.open(x.dtype)
-    for index, bare in enumerate(layers):
-        x = bare(x, rows.angles, span, cache, lane_of(index))
-    return x
+def run_layers(
+    rows: StaticRows,
+    inputs: Sequence[Tensor],
+    _: Sequence[Tensor],
+    weights: StackWeights[BareLayer],
+) -> tuple[Tensor, ...]:
+    """Rows (b, r, D) through layers over a cache: what is compiled.
+
+    ``inputs``: these rows, or their ids.
+    """
+    x = inputs[0] if weights.embed is None else functional.embedding(inputs[0], weights.embed)
+    angles, (span, cache) = rows.angles, rows.open(x.dtype)
+    for index, bare in enumerate(weights.layers):
+        x = bare(x, angles, span, cache, lane_of(index))
+    if weights.norm is None or weights.head is None:
+        return (x,)
+    return (product(norm(x, weights.norm), weights.head),)
 
 
 def new_span(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,21 @@ def make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(OSError):  # another user's
         folder.chmod(0o700)
+
+
+def open_to_others(path: Path) -> Path | None:
+    """Of a file in a folder of the cache and the folders around it: the first that is not safe.
+
+    That is one which is not this user's, or which others may write to. Code is loaded from safe
+    ones alone. Raises OSError where one cannot be asked.
+    """
+    if not hasattr(os, "geteuid"):
+        return None
+    for each in (path, path.parent, path.parent.parent):
+        found = each.lstat()
+        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return each
+    return None
 
 
 @contextlib.contextmanager

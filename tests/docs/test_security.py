@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
+from blt_core.compiling import load
 from blt_core.component import BuildContext
 from blt_core.errors import CheckpointError, ConfigError, DataError, PluginError, RequestError
 from blt_core.evaluation import sandbox
@@ -32,6 +33,7 @@ from blt_core.plugins.registry_file import load_manifest
 from blt_core.requests import REQUEST_KEYS
 from blt_core.resources import resource
 from blt_core.storage.folders import replace_folder
+from blt_core.storage.user_cache import open_to_others
 from blt_core.tables.place import LARGEST
 from blt_core.wiring.config import Config, load_config
 from blt_core.wiring.resolve import build_node, resolve_component
@@ -523,6 +525,21 @@ def test_urls_are_shown_and_kept_without_what_gives_access(tmp_path, monkeypatch
     for folder in (tmp_path / "cache" / "blt-core").iterdir():
         assert sys.platform == "win32" or folder.stat().st_mode & 0o77 == 0
         assert not any(b"secret" in each.read_bytes() for each in folder.iterdir())
+
+
+@holds("own-code")
+def test_code_of_the_cache_is_loaded_only_where_nobody_else_may_write(tmp_path):
+    path = tmp_path / "blt-core" / "compiled" / "layers.pt2"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"code")
+    for each in (path, path.parent, path.parent.parent):
+        each.chmod(0o700)
+    assert open_to_others(path) is None
+    for each in (path, path.parent, path.parent.parent):
+        each.chmod(0o770)
+        assert open_to_others(path) == each
+        assert load(path) is None
+        each.chmod(0o700)
 
 
 @holds("index-data")

@@ -13,6 +13,7 @@ from functools import cached_property
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from blt_core.component import BuildContext, Component, at_least, more_than, overridable, trained
 from blt_core.nn import (
@@ -22,6 +23,7 @@ from blt_core.nn import (
     BlockMasks,
     BlockSight,
     CompiledPass,
+    Compiler,
     Lanes,
     LayerCache,
     Linear,
@@ -31,18 +33,17 @@ from blt_core.nn import (
     SelfAttention,
     Span,
     SpanT,
+    StackWeights,
     StaticRows,
     SwiGLU,
     bare_layers,
     block_masks,
     check_heads,
+    end_weights,
     initialise,
-    is_plain,
     lane_of,
-    made_of,
     new_span,
     norm,
-    pieces,
     product,
     product_dtype,
     recompute,
@@ -50,8 +51,8 @@ from blt_core.nn import (
     runs_bare,
     sort_blocks,
     span_angles,
+    stack_weights,
     take_rows,
-    whole,
     whole_sight,
 )
 from blt_core.types import Blocks, DecoderOutput, Latents, Output, Rows
@@ -163,7 +164,7 @@ class LocalDecoder(nn.Module):
         self.window, self.rope_theta = params.window, params.rope_theta
         self.head_dim = params.dim // params.heads
         self.slots = params.slots
-        self.compiles = False
+        self.compiles: Compiler | None = None
         self._compiled = CompiledPass("decoder", run_layers)
         self.embed = (
             None if params.reads_byte_states else nn.Embedding(context.scheme.size, params.dim)
@@ -184,7 +185,8 @@ class LocalDecoder(nn.Module):
         layers = bare_layers(
             self.layers, BareDecoderLayer.of, {*BARE_KINDS, DecoderLayer, LatentAttention}
         )
-        rows = LayerCache(layers, batch, self.window)
+        ends = end_weights(self.embed, self.norm, self.head)
+        rows = LayerCache(layers, batch, self.window, ends=ends)
         return LocalDecoderCache(rows, RowCache(batch, window=1))
 
     def forward(
@@ -198,16 +200,19 @@ class LocalDecoder(nn.Module):
         slots = None if latents is None else self._slots_of(latents)
         memory = LatentMemory(latents, cache.latents if cache is not None else None)
         rows = cache.rows if cache is not None else None
-        x, row_plan = self._plan_rows(clean, memory, rows) if clean is not None else (None, None)
+        x, row_plan = None, None
+        if clean is not None:
+            span = new_span(clean.ids_br, clean.lengths, rows, self.window)
+            if rows is not None and blocks is None:
+                done = self._run_compiled(clean, span, slots, memory, rows)
+                if done is not None:
+                    return DecoderOutput(done, None)
+            x, row_plan = self._plan_rows(clean, span, memory, rows)
         y, block_plan = (
             self._plan_blocks(blocks, x, memory, rows) if blocks is not None else (None, None)
         )
         plan = PassPlan(memory, row_plan, block_plan, rows)
         bare = rows.layers if rows is not None and x is not None and runs_bare(x) else None
-        if self.compiles and bare and row_plan and rows is not None and y is None:
-            static = StaticRows.of(row_plan.span, row_plan.angles, rows, len(bare))
-            if static is not None:
-                return self._run_compiled(x, slots, static, row_plan.places_br, plan)
         for index, layer in enumerate(self.layers):
             x, y = layer(x, y, slots, plan, lane_of(index), bare[index] if bare else None)
         if y is not None and block_plan is not None and block_plan.order_bn is not None:
@@ -217,41 +222,41 @@ class LocalDecoder(nn.Module):
 
     def _run_compiled(
         self,
-        x: Tensor,
+        clean: Rows,
+        span: Span,
         slots: Tensor | None,
-        rows: StaticRows,
-        places_br: Tensor,
-        plan: PassPlan,
-    ) -> DecoderOutput:
-        cache = plan.rows
-        if cache is None or cache.layers is None:
-            raise ValueError("only passes over a cache are compiled")
-        layers, memory = cache.layers, plan.memory
+        memory: LatentMemory,
+        cache: LayerCache[BareDecoderLayer],
+    ) -> Output | None:
+        """Clean rows over the cache as they are compiled; None for others, and where nothing is."""
+        layers, ends = cache.layers, cache.ends
+        if self.compiles is None or not layers or ends is None or not runs_bare(clean.ids_br):
+            return None
+        rows = StaticRows.of(span, cache, len(layers), self.head_dim, self.rope_theta)
+        if rows is None:
+            return None
         memories = [
             memory.of(layer.latent_attention, slots, lane_of(index))
             for index, layer in enumerate(self.layers)
         ]
-        ends = is_plain(self.norm, {RMSNorm}) and is_plain(self.head, {Linear})
-        weights = (self.norm.weight, self.head.weight) if ends else None
-        x, places_br, logits = whole(x), whole(places_br), None
-        for piece in pieces(len(layers)):
-            output = weights if piece.stop == len(layers) else None
-            kind = rows.kind, cache.made_of(piece), output and made_of(output)
-            run = self._compiled.of(kind, rows, (x, places_br), memories)
-            latents = places_br, memories[piece]
-            x, logits = run(x, rows.of_layers(piece), latents, layers[piece], output)
-        done = self._output(x) if logits is None else Output(logits, x)
-        return DecoderOutput(done, None)
+        places = memory.places(clean.latent_br)
+        x = clean.ids_br if self.embed is not None else clean.states_brD
+        weights = cache.kept("weights", lambda: stack_weights(layers, ends))
+        for piece, each in weights:
+            found = self._compiled(
+                self.compiles, rows.of_layers(piece), (x, places), each, memories[piece]
+            )
+            x = found[0]
+        return Output(found[1], x)
 
     def _slots_of(self, latents: Latents) -> Tensor:
         """(b, m, k, D)."""
         return self.from_latent(latents.values_bmD).unflatten(-1, (self.slots, -1))
 
     def _plan_rows(
-        self, clean: Rows, memory: LatentMemory, cache: RowCache | None
+        self, clean: Rows, span: Span, memory: LatentMemory, cache: RowCache | None
     ) -> tuple[Tensor, RowPlan]:
         x = clean.states_brD if self.embed is None else self.embed(clean.ids_br)
-        span = new_span(clean.ids_br, clean.lengths, cache, self.window)
         angles = span_angles(span, self.head_dim, self.rope_theta)
         places = memory.places(clean.latent_br)
         packing = None if cache is None else Packing.of(clean.lengths, x.shape[1], x.device)
@@ -331,25 +336,26 @@ class BareDecoderLayer:
 
 
 def run_layers(
-    x: Tensor,
     rows: StaticRows,
-    latents: tuple[Tensor, Sequence[Tensor]],
-    layers: Sequence[BareDecoderLayer],
-    output: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor | None]:
+    inputs: Sequence[Tensor],
+    memories: Sequence[Tensor],
+    weights: StackWeights[BareDecoderLayer],
+) -> tuple[Tensor, ...]:
     """Clean rows (b, r, D) through layers over caches: what is compiled.
 
-    latents: where that of each row is, (b, r), in what each layer remembers of them. output: the
-    weights of the norm and the head after the last layer, which give logits.
+    inputs: the rows, or their ids, and where the latent of each is, (b, r), in what each layer
+    remembers of them, the ``memories``. After the last layer: hidden states and logits.
     """
-    span, cache = rows.open(x.dtype)
-    places = latents[0].flatten()
-    for index, (bare, memory) in enumerate(zip(layers, latents[1], strict=True)):
-        x = bare(x, memory, places, rows.angles, span, cache, lane_of(index))
-    if output is None:
-        return x, None
-    hidden = norm(x, output[0])
-    return hidden, product(hidden, output[1])
+    x, places = inputs[0], inputs[1].flatten()
+    if weights.embed is not None:
+        x = functional.embedding(x, weights.embed)
+    angles, (span, cache) = rows.angles, rows.open(x.dtype)
+    for index, (bare, memory) in enumerate(zip(weights.layers, memories, strict=True)):
+        x = bare(x, memory, places, angles, span, cache, lane_of(index))
+    if weights.norm is None or weights.head is None:
+        return (x,)
+    hidden = norm(x, weights.norm)
+    return hidden, product(hidden, weights.head)
 
 
 class DecoderLayer(nn.Module):

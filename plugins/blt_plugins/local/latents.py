@@ -65,7 +65,8 @@ class BareLatentAttention:
 
     def __call__(self, x: Tensor, memory: Tensor, places: Tensor) -> Tensor:
         """What rows (b, r, D) read, (b, r, D); ``places`` (b · r): where in the memory."""
-        q = product(norm(x, self.norm), self.q).view(len(places), 1, self.heads, -1)
+        # Not len(places): a compiler would take that for a constant.
+        q = product(norm(x, self.norm), self.q).view(places.shape[0], 1, self.heads, -1)
         return product(attend_slots(q, memory.index_select(0, places)).reshape(x.shape), self.out)
 
 

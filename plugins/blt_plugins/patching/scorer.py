@@ -9,7 +9,15 @@ import attrs
 from torch import Tensor, nn
 
 from blt_core.component import BuildContext, Component, at_least, more_than, overridable
-from blt_core.nn import Linear, RMSNorm, RowCache, Transformer, check_heads, initialise
+from blt_core.nn import (
+    Linear,
+    RMSNorm,
+    RowCache,
+    Transformer,
+    check_heads,
+    end_weights,
+    initialise,
+)
 from blt_core.types import Rows
 
 
@@ -55,12 +63,12 @@ class TransformerScorer(nn.Module):
 
     def new_cache(self, batch: int) -> RowCache:
         """Keys and values of the bytes read."""
-        return self.stack.new_cache(batch)
+        return self.stack.new_cache(batch, ends=end_weights(self.embed, self.norm, self.head))
 
     def logits(self, rows: Rows, cache: RowCache | None) -> Tensor:
         """(b, r, V): row i predicts byte i + 1."""
-        states = self.stack(self.embed(rows.ids_br), rows.lengths, cache)
-        return self.head(self.norm(states))
+        ends = self.embed, self.norm, self.head
+        return self.stack.predict(rows.ids_br, rows.lengths, cache, ends)
 
 
 TRANSFORMER_SCORER = Component(
