@@ -117,6 +117,8 @@ class ScriptedOps:
         told[0, torch.arange(count), torch.tensor(ids)] = 1.0
         return told
 
+    draft = DecodeOps.draft  # of these draft_logits
+
 
 class Replayed:
     """The drafter around a real one: its passes are run, and it drafts what the script says."""

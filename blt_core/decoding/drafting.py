@@ -56,6 +56,23 @@ def propose(
     return found
 
 
+def draft_alone(
+    ops: DecodeOps, limits: Sequence[int], sampling: Sampling, draws: Draws
+) -> list[list[int]]:
+    """The ids of ``ops.draft``: what the decoder alone writes, at most ``limits[b]`` a batch row.
+
+    Operations around others may pass on what they do not name, and then their ``draft`` would not
+    be made of their own ``draft_logits``. So it is asked for only where their class defines it,
+    and not before its ``draft_logits``; of any others the default is taken.
+    """
+    for each in type(ops).__mro__:
+        if "draft" in vars(each):
+            return ops.draft(limits, sampling, draws)
+        if "draft_logits" in vars(each):
+            break
+    return DecodeOps.draft(ops, limits, sampling, draws)
+
+
 def _check_probs(drafter: Drafter, draft: Draft, size: int) -> None:
     """Raise ComponentError unless a draft tells what each of its ids was drawn from."""
     probs, longest = draft.probs_bkV, max(map(len, draft.ids), default=0)

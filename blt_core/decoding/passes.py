@@ -47,6 +47,11 @@ class ModelPasses:
         self._ban: Tensor | None = None
         self.tally = Tally()
 
+    @property
+    def waits(self) -> bool:
+        """Whether a look at numbers waits for the device that computes them."""
+        return self._device.type != "cpu"
+
     # -- the parts -------------------------------------------------------------------------------
 
     def score(self, ends: Sequence[int]) -> None:
@@ -69,13 +74,17 @@ class ModelPasses:
         self._check_lengths("patcher", self._patcher, [row.scored for row in self._rows])
         self._count("scorer", "scorer", begins, counts)
 
-    def encode(self, ends: Sequence[int]) -> None:
-        """The encoder's byte states of the rows before ``ends[b]``."""
+    def encode(self, ends: Sequence[int], ids_br: Tensor | None = None) -> None:
+        """The encoder's byte states of the rows before ``ends[b]``.
+
+        ids_br: those of the new rows, if they are none of the text yet.
+        """
         begins = [row.encoded for row in self._rows]
         counts = _counts(begins, ends)
         if not any(counts):
             return
-        states = self._model.encoder.byte_states(self._byte_rows(begins, counts), self._encoder)
+        rows = self._byte_rows(begins, counts) if ids_br is None else Rows(ids_br, counts)
+        states = self._model.encoder.byte_states(rows, self._encoder)
         span = self._states.extend(counts, states.shape[1], states.device)
         self._states.write("states", span, states)
         for row, count in zip(self._rows, counts, strict=True):
@@ -129,7 +138,63 @@ class ModelPasses:
 
         As the decoder gives them; see :meth:`without_banned`.
         """
-        clean = self._clean_rows(begins, ends, bounds)
+        return self._logits(begins, self._clean_rows(begins, ends, bounds), latents)
+
+    def write_on(self, logits_b1V: Tensor, limits: Sequence[int]) -> list[list[int]]:
+        """The likeliest id of each row, and of each further pass the one after it.
+
+        Up to ``limits[b]`` ids, or an EOS, for which no text is changed yet. logits_b1V: for the
+        first; rows read their newest latent. What is chosen goes into the next pass as it is.
+
+        On a CPU it is looked at, so that a row that ended runs no more passes. Elsewhere each look
+        would wait for the device: there ids are read once, after all passes. Those that ran for
+        nothing after an EOS, which a text meets once, are counted, for they ran.
+        """
+        left, eos = list(limits), self._model.scheme.eos
+        latent_b1 = self._tensor([[max(row.latents - 1, 0)] for row in self._rows])
+        chosen = logits_b1V.max(-1)
+        highest, best = [chosen.values], [chosen.indices]
+        while True:
+            if not self.waits:
+                ended = [token == eos for [token] in best[-1].tolist()]
+                left = [min(n, len(best)) if end else n for n, end in zip(left, ended, strict=True)]
+            counts = tuple(int(most > len(best)) for most in left)
+            if not any(counts):
+                break
+            chosen = self._after(best[-1], counts, latent_b1).max(-1)
+            highest.append(chosen.values)
+            best.append(chosen.indices)
+        # What is no number counts as the highest, so the highest tells of it.
+        read = torch.cat(best, 1).masked_fill(torch.cat(highest, 1).isnan(), -1).tolist()
+        ids = [row[:most] for row, most in zip(read, left, strict=True)]
+        if any(-1 in row for row in ids):
+            raise RunError(NO_NUMBERS)
+        kept = [row[: row.index(eos) + 1] if eos in row else row for row in ids]
+        if kept != ids:
+            self._drop([len(ran) - len(new) for ran, new in zip(ids, kept, strict=True)])
+        return kept
+
+    def _after(self, ids_b1: Tensor, counts: tuple[int, ...], latent_b1: Tensor) -> Tensor:
+        """Logits (b, 1, V) after one id more in the rows with ``counts[b] == 1``."""
+        begins, states = [row.decoded for row in self._rows], None
+        if self._model.decoder.reads_byte_states:
+            ends = zip(self._rows, counts, strict=True)
+            self.encode([row.encoded + count for row, count in ends], ids_b1)
+            states = self._states.take("states", begins, 1)
+        logits = self._logits(begins, Rows(ids_b1, counts, latent_b1, states), None)
+        for row, count in zip(self._rows, counts, strict=True):
+            row.decoded += count
+        return logits + self._banned(logits)
+
+    def _drop(self, counts: Sequence[int]) -> None:
+        """Forget the last ``counts[b]`` rows of ids that are not taken into the text."""
+        for row, count in zip(self._rows, counts, strict=True):
+            row.decoded -= count
+            row.encoded -= count if self._model.decoder.reads_byte_states else 0
+        self.rewind()
+
+    def _logits(self, begins: Sequence[int], clean: Rows, latents: Latents | None) -> Tensor:
+        """Logits of clean rows of the decoder from ``begins[b]`` on; a pass is counted."""
         output = self._run_decoder(clean, None, latents).clean
         self._count("decoder", "decoder", begins, clean.lengths)
         if output is None:
@@ -260,14 +325,18 @@ class ModelPasses:
 
     def without_banned(self, logits: Tensor) -> Tensor:
         """Ids that are never output get -inf. Raises RunError for logits that are no numbers."""
-        # On other devices a look at numbers waits for them; there the choice of an id tells.
-        suspect = self._device.type == "cpu" and isnan(logits.sum().item())
+        # Where a look at numbers waits for them, the choice of an id tells.
+        suspect = not self.waits and isnan(logits.sum().item())
         if suspect and bool(logits.isnan().any()):
             raise RunError(NO_NUMBERS)
+        return logits + self._banned(logits)
+
+    def _banned(self, logits: Tensor) -> Tensor:
+        """(V): -inf for ids that are never output, 0 for others; in the dtype of ``logits``."""
         if self._ban is None or self._ban.dtype != logits.dtype:
             self._ban = logits.new_zeros(logits.shape[-1])
             self._ban[list(self._model.scheme.never_output)] = float("-inf")
-        return logits + self._ban
+        return self._ban
 
     def _count(self, field: str, part: str, begins: Sequence[int], counts: Sequence[int]) -> None:
         """Count a pass over ``counts[b]`` rows from ``begins[b]`` on, for those that have any."""

@@ -20,8 +20,8 @@ from blt_core.decoding.passes import Bounds, ModelPasses, rewind_to, settle_at, 
 from blt_core.decoding.rows import RowState
 from blt_core.errors import EngineError
 from blt_core.model import Model
-from blt_core.protocols import Cache, CacheT
-from blt_core.types import IdScheme, Latents, OpenBlock, Passes
+from blt_core.protocols import Cache, CacheT, DecodeOps
+from blt_core.types import Draws, IdScheme, Latents, OpenBlock, Passes, Sampling
 
 
 @attrs.frozen(eq=False)
@@ -224,6 +224,20 @@ class DecodeState:
         self._passes.encode_read(ends)
         logits = self._decode([row.decoded for row in self._rows], ends, rows, None)
         return self._passes.without_banned(logits)
+
+    @torch.inference_mode()
+    def draft(self, limits: Sequence[int], sampling: Sampling, draws: Draws) -> list[list[int]]:
+        """At most ``limits[b]`` ids of the decoder alone, which are appended; up to an EOS.
+
+        Greedy choices stay where they are computed. Others are drawn by the host, in float64, which
+        needs the logits of each pass for it: then this is the default of ``DecodeOps``.
+        """
+        if not sampling.greedy or not any(limits):
+            return DecodeOps.draft(self, limits, sampling, draws)
+        logits = self.draft_logits([int(most > 0) for most in limits])
+        ids = self._passes.write_on(logits, limits)
+        self.append(ids)
+        return ids
 
     def _decode(
         self,

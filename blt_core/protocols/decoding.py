@@ -71,6 +71,25 @@ class DecodeOps(Protocol):
         """Decoder only: as ``next_logits``; bytes with an unknown flag read the newest latent."""
         ...
 
+    def draft(self, limits: Sequence[int], sampling: Sampling, draws: Draws) -> list[list[int]]:
+        """At most ``limits[b]`` ids that the decoder alone appends to each row, which it returns.
+
+        A pass of ``draft_logits`` for each, drawn as ``sampling`` and ``draws`` say; a row ends at
+        EOS. This default is the meaning: operations may choose the same ids in other ways, and
+        those around others that have their own ``draft_logits`` take it over
+        (``draft = DecodeOps.draft``).
+        """
+        ids: list[list[int]] = [[] for _ in limits]
+        left = list(limits)
+        while any(left):
+            rows = [int(most > 0) for most in left]
+            new = sampling.picks(self.draft_logits(rows), self.lengths, rows, draws)
+            self.append(new)
+            for row, token in enumerate(new):
+                ids[row].extend(token)
+                left[row] = 0 if token in ([], [self.scheme.eos]) else left[row] - 1
+        return ids
+
     def open_block(
         self,
         size: int,

@@ -14,6 +14,7 @@ from blt_core.model import Model
 from blt_core.testing.contracts import Broken
 from blt_core.testing.reference import block_logits, row_logits, true_flags
 from blt_core.testing.sequences import TOLERANCE, far
+from blt_core.types import Draws, Sampling
 
 #: Bytes of the texts: words, signs and bytes beyond ASCII.
 ALPHABET = b"ab 1(\n\xe9\x00"
@@ -30,7 +31,7 @@ def denoises(model: Model) -> bool:
 
 def programs(*, denoises: bool) -> st.SearchStrategy[list[Step]]:
     """What is done with a batch of two texts; two numbers say the details of each operation."""
-    names = ["append", "append", "next", "next", "draft", "rewind", "settle"]
+    names = ["append", "append", "next", "next", "draft", "write", "rewind", "settle"]
     names += ["block"] * 2 if denoises else []
     step = st.tuples(st.sampled_from(names), st.lists(st.integers(0, 4095), min_size=2, max_size=2))
     return st.lists(step, min_size=2, max_size=12)
@@ -110,6 +111,24 @@ class Program:
         for row, count in enumerate(rows):
             if count:
                 self._hold("draft_logits", row, got[row, :count])
+
+    def write(self, numbers: Sequence[int]) -> None:
+        """Up to four ids that the decoder alone finds likeliest, or up to an EOS."""
+        limits = [
+            min(number % 5, max(ROOM - len(text), 0))
+            for number, text in zip(numbers, self.texts, strict=True)
+        ]
+        banned = list(self.model.scheme.never_output)
+        written = self.state.draft(limits, Sampling(), Draws((0,) * len(limits)))
+        for row, (text, new) in enumerate(zip(self.texts, written, strict=True)):
+            text.extend(new)
+            if new:
+                at = len(text) - len(new) - 1
+                want = row_logits(self.model, text, self._flags(row))[at:-1]
+                want = want.index_fill(-1, torch.tensor(banned), float("-inf"))
+                chosen = want[torch.arange(len(new)), torch.tensor(new)]
+                if far(chosen, want.amax(-1)) > TOLERANCE:
+                    raise Broken(f"draft chose ids for batch row {row} that are not the likeliest")
 
     def block(self, numbers: Sequence[int]) -> None:
         """A block, denoised twice with changing content."""

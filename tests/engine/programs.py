@@ -18,7 +18,7 @@ from blt_core.decoding.state import DecodeState
 from blt_core.errors import EngineError
 from blt_core.model import Model
 from blt_core.testing.reference import block_logits, patches_of, row_logits, true_flags
-from blt_core.types import Passes
+from blt_core.types import Draws, Passes, Sampling
 from tests.engine.runs import counts, observe_prompt
 from tests.engine.seen import saw
 
@@ -361,6 +361,36 @@ class Machine:
             row.decoder += 1
         self._decoder_alone()
 
+    def write(self, rng: Random) -> None:
+        """The decoder alone writes up to five likeliest ids for each row, or up to an EOS."""
+        limits = [rng.randint(1, 5) if on else 0 for on in self._active(rng)]
+        asked = (limits, Sampling(), Draws((0,) * len(limits)))
+        if self._refused(lambda: self.state.draft(*asked), limits):
+            return
+        written = self.state.draft(*asked)
+        for b, (row, new, most) in enumerate(zip(self.rows, written, limits, strict=True)):
+            if not most:
+                self._idle(b)
+                assert new == []
+                continue
+            n, count = len(row.ids), len(new)
+            assert count == most or new[-1] == self.model.scheme.eos
+            assert self.model.scheme.eos not in new[:-1]
+            row.ids += new
+            want = row_logits(self.model, row.ids, self.flags(row))[n - 1 : -1]
+            want = want.index_fill(-1, torch.tensor(self.model.scheme.never_output), float("-inf"))
+            chosen = want[torch.arange(count), torch.tensor(new)]
+            torch.testing.assert_close(chosen, want.amax(-1), **TOLERANCE)
+            first, end = self.log.rows[0][b]
+            assert end == n
+            assert first >= min(row.true, n - 1)
+            later = [(n + i, n + i + 1) for i in range(count - 1)]
+            at_end = [(n + count - 1,) * 2] * (len(self.log.rows) - count)
+            assert [ran[b] for ran in self.log.rows[1:]] == [*later, *at_end]
+            row.true = max(row.true, min(row.known, n))
+            row.decoder += count
+        self._decoder_alone(max(map(len, written)))
+
     def block(self, rng: Random) -> None:
         """A block, denoised up to three times with changing content."""
         if not self.model.decoder.denoises:
@@ -482,12 +512,12 @@ class Machine:
         for ran in (*self.log.rows, *self.log.latents):
             assert ran[b][0] == ran[b][1]
 
-    def _decoder_alone(self) -> None:
+    def _decoder_alone(self, passes: int = 1) -> None:
         assert self.log.scorer == 0
         assert not self.log.patches
         assert not self.log.latents
         assert self.log.byte_states == 0 or self.model.decoder.reads_byte_states
-        assert self.log.decoder == 1
+        assert self.log.decoder == passes
 
     def _nothing_ran(self) -> None:
         log = self.log

@@ -52,6 +52,10 @@ DEMANDED = (
     "row idle for several passes",
     "rows read once for several",
     "stopped draft",
+    "a draft that some rows take no part in",
+    "a draft of unequal lengths",
+    "EOS ends a draft before its limit",
+    "EOS in a draft that is read late",
     *(f"draft of {length}" for length in range(1, 17)),
 )
 

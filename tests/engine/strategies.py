@@ -292,7 +292,8 @@ def lookup_drafters(draw: st.DrawFn) -> LookupDrafter:
     return LookupDrafter(params, C)
 
 
-OPS = ("append", "append", "rewind", "next", "next", "draft", "draft", "block", "settle", "attach")
+OPS = ("append", "append", "rewind", "next", "next", "draft", "draft", "write", "block", "settle")
+OPS += ("attach",)
 
 
 def programs(*, longest: int = 14) -> st.SearchStrategy[list[tuple[str, int]]]:

@@ -140,6 +140,8 @@ class Counted:
         self._count(rows)
         return self._ops.draft_logits(rows)
 
+    draft = DecodeOps.draft  # of these draft_logits
+
     def denoise(self, block: Any, active: Sequence[bool] | None = None) -> Any:
         """Counted."""
         self._count(active if active is not None else [bool(ids) for ids in block.ids])

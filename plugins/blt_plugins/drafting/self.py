@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import attrs
 
 from blt_core.component import BuildContext, Component, at_least
+from blt_core.decoding.drafting import draft_alone
 from blt_core.protocols import DecodeOps
 from blt_core.types import Draft, Draws, Sampling, StopRule
 from blt_plugins.drafting.writing import write
@@ -39,6 +40,8 @@ class SelfDrafter:
     ) -> Draft:
         """At most ``draft_bytes`` ids of each row, and what they were drawn from."""
         most = [min(self.draft_bytes, left) for left in limit]
+        if rule is None and draws.begins is None:
+            return Draft(draft_alone(ops, most, sampling, draws))
         return write(ops, most, ops.draft_logits, sampling, draws, rule)
 
 
