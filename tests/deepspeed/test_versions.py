@@ -84,7 +84,7 @@ def test_processes_other_than_the_first_say_nothing(another, capsys, monkeypatch
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("version", ["0.19.8", "0.19.8+abcdef"])
+@pytest.mark.parametrize("version", ["0.19.0", "0.19.8", "0.19.8+abcdef"])
 def test_a_tested_version_is_not_warned_of(monkeypatch, capsys, version):
     monkeypatch.setattr(metadata, "version", lambda _: version)
     warn_untested()
@@ -107,7 +107,7 @@ def test_a_version_that_cannot_be_imported_is_an_error_that_names_what_is_tested
     assert TESTED in FIX
 
 
-@pytest.mark.parametrize("version", ["0.15.4", "0.18.0"])
+@pytest.mark.parametrize("version", ["0.15.4", "0.18.0", "0.18.9"])
 def test_an_older_version_is_refused(monkeypatch, version):
     monkeypatch.setattr(metadata, "version", lambda _: version)
     with pytest.raises(PluginError) as caught:

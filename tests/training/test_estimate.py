@@ -24,6 +24,7 @@ from blt_core.plugins.loading import load_plugins
 from blt_core.wiring.config import Config
 from blt_plugins.deepspeed.memory_plan import Zero, zero_traffic
 from blt_plugins.training.backends.traffic import replicated_traffic, sharded_traffic
+from blt_plugins.training.planning import plan, tracing
 from blt_plugins.training.planning.devices import DEVICES, parse_device
 from blt_plugins.training.planning.estimate import estimate
 from blt_plugins.training.planning.plan import PhasePlan, Planner, full_batch, traced_phases
@@ -132,6 +133,95 @@ def test_rows_that_a_pass_reads_are_part_of_what_fsdp_sends(planned):
     assert many.phases[-1].traffic - few.phases[-1].traffic == 2 * 64 * (16 * 4) * 2
 
 
+#: Takes two steps with DDP, then with FSDP2, and tells what the second one sent, by what each
+#: collective is given, and by what the process wrote to its sockets.
+SENT = """
+import json, sys, torch
+from pathlib import Path
+from torch.utils._python_dispatch import TorchDispatchMode
+from blt_core.component import BuildContext
+from blt_core.loading import new_model
+from blt_core.plugins.loading import load_plugins
+from blt_core.wiring.config import load_config
+from blt_plugins.training.backends.parameters import parameter_groups
+from blt_plugins.training.backends.torch import TorchBackend, TorchBackendParams
+from blt_plugins.training.planning.plan import full_batch, traced_phases
+from blt_plugins.training.setup.config import plan_training
+
+class Sent(TorchDispatchMode):
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            self.total += self.sent(func._opname, args)
+        return func(*args, **(kwargs or {}))
+
+    def sent(self, name, args):
+        if name == "allreduce_":  # of two processes each sends half, then half of the sum
+            return sum(each.nbytes for each in args[0])
+        if name == "_allgather_base_":
+            return args[1].nbytes
+        if name == "_reduce_scatter_base_":
+            return args[1].nbytes - args[0].nbytes
+        if name == "alltoall_base_":
+            rows = args[4]
+            theirs = rows[1 - backend.rank] / max(sum(rows), 1) if rows else 1 / 2
+            return round(args[1].nbytes * theirs)
+        assert name in ("broadcast_", "barrier", "monitored_barrier_"), name
+        return 0
+
+def written():
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["wchar"])
+
+training = plan_training(load_config(sys.argv[1]), load_plugins())
+for strategy in ("ddp", "fsdp"):
+    model = new_model(training.plan, None, 0)
+    [phase] = traced_phases(model, training)
+    backend = TorchBackend(TorchBackendParams(strategy=strategy), BuildContext(model.scheme))
+    groups = parameter_groups(phase.loss, 0.0)
+    called = backend.start(phase.loss, groups, clip=1.0, accumulate=2)
+    batch, rng = full_batch(model, training.settings, phase.step_bytes), torch.Generator()
+    rng.manual_seed(backend.rank)
+    torch.randint(10, 250, batch.rows.ids_br.shape, generator=rng, out=batch.rows.ids_br)
+    for _ in range(2):
+        with Sent() as ops:
+            before = written()
+            backend.backward([lambda: called(batch, rng)[0]] * 2)
+            backend.step(1e-3)
+            wire = written() - before
+    print(json.dumps([strategy, backend.rank, ops.total, wire]))
+    backend.release()
+backend.close()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_send_what_is_planned(planned, tmp_path, forks):
+    planned["model"]["context_bytes"] = 128
+    planned["train"] |= {"batch_bytes": 4 * 128, "scorer": {"steps": 0}}
+    planned["encoder"] |= {"dim": 64, "ngram_sizes": [3, 4], "ngram_rows": 20_000}
+    planned["decoder"] |= {"dim": 64, "layers": 2}
+    traffic = {}
+    for strategy in ("ddp", "fsdp"):
+        planned["training_backend"] = {"use": "torch", "strategy": strategy}
+        [phase] = Planner(Config.from_mapping(planned), load_plugins()).plan(2).phases
+        assert phase.passes == 2
+        traffic[strategy] = phase.traffic
+    (tmp_path / "program.py").write_text(SENT)
+    (tmp_path / "sent.toml").write_text(tomli_w.dumps(planned))
+    done = forks.run(2, [str(tmp_path / "program.py"), str(tmp_path / "sent.toml")], {})
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == 4
+    for strategy, _, sent, wire in found:
+        assert sent == pytest.approx(traffic[strategy], rel=0.02)
+        if strategy == "ddp":
+            assert wire == pytest.approx(sent, rel=0.01)
+        else:  # gloo reduces and scatters by an all-reduce, which sends twice as much
+            assert sent < wire < 1.5 * sent
+
+
 # -- arithmetic ----------------------------------------------------------------------------------
 
 
@@ -210,6 +300,39 @@ def test_the_command_tells_each_number_of_processes(config, capsys):
         found["compute"] + found["communication"],
     ]
     assert "estimate" in one["phases"]["scorer"]
+
+
+def test_a_thousand_devices_of_a_named_type_are_estimated(planned, tmp_path, capsys, monkeypatch):
+    planned["train"] |= {"accumulate": 1024, "batch_bytes": 1024 * 64}
+    planned["train"]["scorer"]["batch_bytes"] = 1024 * 64
+    planned["training_backend"] = {"use": "torch", "strategy": "fsdp"}
+    (tmp_path / "many.toml").write_text(tomli_w.dumps(planned))
+    sizes = (1, 8, 64, 512, 1024)
+    command = ["train", str(tmp_path / "many.toml"), "--plan", "--device-type", "h100", "--json"]
+    for size in sizes:
+        command += ["--world-size", str(size)]
+    traced = []
+    monkeypatch.setattr(tracing, "BEAT", 0.0)  # tells of each operation
+    monkeypatch.setattr(plan, "trace_pass", lambda *of: traced.append(of) or trace_pass(*of))
+    assert run(command) == 0
+    out, err = capsys.readouterr()
+    assert len(traced) == 2  # of each phase once, whatever the passes and processes
+    assert "tracing a pass of the model: 100 operations so far" in err
+    plans = json.loads(out)["plans"]
+    assert [each["world_size"] for each in plans] == list(sizes)
+    models = [each["phases"]["model"] for each in plans]
+    assert [model["passes"] for model in models] == [1024 // size for size in sizes]
+    # The passes of all sizes are the same; what is kept and sent of a model of P bytes is not.
+    assert len({model["device"]["activations"] for model in models}) == 1
+    kept = [model["device"]["optimizer"] for model in models]
+    assert kept == pytest.approx([kept[0] / size for size in sizes], abs=8)
+    seconds = [model["estimate"]["compute"] for model in models]
+    assert seconds == pytest.approx([seconds[0] / size for size in sizes])
+    sent = [model["traffic"] / model["passes"] for model in models]
+    whole = [each * size / (size - 1) for each, size in zip(sent[1:], sizes[1:], strict=True)]
+    assert sent[0] == 0
+    assert whole == pytest.approx([whole[0]] * 4, abs=2)
+    assert all(model["estimate"]["fits"] for model in models)
 
 
 def test_a_device_type_without_a_plan_is_refused(config, capsys):

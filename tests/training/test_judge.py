@@ -12,6 +12,7 @@ import torch
 
 from blt_core.errors import DataError, RunError
 from blt_core.pipeline import Pipeline
+from blt_plugins.training.backends.torch import TorchBackend
 from blt_plugins.training.data.load import load_data
 from blt_plugins.training.run.folder import RunFolder
 from blt_plugins.training.run.judge import of_first
@@ -49,10 +50,13 @@ def test_a_run_that_is_killed_after_its_last_step_has_written_all(new_job, silen
     assert (job.out / "model-last" / "config.toml").exists()
 
 
-def test_without_held_out_text_the_last_model_is_written(new_job, silent, tables):
+def test_without_held_out_text_the_last_model_is_written_and_nothing_is_gathered(
+    new_job, silent, tables, monkeypatch
+):
     tables["corpus"]["valid_percent"] = 0
     with pytest.raises(DataError, match=r"holds no document out; .* train.valid_bytes = 0"):
         Trainer(new_job(), silent())
+    monkeypatch.setattr(TorchBackend, "whole", lambda _: pytest.fail("gathered"))
     job = new_job(valid_bytes=0)
     assert Trainer(job, silent()).run().best_bits_per_byte is None
     assert (job.out / "model" / "config.toml").exists()

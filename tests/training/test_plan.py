@@ -35,7 +35,14 @@ from blt_plugins.training.backends.parameters import (
     unit_bytes,
 )
 from blt_plugins.training.objectives.losses import MODEL, SCORER
-from blt_plugins.training.planning.plan import Planner, even_flags, full_batch, traced_phases
+from blt_plugins.training.planning.patches import even_flags
+from blt_plugins.training.planning.plan import (
+    PASS,
+    SCORES,
+    Planner,
+    full_batch,
+    traced_phases,
+)
 from blt_plugins.training.planning.tracing import Moment, trace_pass, trace_score
 from blt_plugins.training.setup.config import plan_training
 from tests.nightly import nightly_or
@@ -331,13 +338,50 @@ def test_the_scorer_and_the_model_are_frozen_for_each_other(planned):
     assert planner(planned).plan().peak == max(scorer.peak, model.peak)
 
 
+def test_the_moment_of_the_peak_is_told(planned):
+    """Here a table is gathered for scores that is larger than all that a pass holds."""
+    planned["train"]["accumulate"] = 8
+    planned["training_backend"] = {"use": "torch", "strategy": "fsdp"}
+    planned["encoder"]["ngram_rows"] = 20_000
+    found = planner(planned)
+    plan, alone = found.plan(8), found.plan(1)
+    scorer, model = plan.phases
+    assert plan.largest is model
+    assert model.peak_in == SCORES
+    assert model.peak > model.frozen + model.state.device.scored
+    assert (scorer.peak_in, alone.phases[-1].peak_in) == (PASS, PASS)
+    planned["train"] |= {"valid_bytes": 0, "scorer": {"steps": 0}}
+    [unscored] = planner(planned).plan(8).phases
+    assert unscored.state.device.scoring == 0
+    assert unscored.peak_in == PASS
+    assert unscored.peak < model.peak
+
+
 # -- what is refused -----------------------------------------------------------------------------
 
 
-def test_passes_that_cannot_be_dealt_out_are_refused(planned):
-    planned["train"]["accumulate"] = 4
-    with pytest.raises(ConfigError, match=r"(?s)accumulate: 4 passes .* 3 processes.*multiple"):
+def test_passes_that_cannot_be_dealt_out_are_refused_with_values_that_can(planned):
+    planned["train"] |= {"accumulate": 4, "batch_bytes": 256}
+    planned["train"]["scorer"]["batch_bytes"] = 512
+    words = r"accumulate: 4 passes cannot be dealt out to 3 processes\n *set it to 6 \(for 2, 3 "
+    words += r"processes\) and, .* train.batch_bytes = 384 and train.scorer.batch_bytes = 768"
+    with pytest.raises(ConfigError, match=words):
+        Planner(Config.from_mapping(planned), load_plugins(), (2, 3))
+    with pytest.raises(ConfigError, match=r"set it to 6 and, .* train.batch_bytes = 384 and"):
         planner(planned).plan(3)
+    before = planner(planned).plan(2)
+    planned["train"] |= {"accumulate": 6, "batch_bytes": 384}
+    planned["train"]["scorer"]["batch_bytes"] = 768
+    found = Planner(Config.from_mapping(planned), load_plugins(), (2, 3))
+    for one, other in zip(before.phases, found.plan(3).phases, strict=True):
+        assert (one.rows, one.row_bytes) == (other.rows, other.row_bytes)  # passes are as large
+
+
+def test_nothing_is_built_for_processes_that_are_refused(config, monkeypatch, capsys):
+    monkeypatch.setattr(Plan, "build", lambda *_: pytest.fail("built"))
+    sizes = ["--world-size", "2", "--world-size", "1024"]
+    assert run(["train", str(config), "--plan", *sizes]) == 2
+    assert "2 passes cannot be dealt out to 1024 processes" in capsys.readouterr().err
 
 
 def test_a_backend_that_does_not_tell_is_refused(planned, monkeypatch):
@@ -370,6 +414,9 @@ def test_the_command_prints_a_table_and_trains_nothing(config, capsys, tmp_path)
         "activations", "peak",
     ]  # fmt: skip
     assert "12 steps of 256 bytes (about 64 patches)" in shown
+    [peaks] = (line.split()[1:] for line in shown.splitlines() if line.startswith(" peak"))
+    phase = max(zip(peaks, ("scorer", "model"), strict=True))[1]
+    assert f"the run takes {max(peaks)} GB, in the phase of the {phase}, in a pass" in shown
     assert not (tmp_path / "out").exists()
 
 
@@ -385,6 +432,8 @@ def test_the_record_has_what_the_table_has(config, capsys):
         assert (device["staging"], phase["host"]["staging"]) == (0, 0)
         assert device["peak"] <= sum(v for k, v in device.items() if k != "peak")
     assert record["peak"] == max(p["device"]["peak"] for p in record["phases"].values())
+    assert record["peak"] == record["phases"][record["peak_phase"]]["device"]["peak"]
+    assert model["peak_in"] == PASS
 
 
 def test_every_field_of_the_record_is_documented(config, capsys):

@@ -27,6 +27,7 @@ BLOCKS = {"use": "block-diffusion", "block_bytes": 4, "share": 0.5, "stale_share
 #: after step INTERRUPT; process 0 goes on once the launcher has told it. With SCORING, a folder,
 #: process 0 gets a SIGTERM in the first batch of held-out text; each leaves the batches it scored.
 #: In a score process 1 fails after its first batch with FAILING, and is gone with DYING.
+#: INDEXED, a file, gets the rank of each process that reads texts to index them, and their number.
 PROGRAM = """
 import os, signal, time
 from pathlib import Path
@@ -71,6 +72,16 @@ if (failing := os.environ.get("FAILING")) or os.environ.get("DYING"):
                 os._exit(3)
 
     Together.each = breaking
+if indexed := os.environ.get("INDEXED"):
+    from blt_plugins.training.corpora import index_file
+    find_all = index_file.find_all
+
+    def finding(reader, files, *rest):
+        with Path(indexed).open("a") as file:
+            file.write(f"{os.environ.get('RANK')}:{len(files)} ")
+        return find_all(reader, files, *rest)
+
+    index_file.find_all = finding
 if os.environ.get("PARTS"):
     from blt_plugins.training.cli import train
     from tests.training.parts import plugins
@@ -152,6 +163,7 @@ class Runs:
         """The config of a run; settings go into [train]."""
         backend = {"use": "torch", "strategy": strategy, "optimizer": optimizer}
         changed = {**self.tables, "training_backend": backend, "run": {"dtype": dtype}}
+        changed["corpus"] = {**changed["corpus"], "index": str(self.folder / f"{out}-index")}
         train = {**self.tables["train"], "accumulate": 2}
         changed["train"] = {**train, "valid_drafts": 4, **settings}
         if blocks:
@@ -187,12 +199,17 @@ class Runs:
             **settings,
         )
         env = {**({"PARTS": "1"} if parts else {}), **(env or {})}
+        env["INDEXED"] = str(self.indexed(out))
         program = [str(self.folder / "program.py"), "train", str(config)]
         program += ["--out", str(self.folder / out)]
         start = self._launch if launcher else self.forks.run
         done = start(processes, program, env)
         assert (done.returncode == 0) == (code == 0), done.stderr
         return records(self.folder / out) if code == 0 else {}, done
+
+    def indexed(self, out: str) -> Path:
+        """Who has read texts of a run's corpus to index them, and how many."""
+        return self.folder / f"{out}-indexed"
 
     def _launch(
         self, processes: int, program: list[str], env: dict[str, str]
@@ -249,6 +266,8 @@ def test_two_processes_take_the_steps_of_one(runs, strategy, blocks, settings):
     assert_same(alone, two)
     assert ("mask_loss" in two["model", 1]) == blocks
     assert done.stdout.count("model: ") == 1  # the second process is silent
+    # Process 0 has indexed the twelve texts, once; the other has read what it kept.
+    assert runs.indexed(strategy).read_text() == "0:12 "
     _, tensors = read_checkpoint(str(runs.folder / one / "model"), load_plugins())
     _, theirs = read_checkpoint(str(runs.folder / strategy / "model"), load_plugins())
     assert tensors.keys() == theirs.keys()

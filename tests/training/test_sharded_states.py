@@ -22,7 +22,7 @@ from blt_plugins.training.backends.saving import PART, Stored
 from tests.nightly import nightly_or
 
 #: ``blt``, whose processes wait 20 seconds for one another. Those of DYING die SECONDS after they
-#: have met; the others tell how long they went on.
+#: have taken STEPS steps, or have met for 0; the others tell how long they went on.
 #: FULL, a rank and a step: that process cannot write a file of this step's state to its end.
 #: SLOW: the most seconds that each part of a state takes longer to be written in the background.
 PROGRAM = """
@@ -30,18 +30,36 @@ import datetime, os, random, resource, signal, sys, threading, time
 import torch.distributed
 from blt_core.cli import main
 from blt_plugins.training.backends import saving
+from blt_plugins.training.backends.torch import TorchBackend
 
 rank, init, began = os.environ["RANK"], torch.distributed.init_process_group, []
+own_step, steps, pids = TorchBackend.step, 0, [None, None]
 
-def meet(*names):
-    init(*names, timeout=datetime.timedelta(seconds=20))
-    began.append(time.monotonic())
-    if rank in os.environ.get("DYING", ""):
-        die = threading.Timer(float(os.environ["SECONDS"]), os.kill, (os.getpid(), signal.SIGKILL))
+def kill():  # all of them at once: those that are left would end by themselves
+    for other in os.environ["DYING"].replace(rank, "") + rank:
+        os.kill(pids[int(other)], signal.SIGKILL)
+
+def die_after(done):
+    if os.environ.get("DYING", " ").startswith(rank) and done == int(os.environ["STEPS"]):
+        die = threading.Timer(float(os.environ["SECONDS"]), kill)
         die.daemon = True
         die.start()
 
+def meet(*names):
+    init(*names, timeout=datetime.timedelta(seconds=20))
+    torch.distributed.all_gather_object(pids, os.getpid())
+    began.append(time.monotonic())
+    die_after(0)
+
+def step(self, learning_rate):
+    global steps
+    steps += 1
+    norm = own_step(self, learning_rate)
+    die_after(steps)
+    return norm
+
 torch.distributed.init_process_group = meet
+TorchBackend.step = step
 full = os.environ.get("FULL", "")
 own_write, slow = saving.write, float(os.environ.get("SLOW", 0))
 
@@ -60,6 +78,10 @@ finally:
     if began:
         print("seconds:", time.monotonic() - began[0], file=sys.stderr)
 """
+
+
+#: Of five times, how often a run has to be killed, rather than end before its moment comes.
+KILLED = nightly_or(3, 4)
 
 
 # -- rows in files -------------------------------------------------------------------------------
@@ -170,16 +192,21 @@ def test_each_process_writes_what_it_keeps(whole):
 def test_a_run_whose_processes_are_killed_goes_on_bit_for_bit(
     run, whole, tmp_path, seed, background
 ):
-    """Five times, at random moments: one process, the other, or both."""
-    out, draw = tmp_path / "out", random.Random(seed)
+    """Five times, at random moments: one process, the other, or both.
+
+    Each within a tenth of the run, so that there is more of it to be killed in.
+    """
+    out, draw, killed = tmp_path / "out", random.Random(seed), 0
     for dying, own in zip(("0", "1", "01", "0", "1"), cycle(background), strict=False):
-        seconds = draw.uniform(0, whole[1] / 2)
-        ended = run(out, background=own, DYING=dying, SECONDS=str(seconds), SLOW="0.2")
+        moment = {"STEPS": str(draw.randrange(2)), "SECONDS": str(draw.uniform(0, whole[1] / 10))}
+        ended = run(out, background=own, DYING=dying, SLOW="0.2", **moment)
         if -9 in ended.codes:
+            killed += 1
             assert 0 not in ended.codes
             assert ended.codes.count(-9) == len(dying)
             if "Traceback" in ended.stderr:
                 pytest.fail(ended.stderr)
+    assert killed >= KILLED
     assert run(out, background=background[-1]).returncode == 0
     assert made(out) == made(whole[0])
 

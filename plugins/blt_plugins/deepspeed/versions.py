@@ -10,9 +10,10 @@ from importlib import metadata
 from blt_core.errors import PluginError
 from blt_core.log import logger
 
-#: The oldest version that the tests pass with. Older ones may train wrongly without an error:
-#: 0.18.0 keeps the gradient of a step's last pass alone, at stage 2.
-OLDEST = "0.19.8"
+#: The oldest version that the tests pass with. Of those before, 0.18.9 ends two processes in an
+#: error, and 0.18.0 trains wrongly without one: at stage 2 it keeps the gradient of a step's last
+#: pass alone.
+OLDEST = "0.19.0"
 #: From the oldest to the newest version that the tests pass with; pyproject.toml requires the same.
 TESTED = f">={OLDEST},<0.19.9"
 FIX = f"fix: pip install 'blt-core[deepspeed]', which installs a tested version ({TESTED})"

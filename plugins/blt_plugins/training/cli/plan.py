@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import attrs
+import typer
 from rich.table import Table
 
 from blt_core.cli.streams import console, output_json
@@ -33,7 +35,7 @@ def tell_plan(
     device_type: the devices whose steps are estimated (None: of none); see ``parse_device``.
     """
     device = None if device_type is None else parse_device(device_type)
-    planner = Planner(config, plugins)
+    planner = Planner(config, plugins, sizes, partial(typer.echo, err=True))
     plans = [planner.plan(size) for size in sizes]
     if as_json:
         records = [plan_record(plan, device) for plan in plans]
@@ -57,6 +59,7 @@ def plan_record(plan: MemoryPlan, device: tuple[str, Device] | None = None) -> d
                 "peak": phase.peak,
             },
             "host": attrs.asdict(phase.state.host),
+            "peak_in": phase.peak_in,
             "passes": phase.passes,
             "pass_flops": phase.pass_flops,
             "half_flops": phase.half_flops,
@@ -76,6 +79,7 @@ def plan_record(plan: MemoryPlan, device: tuple[str, Device] | None = None) -> d
         "backend": plan.backend,
         "world_size": plan.processes,
         "peak": plan.peak,
+        "peak_phase": plan.largest.name,
         "phases": phases,
     }
 
@@ -101,21 +105,23 @@ def _estimate_record(
 def show_sizes(plans: Sequence[MemoryPlan], device: tuple[str, Device] | None) -> None:
     """Print a row for each number of processes and phase."""
     table = Table(box=None, header_style="bold")
-    names = ["processes", "phase", "peak, GB", "passes", "sent, GB"]
+    names = ["processes", "phase", "peak, GB", "in", "passes", "sent, GB"]
     names += ["passes, s", "sending, s", "step, s", "efficiency", "days"] if device else []
     for name in names:
-        justify: Literal["left", "right"] = "left" if name == "phase" else "right"
+        justify: Literal["left", "right"] = "left" if name in {"phase", "in"} else "right"
         table.add_column(name, justify=justify, no_wrap=True)
     for plan in plans:
         for phase in plan.phases:
             sent = "?" if phase.traffic is None else _gigabytes(phase.traffic)
             fits = device is None or phase.peak <= device[1].memory
             peak = _gigabytes(phase.peak) + ("" if fits else " *")
-            cells = [str(plan.processes), phase.name, peak, str(phase.passes)]
+            cells = [str(plan.processes), phase.name, peak, phase.peak_in, str(phase.passes)]
             table.add_row(*cells, sent, *(_estimated(phase, plan, device[1]) if device else []))
     shown = console(160)
     shown.print()
     shown.print(table)
+    for plan in plans:
+        shown.print(f"{_of_each(plan)}: {_largest(plan)}", soft_wrap=True)
     if device:
         name, numbers = device
         shown.print(
@@ -151,8 +157,8 @@ def show_plan(plan: MemoryPlan) -> None:
     """Print the plan: one column a phase, two where some of it is on the host."""
     shown = console(100)
     shown.print(_table(plan))
-    each = "one process" if plan.processes == 1 else f"each of {plan.processes} processes"
-    shown.print(f"\nGB = 1e9 bytes in {each}; backend {plan.backend}")
+    shown.print(f"\nGB = 1e9 bytes in {_of_each(plan)}; backend {plan.backend}")
+    shown.print(_largest(plan), soft_wrap=True)
     for phase in plan.phases:
         patches = round(phase.step_bytes / plan.patch_bytes)
         at_once = phase.state.passes_at_once
@@ -165,6 +171,17 @@ def show_plan(plan: MemoryPlan) -> None:
             "each",
             soft_wrap=True,
         )
+
+
+def _of_each(plan: MemoryPlan) -> str:
+    return "one process" if plan.processes == 1 else f"each of {plan.processes} processes"
+
+
+def _largest(plan: MemoryPlan) -> str:
+    """What the run takes, and when."""
+    phase = plan.largest
+    size = _gigabytes(phase.peak)
+    return f"the run takes {size} GB, in the phase of the {phase.name}, in {phase.peak_in}"
 
 
 def _table(plan: MemoryPlan) -> Table:

@@ -30,8 +30,6 @@ from blt_core.protocols import (
     MODEL_KINDS,
     MemoryPlanner,
     Objective,
-    Patcher,
-    ThresholdPatcher,
     TrafficPlanner,
 )
 from blt_core.types import Rows, StateMemory
@@ -41,6 +39,7 @@ from blt_plugins.training.backends.parameters import parameter_bytes
 from blt_plugins.training.backends.torch import scorer_backend
 from blt_plugins.training.data.windows import Batch
 from blt_plugins.training.objectives.losses import MODEL, SCORER, ModelLoss, ScorerLoss
+from blt_plugins.training.planning.patches import PlannedPatches
 from blt_plugins.training.planning.tracing import Moment, trace_pass, trace_score
 from blt_plugins.training.scores.held_out import evaluate_model, evaluate_scorer
 from blt_plugins.training.setup.blocks import BLOCKS, block_sizes
@@ -54,8 +53,9 @@ from blt_plugins.training.setup.config import (
 from blt_plugins.training.setup.scorer import trainable_scorer
 from blt_plugins.training.setup.settings import TrainSettings
 
-#: The longest patch, in mean lengths, where a patcher sets no limit.
-_LONGEST = 4
+#: When the memory of a phase is at its peak: within a pass, as the optimizer steps, or while
+#: held-out text is scored by weights that are gathered for it.
+MOMENTS = PASS, STEP, SCORES = "a pass", "the optimizer's step", "held-out scores"
 
 #: What windows are filled with; only a patcher without weights takes note of it.
 _TEXT = b"the plan of a run is no run "
@@ -70,8 +70,9 @@ class PhasePlan:
     of a pass's products, forward, backward and computed again; half_flops: of those in bfloat16.
     traffic: bytes that each process sends in a step; None where the backend does not tell.
     activations: the most that a pass holds beside gradients. peak: the most at any moment on the
-    device. passes: of a step in each process; rows, row_bytes: of the batch that was traced. steps,
-    step_bytes: how many, and what all processes together read in one.
+    device; peak_in: which moment that is, one of ``MOMENTS``. passes: of a step in each process;
+    rows, row_bytes: of the batch that was traced. steps, step_bytes: how many, and what all
+    processes together read in one.
     """
 
     name: str
@@ -83,6 +84,7 @@ class PhasePlan:
     traffic: int | None
     activations: int
     peak: int
+    peak_in: str
     passes: int
     rows: int
     row_bytes: int
@@ -103,19 +105,35 @@ class MemoryPlan:
     patch_bytes: float
 
     @property
+    def largest(self) -> PhasePlan:
+        """The phase with the largest peak, which is that of the run."""
+        return max(self.phases, key=lambda phase: phase.peak)
+
+    @property
     def peak(self) -> int:
         """The most bytes on a device."""
-        return max(phase.peak for phase in self.phases)
+        return self.largest.peak
 
 
 class Planner:
     """Plans one config for any number of processes; what is traced once is kept.
 
-    Raises ConfigError for a config that does not train, and for a backend that is no MemoryPlanner.
+    sizes: numbers of processes that are going to be asked for, which are checked before all else.
+    note: told what is traced, and how far it is, where that takes long. Raises ConfigError for a
+    config that does not train, for a backend that is no MemoryPlanner, and where passes cannot be
+    dealt out to one of ``sizes``.
     """
 
-    def __init__(self, config: Config, plugins: Plugins) -> None:
+    def __init__(
+        self,
+        config: Config,
+        plugins: Plugins,
+        sizes: Sequence[int] = (1,),
+        note: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        self._note = note
         self._training = plan_training(config, plugins)
+        check_passes(self._training.plan, self._training.settings, *sizes)
         self._node = self._training.plan.node("training_backend")
         backend = self._training.plan.build("training_backend")
         if not isinstance(backend, MemoryPlanner):
@@ -147,6 +165,8 @@ class Planner:
         passes = self._training.settings.accumulate // processes
         backend = self._backends[phase.name]
         state = backend.memory(phase.loss, processes=processes, accumulate=passes)
+        if not self._training.settings.valid_bytes:  # nothing is gathered for scores
+            state = attrs.evolve(state, device=attrs.evolve(state.device, scoring=0))
         trained = list(phase.loss.parameters())
         names = {id(parameter) for parameter in trained}
         others = (p for p in self.model.module_dict().parameters() if id(p) not in names)
@@ -156,6 +176,8 @@ class Planner:
             staging = state.device.parameters + state.device.optimizer + frozen
             state = attrs.evolve(state, host=attrs.evolve(state.host, staging=staging))
         trace = self._trace(phase, state.passes_in)
+        peaks = _peaks(state, trace, passes) | {SCORES: self._scored(state, trace)}
+        peak_in = max(peaks, key=lambda moment: peaks[moment])
         return PhasePlan(
             name=phase.name,
             parameters=sum(p.numel() for p in trained),
@@ -174,7 +196,8 @@ class Planner:
                 else None
             ),
             activations=max(moment.activations for moment in trace.moments),
-            peak=frozen + max(_peak(state, trace, passes), self._scored(state, trace)),
+            peak=frozen + peaks[peak_in],
+            peak_in=peak_in,
             passes=passes,
             rows=len(trace.batch.rows.lengths),
             row_bytes=trace.batch.rows.ids_br.shape[1],
@@ -191,7 +214,12 @@ class Planner:
             batch = full_batch(self.model, self._training.settings, phase.step_bytes)
             rng = torch.Generator().manual_seed(0)
             with _rows_read(phase.parts) as read:
-                found = trace_pass(lambda: phase.loss(batch, rng)[0], phase.parts, self._fakes)
+                found = trace_pass(
+                    lambda: phase.loss(batch, rng)[0],
+                    phase.parts,
+                    self._fakes,
+                    self._told(f"a pass of the {phase.name}"),
+                )
             rows = sum(read)
             self._traces[phase.name, dtype] = Trace(
                 phase, batch, found.moments, found.flops, found.half_flops, rows
@@ -208,8 +236,15 @@ class Planner:
         phase, key = trace.phase, (trace.phase.name, state.passes_in)
         if key not in self._scores:
             score = partial(phase.score, trace.batch)
-            self._scores[key] = trace_score(score, phase.parts, self._fakes)
+            told = self._told(f"scores of the {phase.name}")
+            self._scores[key] = trace_score(score, phase.parts, self._fakes, told)
         return state.device.scored + self._scores[key]
+
+    def _told(self, what: str) -> Callable[[int], None]:
+        def told(operations: int) -> None:
+            self._note(f"tracing {what}: {operations:,} operations so far")
+
+        return told
 
 
 @attrs.frozen(eq=False)
@@ -244,8 +279,8 @@ class Trace:
         return parameter_bytes(self.phase.loss.parameters())
 
 
-def _peak(state: StateMemory, trace: Trace, passes: int) -> int:
-    """The most bytes of the trained module at any moment.
+def _peaks(state: StateMemory, trace: Trace, passes: int) -> dict[str, int]:
+    """The most bytes of the trained module within a pass, and in the optimizer's step.
 
     Gradients of earlier passes are there all the time; those of a single one come as activations
     go. So do those of each pass that runs beside others.
@@ -258,50 +293,10 @@ def _peak(state: StateMemory, trace: Trace, passes: int) -> int:
         moving = max(m.activations + math.ceil(share * m.gradients) for m in trace.moments)
         summed = device.gradients if passes > at_once else 0
         held = device.total - device.gradients + summed + at_once * moving
-    return max(held, device.stepping)
+    return {PASS: held, STEP: device.stepping}
 
 
 # -- what is traced ------------------------------------------------------------------------------
-
-
-class PlannedPatches:
-    """The patcher of a plan: it computes what the real one does, and then gives even patches.
-
-    Where patches begin would depend on weights. A patcher without any is asked itself.
-    """
-
-    def __init__(self, patcher: Patcher, mean_bytes: float) -> None:
-        self._patcher, self._mean = patcher, mean_bytes
-
-    def new_cache(self, batch: int) -> Any:
-        """The real one's."""
-        return self._patcher.new_cache(batch)
-
-    def flags(self, rows: Rows, cache: Any) -> Tensor:
-        """(b, r) bool: as the real one's, but for their places."""
-        longest: int | None = getattr(self._patcher, "max_patch_bytes", None)
-        if isinstance(self._patcher, ThresholdPatcher):
-            self._patcher.entropies(rows, cache)
-        elif not isinstance(self._patcher, nn.Module):
-            return self._patcher.flags(rows, cache)
-        return even_flags(rows.ids_br, self._mean, longest or math.ceil(_LONGEST * self._mean))
-
-
-def even_flags(ids_br: Tensor, mean_bytes: float, longest: int) -> Tensor:
-    """(b, r) bool, place i is flag i + 1: patches with a mean length, as equal as can be.
-
-    But for one of ``longest`` bytes, since some buffers are as wide as the longest patch.
-    """
-    width = ids_br.shape[1]
-    flags = torch.zeros_like(ids_br, dtype=torch.bool)
-    flags[:, 0] = True
-    # BOS and the longest patch stand already.
-    count = max(round(width / mean_bytes) - 2, 0)
-    longest = min(longest, max(width - count, 1))
-    if longest < width and count:
-        places = longest + torch.arange(count) * (width - longest) / count
-        flags[:, places.long()] = True
-    return flags
 
 
 @contextmanager

@@ -7,6 +7,7 @@ operation on these alone runs for real, one that meets a fake tensor gives fake 
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,10 @@ _FORMULAS = {
     _ATEN._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,  # noqa: SLF001 -- its name
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,  # noqa: SLF001
 }
+#: Told now and then how many operations have run.
+Told = Callable[[int], None]
+#: Seconds from one time to the next.
+BEAT = 10.0
 _READ = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 -- its public name is item()
 
 
@@ -44,11 +49,13 @@ class LiveBytes(TorchDispatchMode):
     Storages that were there before are not counted, so parameters are not. ``gradient`` tells a
     storage apart, as one of a parameter's gradient. ``moments``: those
     that no other exceeds in both numbers. ``flops``: of all products, 2 for a multiplication and an
-    addition, by the bytes of a number of theirs. A fake scalar is read as 0.
+    addition, by the bytes of a number of theirs. A fake scalar is read as 0. ``told`` hears every
+    ``BEAT`` seconds how many operations have run.
     """
 
-    def __init__(self, fakes: FakeTensorMode) -> None:
+    def __init__(self, fakes: FakeTensorMode, told: Told) -> None:
         super().__init__()
+        self._told, self._operations, self._beat = told, 0, time.monotonic() + BEAT
         self.moments: list[Moment] = []
         self.flops: Counter[int] = Counter()
         self._fakes = fakes
@@ -78,6 +85,10 @@ class LiveBytes(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run one operation, for real or not, and count what it made."""
+        self._operations += 1
+        if time.monotonic() >= self._beat:
+            self._told(self._operations)
+            self._beat += BEAT
         keys = kwargs or {}
         if _any_fake(args) or _any_fake(keys.values()):
             if func is _READ:
@@ -163,9 +174,15 @@ class Traced:
     half_flops: int
 
 
-def trace_pass(loss: Callable[[], Tensor], module: nn.Module, fakes: FakeTensorMode) -> Traced:
+def _silent(_operations: int) -> None:
+    pass
+
+
+def trace_pass(
+    loss: Callable[[], Tensor], module: nn.Module, fakes: FakeTensorMode, told: Told = _silent
+) -> Traced:
     """One pass, forward and backward, from no gradients on, beside ``module``."""
-    live = _beside(module, fakes)
+    live = _beside(module, fakes, told)
     hooks = [
         p.register_post_accumulate_grad_hook(lambda p: live.gradient(_grad(p)))
         for p in module.parameters()
@@ -180,17 +197,19 @@ def trace_pass(loss: Callable[[], Tensor], module: nn.Module, fakes: FakeTensorM
     return Traced(live.moments, live.flops.total(), live.flops[_HALF_BYTES])
 
 
-def trace_score(score: Callable[[], object], module: nn.Module, fakes: FakeTensorMode) -> int:
+def trace_score(
+    score: Callable[[], object], module: nn.Module, fakes: FakeTensorMode, told: Told = _silent
+) -> int:
     """The most live bytes of a call without gradients, beside those of ``module``."""
-    live = _beside(module, fakes)
+    live = _beside(module, fakes, told)
     with live, torch.no_grad():
         score()
     return max((moment.activations for moment in live.moments), default=0)
 
 
-def _beside(module: nn.Module, fakes: FakeTensorMode) -> LiveBytes:
+def _beside(module: nn.Module, fakes: FakeTensorMode, told: Told) -> LiveBytes:
     """Counts all but what ``module`` consists of."""
-    live = LiveBytes(fakes)
+    live = LiveBytes(fakes, told)
     live.keep([*module.parameters(), *module.buffers()])
     return live
 

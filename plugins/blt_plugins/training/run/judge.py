@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeGuard
 
 import torch
@@ -54,7 +54,8 @@ class Judge:
         A scorer that is trained ``alone`` is finished after its last step: calibrated and written.
         """
         try:
-            with backend.whole():
+            # Gathering takes memory, which a run without held-out text may not have.
+            with backend.whole() if self._data.valid.rounds else nullcontext():
                 if phase.name == SCORER:
                     self._score_scorer(phase, done, backend, alone=alone)
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +25,7 @@ from blt_core.wiring.merge import merge_checkpoint
 from blt_core.wiring.resolve import Plan, resolve
 from blt_plugins.training.setup.blocks import BLOCKS, block_sizes
 from blt_plugins.training.setup.scorer import round_parameters, trainable_scorer
-from blt_plugins.training.setup.settings import TrainSettings
+from blt_plugins.training.setup.settings import ScorerSettings, TrainSettings
 
 #: What a training config without a table of these kinds uses.
 DEFAULTS = {"objective": {"use": "ar"}, "training_backend": {"use": "torch"}}
@@ -61,13 +62,27 @@ def check_trains(training: TrainingPlan, model: Model) -> None:
         raise ConfigError([training.plan.place.child("train", "scorer").problem(text, hint)])
 
 
-def check_passes(plan: Plan, settings: TrainSettings, processes: int) -> None:
-    """Raise ConfigError unless the passes of a step can be shared out evenly."""
-    passes = settings.accumulate
-    if passes % processes:
-        text = f"{passes} passes cannot be dealt out to {processes} processes"
-        hint = f"set it to a multiple of {processes}; train.batch_bytes is split over all passes"
-        raise ConfigError([plan.place.child("train", "accumulate").problem(text, hint)])
+def check_passes(plan: Plan, settings: TrainSettings, *processes: int) -> None:
+    """Raise ConfigError unless the passes of a step can be shared out evenly.
+
+    processes: one number, or several in each of which the run is to be possible. The error gives
+    keys and values that fit: as many more passes as it takes, of the size that they have now.
+    """
+    passes, multiple = settings.accumulate, math.lcm(*processes)
+    uneven = next((count for count in processes if passes % count), None)
+    if uneven is None:
+        return
+    fits = -(-passes // multiple) * multiple
+    steps: dict[str, TrainSettings | ScorerSettings] = {}
+    if settings.steps:
+        steps["train.batch_bytes"] = settings
+    if settings.scorer.steps:
+        steps["train.scorer.batch_bytes"] = settings.scorer
+    sizes = [f"{key} = {max(of.batch_bytes // passes, 1) * fits}" for key, of in steps.items()]
+    text = f"{passes} passes cannot be dealt out to {uneven} processes"
+    several = f" (for {', '.join(map(str, processes))} processes)" if len(processes) > 1 else ""
+    hint = f"set it to {fits}{several} and, for passes as large as now, {' and '.join(sizes)}"
+    raise ConfigError([plan.place.child("train", "accumulate").problem(text, hint)])
 
 
 def check_saves(plan: Plan, settings: TrainSettings, backend: object) -> None:
