@@ -72,14 +72,16 @@ def test_a_bar_tells_the_time_left_of_batches_that_are_minutes_apart(monkeypatch
 
 @pytest.mark.parametrize(
     ("number", "command"),
-    [(signal.SIGTERM, ("generate", "--prompts")), (signal.SIGINT, ("score", "--texts"))],
+    [
+        (signal.SIGTERM, ("generate", "--max-new-bytes", "8", "--prompts")),
+        (signal.SIGINT, ("score", "--texts")),
+    ],
 )
 def test_a_signal_says_how_to_go_on_and_leaves_what_is_done(checkpoint, tmp_path, number, command):
     items, out = tmp_path / "items.jsonl", tmp_path / "out.jsonl"
-    items.write_text((json.dumps({"prompt": "a", "text": "b" * 250}) + "\n") * 4000)
+    items.write_text((json.dumps({"prompt": "a", "text": "b" * 100}) + "\n") * 4000)
     partial, error = tmp_path / "out.jsonl.partial", tmp_path / "error"
-    name, option = command
-    line = [name, "--checkpoint", str(checkpoint), option, str(items), "--output", str(out)]
+    line = [*command, str(items), "--checkpoint", str(checkpoint), "--output", str(out)]
     with error.open("w") as said, Path(os.devnull).open("r+") as nothing:
         process = forks().start(BLT, line, streams=(nothing, nothing, said))
         while not partial.exists() or partial.read_bytes().count(b"\n") < 3:

@@ -316,29 +316,26 @@ def test_no_source_unpickles_or_evaluates_text():
     assert guilty == {"blt_core/evaluation/jail.py"}
 
 
-def naming(*modules: str) -> set[str]:
-    """Sources that import one of these."""
-    trees = {path: ast.parse(path.read_text("utf-8")) for path in sources()}
-    return {
-        path.relative_to(ROOT).as_posix()
-        for path, tree in trees.items()
-        if imported(tree) & set(modules)
-    }
-
-
 @holds("workers-pickle")
 def test_only_executors_talk_to_other_processes_in_pickles():
-    talking = naming("multiprocessing", "ray", "socketserver", "xmlrpc")
+    trees = {path: ast.parse(path.read_text("utf-8")) for path in sources()}
+    pickling = {"multiprocessing", "ray", "socketserver", "xmlrpc"}
+    talking = {
+        path.relative_to(ROOT).as_posix()
+        for path, tree in trees.items()
+        if imported(tree) & pickling
+    }
     executors = {f"plugins/blt_plugins/executors/{name}.py" for name in ("local", "ray")}
     contracts = {"blt_core/testing/kinds/executors.py"}  # looks for processes that are left
     assert talking == executors | contracts
-    objects = ("_object", "_object_list", "_recv_obj", "ProcessPoolExecutor")
-    assert not [
-        call
-        for path in sources()
-        for call in called(ast.parse(path.read_text("utf-8")))
-        if call.endswith(objects) and "." in call
-    ]
+    names = {
+        node.attr if isinstance(node, ast.Attribute) else node.name
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Attribute, ast.alias))
+    }
+    objects = ("_object", "_object_list", "ProcessPoolExecutor")  # of torch.distributed; of Python
+    assert not [name for name in names if name.endswith(objects)]
 
 
 @holds("local-pipes")

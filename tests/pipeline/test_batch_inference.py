@@ -282,10 +282,11 @@ def peak_memory(folder, count):
 
 
 def test_memory_holds_of_an_item_that_is_done_but_where_its_batch_is(tmp_path):
-    few, many = 768, 4608  # three windows of 64 batches, and six times as many
-    grown = peak_memory(tmp_path, many) - peak_memory(tmp_path, few)
-    # A batch of four: its place in the file, under the four numbers of its items.
-    assert 0 < grown / (many - few) < 100
+    few, many = 4608, 9216  # both are more than the block of 1 MiB that a file is counted in
+    small, large = (peak_memory(tmp_path, count) for count in (few, many))
+    # Of a batch of four its place in the file, under the four numbers of its items: 50 to 60 bytes
+    # an item, where the item has 500 and its record as many.
+    assert large - small < 100 * (many - few)
 
 
 @pytest.mark.parametrize(("results", "text"), [([], "no result of 3"), ([(7, [])], "of task 7")])
