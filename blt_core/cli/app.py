@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -27,11 +29,18 @@ _PARSER_INTERRUPTED = 130
 
 def main() -> None:
     """Entry point of ``blt``."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _press)
     try:
         streams.take_over()
     except streams.StdoutClosed:
         sys.exit(_say("stdout is closed: there is nowhere to write results", DataError.exit_code))
     sys.exit(run(sys.argv[1:]))
+
+
+def _press(_number: int, _frame: FrameType | None) -> None:
+    """Have SIGTERM, which schedulers send, end a command as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def run(arguments: list[str]) -> int:

@@ -85,7 +85,7 @@ def generate(  # noqa: PLR0913 -- one parameter an option
         pipeline.check([b""], samples=samples, logprobs=logprobs)
         inputs.note_idle(pipeline, top_k=top_k, top_p=top_p, seed=seed, samples=samples)
         inputs.show_notes(pipeline.plan)
-        with item_progress("generate") as watch:
+        with item_progress("generate", output_file) as watch:
             outcome = generate_file(
                 pipeline,
                 prompts_file,

@@ -51,7 +51,7 @@ def score(  # noqa: PLR0913 -- one parameter an option
         from blt_core.batch_inference import score_file
 
         pipeline = Pipeline.load(inputs.with_sampler(settings, "ar"))
-        with item_progress("score") as watch:
+        with item_progress("score", output_file) as watch:
             outcome = score_file(
                 pipeline, texts_file, output_file, batch=batch or 1, top=top, watch=watch
             )

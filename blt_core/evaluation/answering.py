@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import torch
 
-from blt_core.errors import RunError
+from blt_core.errors import EngineError, RequestError, RunError
 from blt_core.evaluation.protocol import Answer, Passage, Question
 from blt_core.execution import AtHand, Tell, check_torch
 from blt_core.pipeline import Generation, Pipeline
@@ -39,14 +39,25 @@ class Answering:
 
     def do(self, how: str, batch: Sequence[Any]) -> list[Any]:
         """``ask`` a batch of questions, or ``score`` one of passages."""
-        if how == "score":
-            return self.score(batch)
-        self.warm_up(batch[0])
-        return self.ask(batch)
+        return self.score(batch) if how == "score" else self._answers(batch)
 
-    def check(self, batch: Sequence[Question]) -> None:
-        """Raise RequestError for what cannot be served."""
-        self._pipeline.check([each.prompt for each in batch], **_request(batch))
+    def _answers(self, batch: Sequence[Question]) -> list[Answer]:
+        """The answers; where a batch fails, its questions are tried alone."""
+        try:
+            self.warm_up(batch[0])
+            return self.ask(batch)
+        except (RequestError, EngineError, RunError) as error:
+            if len(batch) > 1:
+                return [answer for each in batch for answer in self._answers([each])]
+            return [Answer.failed(batch[0], str(error))]
+
+    def error(self, question: Question) -> RequestError | None:
+        """Why a question cannot be served, if that is so."""
+        try:
+            self._pipeline.check([question.prompt], **_request([question]))
+        except RequestError as error:
+            return error
+        return None
 
     def ask(self, batch: Sequence[Question]) -> list[Answer]:
         """The answers to questions with the same settings."""

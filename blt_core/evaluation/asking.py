@@ -44,7 +44,8 @@ class Asker:
     """A pipeline that a task asks; fulfils :class:`blt_core.evaluation.protocol.Asked`.
 
     Batches hold prompts of similar length, and are the same whatever was answered before: a batch
-    that a kill cut short is asked again whole, so that no figure depends on the kill. questions,
+    that a kill cut short is asked again whole, so that no figure depends on the kill; so is one
+    with a question that failed. questions,
     answers: all that were asked so far, by key. title: what whoever watches is told.
     """
 
@@ -69,9 +70,9 @@ class Asker:
         keys = [question.key for question in questions]
         if len(set(keys)) < len(keys) or any(self._is_other(each) for each in questions):
             raise DataError("two questions of a task have the same key")
-        batches = list(_batches(questions, self._options.batch))
-        for batch in batches:
-            self._answering.check(batch)
+        wrong = self._wrong(questions)
+        right = [question for question in questions if question.key not in wrong]
+        batches = list(_batches(right, self._options.batch))
         done = self._watch.begin(self._title, len(questions))
         left = [batch for batch in batches if not self._has(map(_name_of, batch))]
         done(len(questions) - sum(map(len, left)))
@@ -79,7 +80,8 @@ class Asker:
             found = zip(asked, answers, strict=True)
             self._store.put([to_record(_name_of(each), answer) for each, answer in found])
             done(len(asked))
-        for question in questions:
+        self.answers |= wrong
+        for question in right:
             self.answers[question.key] = from_record(self._store.get(_name_of(question)))
         self.questions |= {question.key: question for question in questions}
         return [self.answers[key] for key in keys]
@@ -125,8 +127,18 @@ class Asker:
         """Bytes a second of questions asked one by one here, the reading of prompts included."""
         return self._answering.time(questions)
 
+    def _wrong(self, questions: Sequence[Question]) -> dict[str, Answer]:
+        """Those that cannot be served, by key; RequestError where that is so of all."""
+        errors = {question.key: self._answering.error(question) for question in questions}
+        found = {key: error for key, error in errors.items() if error is not None}
+        if found and len(found) == len(questions):
+            raise next(iter(found.values()))
+        return {q.key: Answer.failed(q, str(found[q.key])) for q in questions if q.key in found}
+
     def _has(self, names: Iterable[str]) -> bool:
-        return all(self._store.get(name) for name in names)
+        """Whether all are there; what has failed is tried again in the next run."""
+        kept = [self._store.get(name) for name in names]
+        return all(record is not None and "error" not in record for record in kept)
 
     def _answered(
         self, how: str, batches: Sequence[Sequence[Any]]

@@ -15,7 +15,7 @@ from blt_core.cli.inputs import with_sampler
 from blt_core.cli.progress import progress_bar
 from blt_core.cli.streams import output_json
 from blt_core.component import BuildContext
-from blt_core.errors import DataError
+from blt_core.errors import DataError, RunError
 from blt_core.evaluation.answering import Begin
 from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.reporting import as_record, draw, show
@@ -91,6 +91,18 @@ def evaluate_tasks(
         show(results)
     if pictures:
         draw(results, pictures)
+    _refuse_errors(results)
+
+
+def _refuse_errors(results: Sequence[PartResult]) -> None:
+    """Raise RunError, at the end, where questions have an error in place of an answer."""
+    failed = [(part.name, each) for part in results for each in part.samplers if each.errors]
+    if failed:
+        told = "".join(f"\n  {name}, {each.spec}: {each.errors}" for name, each in failed)
+        raise RunError(
+            f"questions have an error in place of an answer; they count as empty ones:{told}\n"
+            f"  the first: {failed[0][1].first_error}"
+        )
 
 
 @contextlib.contextmanager

@@ -81,6 +81,11 @@ def spaced(items: Sequence[T], count: int | None) -> list[T]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
+def as_bytes(text: str) -> bytes:
+    """The text in UTF-8; half a surrogate pair, which JSON can spell and UTF-8 cannot, as is."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 def fitted(prompt: bytes, room: int) -> bytes:
     """The end of a prompt that fits into ``room`` bytes, from a whole UTF-8 character on."""
     if len(prompt) <= room:

@@ -40,7 +40,8 @@ class Answer:
     """What a model wrote: an output for each sample, and what all of them cost.
 
     stopped: why each ended ("length", "eos", "stop"). seconds: this question's share of its
-    batch's time, the reading of the prompt included.
+    batch's time, the reading of the prompt included. error: why there is none; then outputs are
+    empty, and stopped says "error".
     """
 
     outputs: tuple[bytes, ...]
@@ -50,6 +51,14 @@ class Answer:
     accepted: int
     counts: RoundCounts
     seconds: float
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, question: Question, error: str) -> Answer:
+        """That of a question that cannot be answered."""
+        count = question.samples
+        nothing, why = (b"",) * count, ("error",) * count
+        return cls(nothing, why, Passes(), 0, 0, RoundCounts(), 0.0, error)
 
     @property
     def texts(self) -> list[str]:
@@ -89,7 +98,10 @@ class Asked(Protocol):
     seed: int
 
     def generate(self, questions: Sequence[Question]) -> list[Answer]:
-        """The answers, in order. Raises RequestError for a question that cannot be served."""
+        """The answers, in order; RequestError where no question can be answered.
+
+        One that cannot be, beside others, has an empty answer with ``error``.
+        """
         ...
 
     def score(self, passages: Sequence[Passage]) -> list[Likelihoods]:

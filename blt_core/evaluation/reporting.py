@@ -55,6 +55,8 @@ def _record(each: Scored) -> dict[str, Any]:
         "near_ties": each.near_ties,
         "agreement": each.agreement,
         "bytes_per_second": each.bytes_per_second,
+        "errors": each.errors,
+        "first_error": each.first_error,
     }
 
 
@@ -92,6 +94,10 @@ def _show(shown: Console, result: PartResult, said: set[str]) -> None:
         scores = [_interval(each.scores.get(name)) for name in names]
         table.add_row(each.spec, *scores, *(_costs(each) if generated else ()))
     shown.print(table)
+    for each in result.samplers:
+        if each.errors:
+            text = f"{each.spec}: {each.errors} questions have an error in place of an answer"
+            shown.print(f"  {text}, and count as answered with nothing: {each.first_error}")
 
 
 def _told(told: Mapping[str, Any]) -> Iterator[str]:

@@ -46,7 +46,9 @@ class Scored:
     outputs are; near_ties: how many of the others part from it at a near-tie of two logits, or of
     an entropy and the threshold, as runs of different shapes may (None where nothing promises
     ``ar``'s bytes). agreement: share of ``ar``'s bytes that stand in the same places.
-    bytes_per_second: of timed questions, or else of whole batches.
+    bytes_per_second: of timed questions, or else of whole batches. errors: questions without an
+    answer, which count as empty ones; first_error: of these, with its key. What is relative to
+    ``ar`` is of the questions that both have answered.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Scored:
     near_ties: int | None = None
     agreement: float | None = None
     bytes_per_second: float | None = None
+    errors: int = 0
+    first_error: str | None = None
 
     def in_gigabytes(self, cost: float | None) -> float | None:
         """One of the costs, where it is weight traffic; None in another unit."""
@@ -177,7 +181,8 @@ def _checked(parts: Any, task: Task, asker: Asker) -> Sequence[Part]:
 
 def _timed(asker: Asker, options: RunOptions, watch: Watch, title: str) -> float | None:
     """Bytes a second of ``timed`` questions, evenly spaced, one by one; None without any."""
-    questions = spaced([asker.questions[key] for key in asker.questions], options.timed)
+    answered = [asker.questions[key] for key, each in asker.answers.items() if each.error is None]
+    questions = spaced(answered, options.timed)
     if not questions:
         return None
     done = watch.begin(f"{title}, timed", len(questions))
@@ -241,14 +246,18 @@ def _scored(
     if not part.keys:  # it only scores given texts
         intervals = _intervals(part.figures, options.seed)
         return Scored(found.pipeline.sampler_name, spec, intervals, {})
-    pairs = [(found.answers[key], reference.answers[key]) for key in part.keys]
-    passes = sum((answer.passes for answer, _ in pairs), Passes())
-    size = sum(len(output) for answer, _ in pairs for output in answer.outputs)
+    answers = [found.answers[key] for key in part.keys]
+    errors = [(key, found.answers[key].error) for key in part.keys]
+    wrong = [f"{key}: {error}" for key, error in errors if error is not None]
+    both = _keys_of_both(found, reference, part.keys)
+    pairs = [(found.answers[key], reference.answers[key]) for key in both]
+    passes = sum((answer.passes for answer in answers), Passes())
+    size = sum(len(output) for answer in answers for output in answer.outputs)
     parameters = options.parameters
     price = found.pipeline.price(passes, parameters)
     cost = float(price.total)
-    reference_cost = _cost(reference, part.keys, parameters)
-    seconds = sum(answer.seconds for answer, _ in pairs)
+    reference_cost = _cost(reference, both, parameters)
+    seconds = sum(answer.seconds for answer in answers)
     speed = size / seconds if seconds else None
     ratios = {
         name: ratio
@@ -268,20 +277,28 @@ def _scored(
         of_ar=ratios,
         passes=passes,
         bytes=size,
-        drafted=sum(answer.drafted for answer, _ in pairs),
-        accepted=sum(answer.accepted for answer, _ in pairs),
+        drafted=sum(answer.drafted for answer in answers),
+        accepted=sum(answer.accepted for answer in answers),
         cost=cost,
         own_cost=float(found.pipeline.price(passes).total),
-        relative_cost=cost / reference_cost if reference_cost else None,
+        relative_cost=_cost(found, both, parameters) / reference_cost if reference_cost else None,
         cost_unit=price.unit,
         relative_cost_paper=_to_paper(found.pipeline, cost, size, parameters),
         identical=None if in_law else same == outputs,
         same=same,
         outputs=outputs,
-        near_ties=_near_ties(found, reference, part.keys) if promised else None,
+        near_ties=_near_ties(found, reference, both) if promised else None,
         agreement=_agreement(pairs),
         bytes_per_second=speed if found.speed is None else found.speed,
+        errors=len(wrong),
+        first_error=wrong[0] if wrong else None,
     )
+
+
+def _keys_of_both(found: Answered, reference: Answered, keys: Sequence[str]) -> list[str]:
+    """Of the questions that both have answered."""
+    sides = (found.answers, reference.answers)
+    return [key for key in keys if all(answers[key].error is None for answers in sides)]
 
 
 def _cost(found: Answered, keys: Sequence[str], parameters: Parameters | None) -> float:

@@ -108,6 +108,7 @@ def to_record(key: str, answer: Answer) -> dict[str, Any]:
         "accepted": answer.accepted,
         "counts": attrs.asdict(answer.counts),
         "seconds": answer.seconds,
+        **({"error": answer.error} if answer.error is not None else {}),
     }
 
 
@@ -124,4 +125,5 @@ def from_record(record: Mapping[str, Any]) -> Answer:
             tuple(counts["drafted"]), tuple(counts["accepted"]), counts["committed"]
         ),
         seconds=record["seconds"],
+        error=record.get("error"),
     )

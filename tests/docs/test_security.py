@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import os
 import pickle
 import re
 import socket
@@ -37,6 +38,7 @@ from blt_core.storage.user_cache import open_to_others
 from blt_core.tables.place import LARGEST
 from blt_core.wiring.config import Config, load_config
 from blt_core.wiring.resolve import build_node, resolve_component
+from blt_plugins.executors.ray import _take_token
 from blt_plugins.training.corpora import index_file
 from blt_plugins.training.corpora import sources as corpus_files
 from tests.tiny import config, write_checkpoint
@@ -314,6 +316,54 @@ def test_no_source_unpickles_or_evaluates_text():
         if calls & called(tree) or modules & imported(tree)
     }
     assert guilty == {"blt_core/evaluation/jail.py"}
+
+
+@holds("workers-pickle")
+def test_only_executors_talk_to_other_processes_in_pickles():
+    trees = {path: ast.parse(path.read_text("utf-8")) for path in sources()}
+    pickling = {"multiprocessing", "ray", "socketserver", "xmlrpc"}
+    talking = {
+        path.relative_to(ROOT).as_posix()
+        for path, tree in trees.items()
+        if imported(tree) & pickling
+    }
+    executors = {f"plugins/blt_plugins/executors/{name}.py" for name in ("local", "ray")}
+    contracts = {"blt_core/testing/kinds/executors.py"}  # looks for processes that are left
+    assert talking == executors | contracts
+    names = {
+        node.attr if isinstance(node, ast.Attribute) else node.name
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Attribute, ast.alias))
+    }
+    objects = ("_object", "_object_list", "ProcessPoolExecutor")  # of torch.distributed; of Python
+    assert not [name for name in names if name.endswith(objects)]
+
+
+@holds("local-pipes")
+def test_local_workers_are_reached_by_pipes_alone():
+    tree = ast.parse((ROOT / "plugins/blt_plugins/executors/local.py").read_text("utf-8"))
+    assert "context.Pipe" in called(tree)
+    assert not {"socket", "asyncio"} & imported(tree)
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not {"Listener", "Client", "Manager"} & names
+
+
+@holds("ray-token")
+def test_a_token_that_is_there_is_shown_to_any_cluster(tmp_path, monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # to be as before after this
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _take_token()
+    assert "RAY_AUTH_MODE" not in os.environ
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("a" * 32)
+    _take_token()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    _take_token()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
 
 
 @holds("deepspeed-states")

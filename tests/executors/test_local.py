@@ -17,9 +17,11 @@ from blt_core.errors import ConfigError, DataError, Problem, RequestError, RunEr
 from blt_core.execution import AtHand, Here, WorkError
 from blt_core.pipeline import Pipeline
 from blt_core.testing import check_component
-from blt_plugins.executors.local import LocalExecutor, LocalParams
+from blt_plugins.executors.local import LocalExecutor, LocalParams, _Processes
 from tests.conformance.test_first_party import PLUGINS
 from tests.executors.conftest import RUN
+from tests.executors.works import WORKS, interrupted
+from tests.nightly import NIGHTLY, nightly_or
 
 
 def test_a_worker_is_killed_and_the_records_are_those_of_one_process(generated):
@@ -34,6 +36,27 @@ def test_a_worker_is_killed_and_the_records_are_those_of_one_process(generated):
     here, there = generated({"use": "local", "workers": 2}, watch)
     assert here == there
     assert killed
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("name", nightly_or(("score", "evaluate"), tuple(WORKS)))
+def test_two_workers_do_what_one_process_does(checkpoint, tmp_path, monkeypatch, name):
+    # Of generate see above, of prepare test_prepare.py; in a nightly run a worker is killed.
+    def lose(workers, count):
+        if lost or not NIGHTLY:
+            return False
+        next(each for each in workers._workers if each.task is not None)._process.kill()
+        return True
+
+    found = []
+    for executor in ((), ("--executor", "local workers=2")):
+        folder = tmp_path / f"{len(executor)}"
+        folder.mkdir()
+        with monkeypatch.context() as patch:
+            lost = interrupted(patch, _Processes, lose)
+            found.append(WORKS[name](checkpoint, folder, *executor))
+    assert found[0] == found[1]
+    assert len(lost) == NIGHTLY
     assert not multiprocessing.active_children()
 
 

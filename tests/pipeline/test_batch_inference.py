@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import tracemalloc
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
-from blt_core.batch_inference import WINDOW, generate_file, score_file
+from blt_core.batch_inference import WINDOW, _run, generate_file, score_file
 from blt_core.errors import ComponentError, DataError, RequestError
 from blt_core.execution import torch_threads
 from blt_core.pipeline import Pipeline
@@ -249,6 +252,41 @@ def test_batches_of_a_window_hold_items_of_similar_length(pipeline, items, tmp_p
     generate_file(pipeline, items([{"prompt": t} for t in texts]), tmp_path / "out", batch=5)
     assert WINDOW > 1
     assert sizes == [sorted(map(len, texts))[:5], sorted(map(len, texts))[5:]]
+
+
+class Copying:
+    """Work whose records are as long as what is asked; it needs no model."""
+
+    settings: ClassVar = {"work": "copy"}
+    pipeline = SimpleNamespace(plan=SimpleNamespace(nodes={}))
+
+    def read(self, record):
+        return record["prompt"].encode(), b""
+
+    def run(self, items):
+        return [[{"text": item.asks[0].decode()}] for item in items]
+
+
+def peak_memory(folder, count):
+    """Bytes that Python objects take at most while so many items of 500 bytes are copied."""
+    source, target = folder / f"{count}.jsonl", folder / f"{count}.out"
+    with source.open("w") as file:
+        for n in range(count):
+            file.write(json.dumps({"prompt": f"{n} " + "x" * (400 + n % 200)}) + "\n")
+    tracemalloc.start()
+    try:
+        assert _run(Copying(), Copying, source, target, 4, None).items == count
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_holds_of_an_item_that_is_done_but_where_its_batch_is(tmp_path):
+    few, many = 4608, 9216  # both are more than the block of 1 MiB that a file is counted in
+    small, large = (peak_memory(tmp_path, count) for count in (few, many))
+    # Of a batch of four its place in the file, under the four numbers of its items: 50 to 60 bytes
+    # an item, where the item has 500 and its record as many.
+    assert large - small < 100 * (many - few)
 
 
 @pytest.mark.parametrize(("results", "text"), [([], "no result of 3"), ([(7, [])], "of task 7")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Literal
 
 import attrs
@@ -171,6 +172,70 @@ def test_kept_answers_of_other_settings_are_refused(pipeline, tmp_path):
     with pytest.raises(DataError, match=r"ar-\S+\.jsonl: holds no answers of a task\n  fix: "):
         run_task(pipeline, "t", Lengths(), [], options)
     assert file.read_text().startswith("a letter")
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Prompts that the model fails at; all others it continues."""
+    generate, bad = Pipeline.generate, []
+
+    def may_fail(self, prompts, **request):
+        if any(prompt in bad for prompt in prompts):
+            raise RunError("not this one")
+        return generate(self, prompts, **request)
+
+    monkeypatch.setattr(Pipeline, "generate", may_fail)
+    return bad
+
+
+def test_a_question_that_fails_is_an_error_of_its_own_and_the_rest_are_answered(
+    pipeline, tmp_path, failing, calls, monkeypatch
+):
+    prompts = [*PROMPTS, b"a" * 10_000]  # the last is longer than the model's context
+    monkeypatch.setattr("tests.tasks.test_running.PROMPTS", prompts)
+    options, samplers = RunOptions(batch=3, folder=tmp_path), ["blt-s draft_bytes=3"]
+    failing.append(PROMPTS[2])
+    [_, found] = run_task(pipeline, "t", Lengths(), samplers, options)
+    [_, ar] = run_task(pipeline, "t", Lengths(), [], RunOptions(batch=3))
+    assert [each.errors for each in found.samplers] == [2, 2]
+    reference, drafted = found.samplers
+    assert drafted.first_error == "2: not this one"
+    assert drafted.scores["bytes"].value == ar.samplers[0].scores["bytes"].value
+    # What is relative to ar is of those that have answers.
+    assert (drafted.same, drafted.outputs, drafted.agreement) == (6, 6, 1.0)
+    assert reference.relative_cost == 1.0
+    assert drafted.relative_cost == pytest.approx(drafted.cost / reference.cost)
+    record = as_record(found)["samplers"][0]
+    assert (record["errors"], record["first_error"]) == (2, "2: not this one")
+    assert found.items == 8
+    failing.clear()
+    calls.clear()
+    [_, again] = run_task(pipeline, "t", Lengths(), samplers, options)
+    assert [each.errors for each in again.samplers] == [1, 1], "what has failed is tried again"
+    assert calls == [1, 3, 1, 3], "a warm-up, and the batch whole, of each sampler"
+    monkeypatch.setattr("tests.tasks.test_running.PROMPTS", prompts[-1:])
+    with pytest.raises(RequestError, match="context"):
+        run_task(pipeline, "t", Lengths(), samplers, RunOptions())
+
+
+def test_the_command_shows_errors_and_exits_with_1(blt, checkpoint, pairs, failing):
+    task = f'translation pairs={pairs} max_new_bytes=8 template="{{source}}"'
+    asked = ("evaluate", checkpoint, "--task", task, "--batch", 4)
+    failing.append(b"Zeile 1")
+    for more in ((), ("--json",)):
+        done = blt(*asked, *more)
+        assert done.code == 1
+        assert "an error in place of an answer" in done.err
+        assert re.search(r"translation/de, ar: 1\n.*\n.*\n  the first: .*: not this one", done.err)
+    assert [t["samplers"][0]["errors"] for t in json.loads(done.out)["tasks"]] == [1, 1, 2]
+    assert b"ar: 2 questions have an error in place of an answer" in blt(*asked).out
+
+
+def test_half_a_surrogate_pair_is_read_as_its_bytes(blt, checkpoint, write):
+    pair = {"language": "de", "source": "a\ud800", "target": "b"}
+    task = f"translation pairs={write('odd.jsonl', [pair])} max_new_bytes=8"
+    done = blt("evaluate", checkpoint, "--task", task, "--json")
+    assert done.code == 0, done.err
 
 
 def test_two_runs_do_not_write_to_one_folder(pipeline, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import email.utils
 import gzip
-import importlib.util
 import io
 import json
 import sys
@@ -394,10 +393,6 @@ def serving(**files: bytes) -> Iterator[str]:
         thread.join()
 
 
-HTTP = pytest.mark.skipif(not importlib.util.find_spec("aiohttp"), reason="without aiohttp")
-
-
-@HTTP
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of fsspec's session, which it closes late
 def test_documents_come_over_http_in_ranges(tmp_path: Path, monkeypatch):
     texts = [f"{i} " + "x" * 5000 for i in range(400)]

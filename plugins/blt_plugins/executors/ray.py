@@ -9,6 +9,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -23,6 +24,13 @@ from blt_core.log import logger
 GLANCE = 1.0
 #: Seconds that a cluster has to answer.
 PATIENCE = 10.0
+_START = "start one (ray start --head), or leave the address out"
+#: What to do where something answers, but does not let this process in.
+_JOIN = (
+    "something answers there; if its cluster has a token, as one has that was started where there "
+    "is a ~/.ray/auth_token, copy that file here (or set RAY_AUTH_TOKEN) and set "
+    "RAY_AUTH_MODE=token; versions of Ray and Python must be the same too"
+)
 #: Tasks that Ray is given for each that it can run, so that no worker is idle.
 AHEAD = 2
 
@@ -53,6 +61,7 @@ class RayExecutor:
     """
 
     def __init__(self, params: RayParams, context: BuildContext) -> None:
+        _take_token()
         try:
             import ray
         except ImportError as error:
@@ -79,8 +88,18 @@ class RayExecutor:
                 ray.shutdown()
 
 
+def _take_token() -> None:
+    """Have Ray show a token that is there to the cluster of any address, as to one that it finds.
+
+    Ray reads the variable when it is imported. A cluster without a token does not look at it.
+    """
+    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if named or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 def _connect(ray: Any, params: RayParams) -> None:
-    """Find the cluster, or start one. Raises RunError where none answers."""
+    """Find the cluster, or start one. Raises RunError where none answers, or takes us."""
     address = params.address or ""
     if address in ("", "auto"):
         address = os.environ.get("RAY_ADDRESS", address)
@@ -88,29 +107,37 @@ def _connect(ray: Any, params: RayParams) -> None:
     os.environ.setdefault("RAY_task_oom_retries", str(params.retries))
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
+    where, fix = address or "this machine", _START
     try:
-        _reach(address)
+        if _reach(address):
+            fix = _JOIN
         ray.init(
             address=params.address,
             log_to_driver=False,  # it would go to stdout
             logging_level="ERROR",
         )
+    except ray.exceptions.AuthenticationError as error:
+        text = f"executor.address: the Ray cluster at {where} wants a token: {error}"
+        raise RunError(f"{text}\n  fix: {_JOIN}") from error
     except (OSError, ValueError, RuntimeError) as error:
-        where = address or "this machine"
         raise RunError(
-            f"executor.address: no Ray cluster answers at {where}: {error}\n"
-            "  fix: start one (ray start --head), or leave the address out"
+            f"executor.address: no Ray cluster answers at {where}: {error}\n  fix: {fix}"
         ) from error
     finally:
         if main:  # Ray takes the signal over
             signal.signal(signal.SIGTERM, before)
 
 
-def _reach(address: str) -> None:
-    """Raise OSError where HOST:PORT does not answer: Ray waits minutes for it, and then exits."""
+def _reach(address: str) -> bool:
+    """Raise OSError where HOST:PORT does not answer: Ray waits minutes for it, and then exits.
+
+    Whether it is known that something answers.
+    """
     host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal() and "//" not in host:
+    is_known = bool(colon) and port.isdecimal() and "//" not in host
+    if is_known:
         socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    return is_known
 
 
 class _RayWorkers:

@@ -24,7 +24,7 @@ from lm_eval.tasks import TaskManager
 
 from blt_core.errors import DataError
 from blt_core.evaluation.asking import Asker, Silent
-from blt_core.evaluation.data import fitted
+from blt_core.evaluation.data import as_bytes, fitted
 from blt_core.evaluation.figures import Figure, Given, Resampled, mean, ratio
 from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.protocol import Asked, Part, Passage, Question
@@ -77,7 +77,7 @@ class ByteModel(LM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether it is what greedy decoding would write) of each."""
-        passages = [Passage(*(text.encode() for text in each.args[:2])) for each in requests]
+        passages = [Passage(*(as_bytes(text) for text in each.args[:2])) for each in requests]
         found = self._model.score(passages)
         for request, each in zip(requests, found, strict=True):
             self._note(request, cut=each.truncated)
@@ -85,7 +85,7 @@ class ByteModel(LM):  # type: ignore[misc]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """The log-probability of each whole text, in windows as held-out scores read it."""
-        found = self._model.score([Passage(b"", each.args[0].encode()) for each in requests])
+        found = self._model.score([Passage(b"", as_bytes(each.args[0])) for each in requests])
         for request in requests:
             self._note(request, cut=False)
         return [each.logprob for each in found]
@@ -116,7 +116,7 @@ class ByteModel(LM):  # type: ignore[misc]
         most = min(int(tokens) * self._bytes_per_token, room)
         sampled = settings.get("do_sample", bool(settings.get("temperature")))
         temperature = float(settings.get("temperature") or 1.0) if sampled else 0.0
-        prompt = context.encode()
+        prompt = as_bytes(context)
         kept = fitted(prompt, self._model.context_bytes - most)
         own = seed_of_prompt(self._model.seed, int(request.doc_id or 0))
         name = f"{request.task_name}/{request.doc_id}/{request.idx}"

@@ -16,7 +16,7 @@ import attrs
 
 from blt_core.component import BuildContext, Component, at_least, between, more_than, not_empty
 from blt_core.errors import DataError
-from blt_core.evaluation.data import distinct, fitted, read_records, spaced
+from blt_core.evaluation.data import as_bytes, distinct, fitted, read_records, spaced
 from blt_core.evaluation.figures import Figure, mean, ratio
 from blt_core.evaluation.protocol import Answer, Asked, Part, Passage, Question
 from blt_core.evaluation.sandbox import Sandbox
@@ -110,7 +110,7 @@ class Programs:
         return [Part("", len(problems), figures, tuple(q.key for q in questions), told)]
 
     def _question(self, index: int, problem: Problem, model: Asked) -> Question:
-        p, prompt = self._params, problem.prompt.encode()
+        p, prompt = self._params, as_bytes(problem.prompt)
         most = min(p.max_new_bytes, max(model.context_bytes // 2, 1))
         kept = fitted(prompt, model.context_bytes - most)
         return Question(

@@ -13,7 +13,7 @@ import numpy as np
 
 from blt_core.component import BuildContext, Component, at_least, not_empty
 from blt_core.errors import DataError
-from blt_core.evaluation.data import fitted, read_lines, read_records, spaced
+from blt_core.evaluation.data import as_bytes, fitted, read_lines, read_records, spaced
 from blt_core.evaluation.figures import Figure, Summed
 from blt_core.evaluation.protocol import Answer, Asked, Part, Question
 from blt_core.files import expand_home
@@ -163,7 +163,7 @@ class Translation:
     def _question(
         self, number: int, pair: Pair, shots: Mapping[str, str], model: Asked
     ) -> Question:
-        prompt = (shots[pair.language] + self._prompt(pair)).encode()
+        prompt = as_bytes(shots[pair.language] + self._prompt(pair))
         most = min(self.params.max_new_bytes, max(model.context_bytes // 2, 1))
         kept = fitted(prompt, model.context_bytes - most)
         return Question(
