@@ -6,6 +6,7 @@ user's cache folder, from which later processes load it in milliseconds.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import importlib.util
@@ -53,27 +54,52 @@ def compile_passes(module: nn.Module, device: torch.device) -> bool:
     if not able:
         logger().warning("compile: no part of this model can compile its passes")
         return False
-    compiler = PassCompiler(cache_folder() / "compiled")
+    compiler = PassCompiler(_folder(), device)
     for part in able:
         part.compiles = compiler
     return True
 
 
+def _folder() -> Path:
+    """Where programs are kept; a folder of this process alone where the user's cannot be written.
+
+    Both are private, and so are their parents.
+    """
+    try:
+        folder = cache_folder() / "compiled"
+        make_private(folder.parent)
+        make_private(folder)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder} is not this user's")
+    except (OSError, RuntimeError) as error:  # another user's, or a user without a home
+        logger().warning(
+            f"compile: what is compiled cannot be kept: {error}",
+            fix="XDG_CACHE_HOME=a folder that you may write to",
+        )
+        own = Path(tempfile.mkdtemp(prefix="blt-core-"))
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
+        folder = own / "compiled"
+        make_private(folder)
+    return folder
+
+
 @attrs.frozen
 class PassCompiler:
-    """Compiles programs, and keeps them in ``folder``: for a machine, its torch and the source."""
+    """Compiles programs for a device, and keeps them in a private ``folder`` that is there.
+
+    One is for a machine, its torch, and the source.
+    """
 
     folder: Path
+    device: torch.device
 
     def __call__(self, program: Program) -> Compiled:
         """A program that can be called; loaded, where it was compiled before."""
         path = self._path(program)
-        if (found := load(path)) is not None:
+        if (found := load(path, self.device)) is not None:
             return found
-        make_private(self.folder.parent)
-        make_private(self.folder)
         with alone_with(path, "compiles this pass"):
-            if (found := load(path)) is not None:
+            if (found := load(path, self.device)) is not None:
                 return found
             logger().info("a pass is compiled", part=program.name)
             os.environ.setdefault(_KEPT_IN, str(self.folder / "torch"))
@@ -81,7 +107,7 @@ class PassCompiler:
                 made = _compiled(program, Path(work) / "pass.pt2")
                 made.chmod(0o600)
                 made.replace(path)
-        found = load(path)
+        found = load(path, self.device)
         if found is None:
             raise RuntimeError(f"{path}: what was just compiled cannot be loaded")
         return found
@@ -108,8 +134,11 @@ def _source_hash(package: str) -> str:
     module = sys.modules[package]
     folders = [Path(each) for each in getattr(module, "__path__", ())]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    for path in files or [Path(str(module.__file__))]:
+    own = getattr(module, "__file__", None)
+    for path in files or ([Path(own)] if own else []):
         digest.update(path.read_bytes())
+    if not files and own is None:  # written nowhere: nobody can tell whether it has changed
+        digest.update(os.urandom(16))
     return digest.hexdigest()
 
 
@@ -155,10 +184,11 @@ def _blank(tensor: Tensor) -> Tensor:
     ).zero_()
 
 
-def load(path: Path) -> Compiled | None:
+def load(path: Path, device: torch.device) -> Compiled | None:
     """A program from its package; None where there is none, or one that is not to be trusted.
 
-    It is code, so it is taken from files and folders alone that nobody else may write to.
+    It is code, so it is taken from files and folders alone that nobody else may write to. A file
+    that is damaged counts as none.
     """
     if not path.exists():
         return None
@@ -167,7 +197,12 @@ def load(path: Path) -> Compiled | None:
         return None
     from torch._inductor import aoti_load_package
 
-    model: Any = aoti_load_package(str(path))
+    index = -1 if device.index is None else device.index
+    try:
+        model: Any = aoti_load_package(str(path), device_index=index)
+    except RuntimeError as error:
+        logger().warning("a compiled pass cannot be loaded", path=str(path), reason=str(error))
+        return None
     run: Compiled = model.loader.run
     return run
 

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 #: Seconds over which the speed of a bar is measured: batches may be minutes apart.
 SPEED_SECONDS = 600.0
-#: Seconds between two lines at first, and at most; meanwhile a twentieth of what has passed.
-LINE_SECONDS, MOST_SECONDS, SHARE = 30.0, 300.0, 20
+#: Seconds between two lines at first.
+LINE_SECONDS = 30.0
+#: Seconds between two lines at most.
+MOST_SECONDS = 300.0
+#: In between, a pause is this part of what has passed.
+SHARE = 20
 #: Lines back to which the speed of the next one is measured.
 LINES = 6
 #: Seconds within which what is told at first was there before, as a run that goes on finds it.

@@ -31,7 +31,7 @@ DEEPSPEED = (
 CLOSE = {"rel": 0, "abs": 1e-6}
 STAGE_3 = {"use": "deepspeed", "stage": 3}
 WHOLE = pytest.mark.nightly(
-    reason="test_scores_are_those_of_one_process_of_plain_torch[3-2-False]: all weights there too"
+    reason="test_scores_are_those_of_one_process_of_plain_torch[3-3-True] shares the scores out too"
 )
 BLOCKS = {"use": "block-diffusion", "block_bytes": 4, "share": 0.5, "stale_share": 0.5}
 
@@ -201,7 +201,7 @@ def test_bfloat16_weights_log_losses_near_those_of_float32_ones(runs, one_proces
     [
         pytest.param(2, 0, False, marks=WHOLE),
         pytest.param(2, 1, False, marks=WHOLE),
-        (3, 2, False),
+        pytest.param(3, 2, False, marks=WHOLE),
         pytest.param(
             2, 3, False, marks=pytest.mark.nightly(reason="[3-3-True] gathers stage 3 too")
         ),

@@ -155,7 +155,7 @@ def test_the_demo_writes_for_hardly_more_than_with_the_best_fixed_length(tempera
 
     def gigabytes(sampler):
         results = pipeline.with_sampler(sampler).generate(
-            prompts[: nightly_or(4, None)], max_new_bytes=size, temperature=temperature, seed=0
+            prompts[: nightly_or(2, None)], max_new_bytes=size, temperature=temperature, seed=0
         )
         passes = sum((each.passes for each in results), Passes())
         return pipeline.price(passes, SCALES["3b"]).gigabytes

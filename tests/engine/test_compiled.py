@@ -33,6 +33,7 @@ from blt_core.nn import (
     stack_weights,
 )
 from blt_core.pipeline import Pipeline
+from blt_core.storage.user_cache import make_private, open_to_others
 from blt_core.types import Sampling
 from tests.engine import models, strategies
 from tests.engine.runs import ar, ar_alone, counts, run, self_drafter, speculative
@@ -107,6 +108,8 @@ def test_lengths_are_open_in_what_is_compiled():
     made: list[str] = []
 
     def as_graph(program: Program) -> Compiled:
+        if program.name in made:
+            return as_written(program)
         with torch.inference_mode(mode=False):
             graph = compiling_module.exported(program).module()
         made.append(program.name)
@@ -228,18 +231,24 @@ def test_a_compiled_stack_goes_on_over_turns_of_its_ring_and_is_kept(tmp_path, c
     stack = Transformer(dim=16, layers=1, heads=2, hidden=24, window=5, rope_theta=1e4).double()
     x = torch.randn(1, 160, 16, dtype=torch.float64)
     folder = tmp_path / "blt-core" / "compiled"
+    make_private(folder)
+    cpu = torch.device("cpu")
     with torch.inference_mode():
         wanted = stack(x, (160,), None)
         for time in range(2):  # the second is as in another process: nothing is compiled
-            with compiling_stack(stack, PassCompiler(folder)):
+            with compiling_stack(stack, PassCompiler(folder, cpu)):
                 given = stack_in_turns(stack, x, 1)
                 assert len(stack._compiled._compiled) == 1
             torch.testing.assert_close(given, wanted, rtol=0, atol=1e-12)
             assert capsys.readouterr().err.count("a pass is compiled") == (time == 0)
     (package,) = folder.glob("*.pt2")
     package.chmod(0o666)
-    assert compiling_module.load(package) is None
+    assert compiling_module.load(package, cpu) is None
     assert "others may write to it" in capsys.readouterr().err
+    package.write_bytes(package.read_bytes()[:1000])
+    package.chmod(0o600)
+    assert compiling_module.load(package, cpu) is None
+    assert "cannot be loaded" in capsys.readouterr().err
 
 
 @NO_COMPILER
@@ -274,6 +283,21 @@ def test_without_a_compiler_one_warning_is_given_and_nothing_is_compiled(monkeyp
     assert not compile_passes(stack, torch.device("cpu"))
     assert stack.compiles is None
     assert capsys.readouterr().err.count("no C++ compiler (no-such-compiler)") == 1
+
+
+def test_where_the_cache_cannot_be_written_programs_are_kept_for_the_process(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("CXX", "true")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    stack = Transformer(dim=16, layers=1, heads=2, hidden=24, rope_theta=1e4)
+    assert compile_passes(stack, torch.device("cpu"))
+    assert "cannot be kept" in capsys.readouterr().err
+    folder = stack.compiles.folder
+    package = folder / "layers.pt2"
+    package.touch(0o600)
+    assert open_to_others(package) is None
 
 
 def test_a_model_whose_parts_cannot_compile_is_warned_of(monkeypatch, capsys):
