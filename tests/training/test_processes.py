@@ -323,7 +323,7 @@ FEW = {"valid_bytes": 1, "valid_drafts": 1}
     [
         pytest.param(
             False,
-            marks=pytest.mark.nightly(reason="[True] scores in three processes, two without a text"),
+            marks=pytest.mark.nightly(reason="[True] scores in three processes, two without text"),
         ),
         True,
     ],
