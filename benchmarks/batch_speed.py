@@ -3,9 +3,11 @@
     python benchmarks/batch_speed.py [--rows 1 8 32] [--commit REV] [--pairs FILE] [--json]
 
 Each measurement is a process of its own, and they take turns; the time of the prompts is left out.
-Texts continue the held-out prompts of ``benchmarks/prompts``, cut at several lengths, or with
-``--pairs`` translate the sources of a JSON Lines file. With ``--commit`` each is measured with
-another commit's code too.
+Texts continue the held-out prompts of ``benchmarks/prompts``, cut at several lengths, at
+``--temperature 0.8``: greedy ones of so small a model repeat themselves. With ``--pairs`` they
+translate the sources of a JSON Lines file, greedily. Up to 8 rows the same 8 texts are generated,
+in batches. "repeats" is the share of 16-byte runs of ``ar``'s texts that stood in the same text
+before. With ``--commit`` each is measured with another commit's code too.
 """
 
 from __future__ import annotations
@@ -16,34 +18,44 @@ import os
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from inner_loop import ROOT, install, measure, told
 
 SAMPLERS = {
     "ar": {"use": "ar"},
+    "blt-s 4": {"use": "blt-s", "draft_bytes": 4},
     "blt-s 8": {"use": "blt-s", "draft_bytes": 8},
     "blt-lookup 8": {"use": "blt-lookup", "draft_bytes": 8},
     "blt-cascade 16": {"use": "blt-cascade", "draft_bytes": 16},
     "blt-auto": {"use": "blt-auto"},
 }
+#: Texts of a measurement, at least: one alone says little.
+FEWEST = 8
 
-#: Run in a process with a commit's own code: bytes/s of a batch, after the first round.
+#: Run in a process with a commit's own code: bytes/s of batches after their first rounds, repeats.
 MEASURE = """
 import json, sys, time
 from blt_core import Pipeline
 
-sampler, model, prompts, new = (json.loads(text) for text in sys.argv[1:])
+sampler, model, prompts, rows, request = (json.loads(text) for text in sys.argv[1:])
 pipeline = Pipeline.from_config({"schema": 1, "run": {"checkpoint": model}, "sampler": sampler})
 for step in pipeline.steps(prompts[:2], max_new_bytes=8):
     pass
-began = count = None
-for step in pipeline.steps(prompts, max_new_bytes=new):
-    fresh = sum(len(each) for each in step.new)
-    if began is None:
-        began, count = time.perf_counter(), 0
-    else:
-        count += fresh
-print(count / (time.perf_counter() - began))
+seconds, count, runs = 0.0, 0, []
+for at in range(0, len(prompts), rows):
+    batch, began = prompts[at : at + rows], None
+    seeds = list(range(at, at + len(batch)))
+    for step in pipeline.steps(batch, seed=seeds, **request):
+        if began is None:
+            began = time.perf_counter()
+        else:
+            count += sum(len(each) for each in step.new)
+    seconds += time.perf_counter() - began
+    texts = [each.output for each in step.progress]
+    runs += [[text[i : i + 16] for i in range(len(text) - 15)] for text in texts]
+repeated = sum(len(each) - len(set(each)) for each in runs)
+print(json.dumps([count / seconds, repeated / max(sum(map(len, runs)), 1)]))
 """
 
 
@@ -51,33 +63,46 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--commit", help="measure its code too")
     parser.add_argument("--pairs", type=Path, help="translate sources of this file")
     parser.add_argument("--new", type=int, default=100, help="bytes generated of each prompt")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    model = "demo:translate" if options.pairs else "demo:python"
-    prompts = texts(options.pairs, max(options.rows))
+    options.samplers = list(dict.fromkeys(["ar", *options.samplers]))
     with tempfile.TemporaryDirectory() as folder:
         trees: dict[str, Path | None] = {"here": None}
         if options.commit:
             trees[options.commit] = install(options.commit, Path(folder))
-        speeds = {
-            rows: {name: {tree: list[float]() for tree in trees} for name in SAMPLERS}
-            for rows in options.rows
-        }
-        for _ in range(options.repeats):
-            for rows, found in speeds.items():
-                for name, table in SAMPLERS.items():
-                    spaced = [prompts[i * len(prompts) // rows] for i in range(rows)]
-                    arguments = [json.dumps(x) for x in (table, model, spaced, options.new)]
-                    for tree, site in trees.items():
-                        found[name][tree].append(measure(MEASURE, site, *arguments))
+        found = {rows: of_rows(rows, trees, options) for rows in options.rows}
     if options.json:
-        print(json.dumps(speeds))
+        print(json.dumps(found))
     else:
-        report(speeds, options.commit)
+        report(found, options.commit)
+
+
+def of_rows(
+    rows: int, trees: dict[str, Path | None], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Bytes/s of each sampler with each tree in batches of so many rows, and ``ar``'s repeats."""
+    model = "demo:translate" if options.pairs else "demo:python"
+    request = {"max_new_bytes": options.new, "temperature": options.temperature}
+    if options.pairs:
+        request |= {"temperature": 0.0, "stop": "\n"}
+    prompts = texts(options.pairs, max(rows, FEWEST))
+    speeds = {name: {tree: list[float]() for tree in trees} for name in options.samplers}
+    shares = []
+    for repeat in range(options.repeats):
+        for place in range(len(speeds)):
+            name = options.samplers[(place + repeat) % len(speeds)]
+            asked = (SAMPLERS[name], model, prompts, rows, request)
+            for tree, site in trees.items():
+                speed, share = measure(MEASURE, site, *(json.dumps(each) for each in asked))
+                speeds[name][tree].append(speed)
+                shares += [share] if (name, tree) == ("ar", "here") else []
+    return {"texts": len(prompts), "repeats": statistics.median(shares), "speeds": speeds}
 
 
 def texts(pairs: Path | None, count: int) -> list[str]:
@@ -91,14 +116,14 @@ def texts(pairs: Path | None, count: int) -> list[str]:
     return [text[: len(text) - 24 * (i // len(whole))] for i, text in enumerate(cuts)]
 
 
-def report(speeds: dict[int, dict[str, dict[str, list[float]]]], commit: str | None) -> None:
+def report(found: dict[int, dict[str, Any]], commit: str | None) -> None:
     """Print medians, ranges, and ratios to ``ar`` and to the other commit."""
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     print(f"bytes/s, median (min to max), of ar's; OMP_NUM_THREADS: {threads}")
-    for rows, found in speeds.items():
-        print(f"{rows} texts together")
-        ar = statistics.median(found["ar"]["here"])
-        for name, trees in found.items():
+    for rows, each in found.items():
+        print(f"{rows} together, {each['texts']} texts, {each['repeats']:.0%} repeats")
+        ar = statistics.median(each["speeds"]["ar"]["here"])
+        for name, trees in each["speeds"].items():
             here = statistics.median(trees["here"])
             line = f"  {name:<14} {told(trees['here'])}   {here / ar:.2f} x ar"
             if commit:

@@ -134,11 +134,10 @@ def measure(
     program: str, site: Path | None, *arguments: str, kept: Path | None = None
 ) -> list[float]:
     """What a process prints that runs ``program`` with the packages in ``site`` (None: these)."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    folders = [ROOT, ROOT / "plugins"] if site is None else [site]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     if kept is not None:
         environment["XDG_CACHE_HOME"] = str(kept)
-    if site is not None:
-        environment["PYTHONPATH"] = str(site)
     with tempfile.TemporaryDirectory() as elsewhere:
         command = [sys.executable, "-c", program, *arguments]
         done = subprocess.run(
