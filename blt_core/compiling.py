@@ -15,6 +15,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Where the compiler of torch keeps what it makes on the way.
 _KEPT_IN = "TORCHINDUCTOR_CACHE_DIR"
+#: Held while one compiles: torch keeps in a variable of the process whether it does.
+_COMPILING = threading.Lock()
 
 
 def compile_passes(module: nn.Module, device: torch.device) -> bool:
@@ -55,6 +58,8 @@ def compile_passes(module: nn.Module, device: torch.device) -> bool:
         logger().warning("compile: no part of this model can compile its passes")
         return False
     compiler = PassCompiler(_folder(), device)
+    for package in {"blt_core", *(type(part).__module__.partition(".")[0] for part in able)}:
+        _source_hash(package)  # as it is now, which is what runs
     for part in able:
         part.compiles = compiler
     return True
@@ -69,8 +74,10 @@ def _folder() -> Path:
         folder = cache_folder() / "compiled"
         make_private(folder.parent)
         make_private(folder)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(f"{folder} is not this user's")
+        probe = folder / ".own"
+        probe.touch(0o600)
+        if (other := open_to_others(probe)) is not None:
+            raise PermissionError(f"others may write to {other}")
     except (OSError, RuntimeError) as error:  # another user's, or a user without a home
         logger().warning(
             f"compile: what is compiled cannot be kept: {error}",
@@ -98,7 +105,8 @@ class PassCompiler:
         path = self._path(program)
         if (found := load(path, self.device)) is not None:
             return found
-        with alone_with(path, "compiles this pass"):
+        make_private(self.folder)  # it may have been deleted since
+        with _COMPILING, alone_with(path, "compiles this pass"):
             if (found := load(path, self.device)) is not None:
                 return found
             logger().info("a pass is compiled", part=program.name)
@@ -118,13 +126,21 @@ class PassCompiler:
             [str(tensor.dtype), *(axes.get(at, size) for at, size in enumerate(tensor.shape))]
             for tensor, axes in zip(*program.example, strict=True)
         ]
-        sources = sorted({name.partition(".")[0] for name in program.modules})
+        sources = sorted({"blt_core", *(name.partition(".")[0] for name in program.modules)})
         made_of = (
             *(program.told, shapes, here.cpu, here.flags, here.torch, os.environ.get("CXX")),
+            *_accelerator(self.device),
             *map(_source_hash, sources),
         )
         digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:24]
         return self.folder / f"{program.name}-{digest}.pt2"
+
+
+def _accelerator(device: torch.device) -> tuple[object, ...]:
+    """What a program is compiled for, beside the CPU."""
+    if device.type != "cuda":
+        return ()
+    return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
 
 
 @functools.cache
@@ -190,17 +206,18 @@ def load(path: Path, device: torch.device) -> Compiled | None:
     It is code, so it is taken from files and folders alone that nobody else may write to. A file
     that is damaged counts as none.
     """
-    if not path.exists():
-        return None
-    if (other := open_to_others(path)) is not None:
-        logger().warning("a compiled pass is not used: others may write to it", path=str(other))
+    try:
+        if (other := open_to_others(path)) is not None:
+            logger().warning("a compiled pass is not used: others may write to it", path=str(other))
+            return None
+    except OSError:  # there is none
         return None
     from torch._inductor import aoti_load_package
 
     index = -1 if device.index is None else device.index
     try:
         model: Any = aoti_load_package(str(path), device_index=index)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, AssertionError, OSError) as error:
         logger().warning("a compiled pass cannot be loaded", path=str(path), reason=str(error))
         return None
     run: Compiled = model.loader.run

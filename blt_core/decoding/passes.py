@@ -168,6 +168,7 @@ class ModelPasses:
         read = torch.cat(best, 1).masked_fill(torch.cat(highest, 1).isnan(), -1).tolist()
         ids = [row[:most] for row, most in zip(read, left, strict=True)]
         if any(-1 in row for row in ids):
+            self._drop([max(len(row) - 1, 0) for row in ids])
             raise RunError(NO_NUMBERS)
         kept = [row[: row.index(eos) + 1] if eos in row else row for row in ids]
         if kept != ids:

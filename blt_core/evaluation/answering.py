@@ -100,9 +100,9 @@ class Answering:
     def warm_up(self, question: Question) -> None:
         """What a machine does once, such as finding kernels, in a short run that is not timed."""
         if not self._is_warm:
-            self._is_warm = True
             short = attrs.evolve(question, max_new_bytes=min(question.max_new_bytes, WARM_UP_BYTES))
             self._pipeline.generate([short.prompt], **_request([short]))
+            self._is_warm = True
 
 
 @attrs.frozen

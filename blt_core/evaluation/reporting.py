@@ -142,7 +142,7 @@ def _costs(each: Scored) -> list[str]:
 
 def _same(each: Scored) -> str:
     if each.identical is None:
-        return "in law"
+        return "in law" if each.outputs else "–"
     if each.identical:
         return "yes"
     ties = f" ({each.near_ties} near-ties)" if each.near_ties else ""

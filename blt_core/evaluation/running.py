@@ -47,8 +47,8 @@ class Scored:
     an entropy and the threshold, as runs of different shapes may (None where nothing promises
     ``ar``'s bytes). agreement: share of ``ar``'s bytes that stand in the same places.
     bytes_per_second: of timed questions, or else of whole batches. errors: questions without an
-    answer, which count as empty ones; first_error: of these, with its key. What is relative to
-    ``ar`` is of the questions that both have answered.
+    answer, which count as empty ones; first_error: of these, with its key. Costs and agreement
+    relative to ``ar`` are of the questions that both have answered, scores of all.
     """
 
     name: str
@@ -207,6 +207,7 @@ def _settings(pipeline: Pipeline, name: str, spec: str, options: RunOptions) -> 
         "limit": options.limit,
         "torch": torch.__version__,
         "threads": threads_of(plan.build("executor") if options.workers is not None else None),
+        **({"compile": True} if pipeline.settings.compile else {}),
     }
 
 
@@ -284,7 +285,7 @@ def _scored(
         relative_cost=_cost(found, both, parameters) / reference_cost if reference_cost else None,
         cost_unit=price.unit,
         relative_cost_paper=_to_paper(found.pipeline, cost, size, parameters),
-        identical=None if in_law else same == outputs,
+        identical=None if in_law or not outputs else same == outputs,
         same=same,
         outputs=outputs,
         near_ties=_near_ties(found, reference, both) if promised else None,

@@ -259,6 +259,7 @@ class RowCache:
             name: _chosen(lane, torch.tensor(rows, device=lane.device))
             for name, lane in self._lanes.items()
         }
+        self._views.clear()
 
     def extend(self, counts: Sequence[int], width: int, device: torch.device) -> Span:
         """Make room for ``counts[b]`` new rows (padded to ``width``) and say what they see."""
@@ -345,6 +346,11 @@ class RowCache:
         """Whether anything was ever written to ``lane``."""
         return lane in self._lanes
 
+    def _forget_views(self, lane: str) -> None:
+        """Keep nothing that a lane lay in before."""
+        for how in ("rows", "heads"):
+            self._views.pop((lane, how), None)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all lanes."""
@@ -376,6 +382,7 @@ class RowCache:
             moved = _blank(lane, len(runs), size, heads=_keeps_heads(lane))
             moved.index_put_((rows, kept % size), lane[rows, kept % before])
             self._lanes[name] = moved
+            self._forget_views(name)
 
 
 def _blank(like: Tensor, batch: int, size: int, heads: bool) -> Tensor:  # noqa: FBT001

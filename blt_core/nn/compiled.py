@@ -26,7 +26,7 @@ from blt_core.nn.cache import RowCache, Span, lane_of
 L = TypeVar("L")
 W = TypeVar("W")
 
-#: Most layers of one compiled function; a deeper stack is several calls of the same.
+#: Most layers of one compiled function; a deeper stack is several, and those amid it are the same.
 _MOST_LAYERS = 8
 #: Stacks are not cut into shorter runs than these, to be cut evenly.
 _LEAST_LAYERS = 4

@@ -100,7 +100,10 @@ class Programs:
             right = [sum(passed[i : i + p.samples]) for i in range(0, len(passed), p.samples)]
             for k in (k for k in KS if k <= p.samples):
                 figures[f"pass@{k}"] = mean([pass_at(p.samples, each, k) for each in right])
-        python = [sum(map(_parses, map(problem.module, texts))) for problem, texts in found]
+        python = [
+            sum(map(_parses, map(problem.module, texts))) if answer.error is None else 0
+            for (problem, texts), answer in zip(found, answers, strict=True)
+        ]
         figures["python"] = ratio(python, [p.samples] * len(found))
         figures["bits_per_byte"] = self._likelihood(model, questions, answers)
         told = dict(self._told)
@@ -137,13 +140,14 @@ class Programs:
     ) -> Figure:
         """How likely the outputs are to the model itself, in bits per byte of them."""
         passages = [
-            Passage(question.prompt, output)
+            Passage(question.prompt, output) if answer.error is None else None
             for question, answer in zip(questions, answers, strict=True)
             for output in answer.outputs
         ]
-        found = model.score(passages)
-        nats = [each.logprob for each in found]
-        return ratio(nats, [len(each.text) for each in passages], -1 / math.log(2))
+        scores = iter(model.score([each for each in passages if each is not None]))
+        nats = [0.0 if each is None else next(scores).logprob for each in passages]
+        sizes = [0 if each is None else len(each.text) for each in passages]
+        return ratio(nats, sizes, -1 / math.log(2))
 
 
 def _digest(sandbox: Sandbox, program: str) -> str:
