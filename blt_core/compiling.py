@@ -10,6 +10,7 @@ import atexit
 import functools
 import hashlib
 import importlib.util
+import inspect
 import os
 import shlex
 import shutil
@@ -226,6 +227,11 @@ def load(path: Path, device: torch.device) -> Compiled | None:
 
 def _missing(device: torch.device) -> str | None:
     """What compiling for ``device`` needs and this machine has not, in words."""
+    from torch import _inductor
+
+    loads = getattr(_inductor, "aoti_load_package", None)
+    if loads is None or "device_index" not in inspect.signature(loads).parameters:
+        return f"torch {torch.__version__} is too old (2.13 was tried)"
     # A compiler for the CPU is needed on other devices too, for what starts their kernels.
     name = os.environ.get("CXX") or "g++"
     if shutil.which(shlex.split(name)[0]) is None:
