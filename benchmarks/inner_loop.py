@@ -50,22 +50,31 @@ for prompt in prompts:
 print(json.dumps([count / seconds, waited]))
 """
 
-#: The median seconds of a round of ``ar`` over a batch of prompts of given lengths.
+#: The mean seconds of a round of ``ar`` over batches of prompts of given lengths, which take turns
+#: round by round. No two prompts are alike, for rows that end their patches together pay for fewer
+#: passes of the large parts.
 ROUND = """
-import json, statistics, sys, time
+import json, sys, time
 from blt_core import Pipeline
 
-lengths = [int(n) for n in sys.argv[1].split(",")]
+batches, new = json.loads(sys.argv[1]), int(sys.argv[2])
 pipeline = Pipeline.from_config({"schema": 1, "run": {"checkpoint": "demo:python"}})
 text = b"".join(b"value_%d = call(%d)\\n" % (i, i * i) for i in range(1000))
-seconds, began = [], None
-prompts = [text[:n] for n in lengths]
-for step in pipeline.with_sampler("ar").steps(prompts, max_new_bytes=int(sys.argv[2])):
-    now = time.perf_counter()
-    if began is not None:
-        seconds.append(now - began)
-    began = now
-print(json.dumps([statistics.median(seconds[2:])]))
+
+def prompts(lengths):
+    return [text[300 * row : 300 * row + length] for row, length in enumerate(lengths)]
+
+runs = [pipeline.with_sampler("ar").steps(prompts(each), max_new_bytes=new) for each in batches]
+for steps in runs:
+    for _ in range(3):
+        next(steps)
+seconds = [0.0] * len(runs)
+for _ in range(new - 3):
+    for index, steps in enumerate(runs):
+        began = time.perf_counter()
+        next(steps)
+        seconds[index] += time.perf_counter() - began
+print(json.dumps([each / (new - 3) for each in seconds]))
 """
 
 
@@ -122,12 +131,12 @@ def compare(
 
 def ragged(options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of a round of two long texts, and of a long and a short one."""
-    cases = ("3800,3800", "10,3800")
-    rounds = {case: list[float]() for case in cases}
-    for _ in range(options.repeats):
-        for case in cases:
-            rounds[case] += measure(ROUND, None, case, "60")
-    return rounds
+    cases = ((3800, 3800), (10, 3800))
+    turns = [measure(ROUND, None, json.dumps(cases), "80") for _ in range(options.repeats)]
+    return {
+        ",".join(map(str, case)): list(each)
+        for case, each in zip(cases, zip(*turns, strict=True), strict=True)
+    }
 
 
 def measure(
@@ -172,15 +181,16 @@ def report(
     for sampler, waited in starts.items():
         print(f"  {sampler:<14} {waited[0]:6.1f}  {', '.join(f'{w:.1f}' for w in waited[1:])}")
     print("milliseconds of a round of ar, prompts of")
-    both, mixed = (statistics.median(each) for each in rounds.values())
+    ratios = [mixed / both for both, mixed in zip(*rounds.values(), strict=True)]
     for case, found_rounds in rounds.items():
         print(f"  {case:<14} {told([1e3 * each for each in found_rounds])}")
-    print(f"  ragged / even  {mixed / both:.2f}")
+    print(f"  ragged / even  {told(ratios, 2)}")
 
 
-def told(values: list[float]) -> str:
+def told(values: list[float], places: int = 1) -> str:
     """Median and range."""
-    return f"{statistics.median(values):6.1f} ({min(values):.1f} to {max(values):.1f})"
+    middle = f"{statistics.median(values):.{places}f}"
+    return f"{middle:>6} ({min(values):.{places}f} to {max(values):.{places}f})"
 
 
 if __name__ == "__main__":
