@@ -10,6 +10,7 @@ shipped.
     OUTPUT/train.jsonl          in a fixed shuffled order
     OUTPUT/dev.jsonl            whole pages are held out, so that no page is on two sides
     OUTPUT/test.jsonl
+    OUTPUT/english.txt          the English of the first, a line each, for look-ups
     OUTPUT/manifest.json        versions, licence, counts and sha256
 
 A line is {"text", "source", "target", "language", "path"}. `text` is the document that a model
@@ -425,11 +426,18 @@ def file_of(pairs: Sequence[Pair]) -> dict[str, object]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
+def english(pairs: Sequence[Pair]) -> bytes:
+    """Return the English of the pairs, each paragraph once, on a line of its own."""
+    texts = dict.fromkeys(pair.target for pair in pairs)
+    return "".join(f"{text}\n" for text in texts).encode()
+
+
 def write(parts: Mapping[str, Sequence[Pair]], text: Help, folder: Path) -> None:
     """Write the file of each part and, last, the manifest."""
     folder.mkdir()
     for part, pairs in parts.items():
         (folder / f"{part}.jsonl").write_bytes(encode(pairs))
+    (folder / "english.txt").write_bytes(english(parts["train"]))
     manifest = json.dumps(describe(parts, text), indent=2, ensure_ascii=False) + "\n"
     (folder / "manifest.json").write_text(manifest, encoding="utf-8")
 

@@ -19,11 +19,11 @@ STEPS = st.lists(
 SIZES = st.tuples(st.integers(1, 4), st.integers(0, 4)).map(lambda pair: (pair[0], sum(pair)))
 
 
-def search(text, ids, least, most, *, own):
-    """The longest end of ``ids`` in ``text``, the most recent of them, found by looking at all."""
-    for size in range(min(most, len(ids)), least - 1, -1):
-        ends = range(len(text) - own, size - 1, -1)
-        end = next((e for e in ends if text[e - size : e] == ids[-size:]), None)
+def search(text, least, most):
+    """The longest end of ``text`` that stood before, the most recent of them: by looking at all."""
+    for size in range(min(most, len(text)), least - 1, -1):
+        ends = range(len(text) - 1, size - 1, -1)
+        end = next((e for e in ends if text[e - size : e] == text[-size:]), None)
         if end is not None:
             return Match(size, end)
     return None
@@ -44,19 +44,7 @@ def test_it_finds_what_a_search_finds(sizes, steps):
             settled = max(settled, len(text) - value, 0)
             index.settle(settled)
         assert len(index) == len(text)
-        assert index.last_match == search(text, text, least, most, own=1)
-
-
-@given(SIZES, st.lists(IDS, max_size=40), st.lists(IDS, max_size=8))
-def test_another_text_s_end_is_found_in_it(sizes, text, other):
-    least, most = sizes
-    index = Suffixes(least, most)
-    index.extend(text)
-    found = index.longest(other)
-    wanted = search(text, other, least, most, own=0)
-    assert (found and found.length) == (wanted and wanted.length)
-    if found is not None:
-        assert found == wanted, "the most recent one counts"
+        assert index.last_match == search(text, least, most)
 
 
 @given(st.lists(IDS, min_size=1, max_size=12), st.data())
@@ -67,17 +55,6 @@ def test_what_follows_goes_on_with_itself(text, data):
     count = data.draw(st.integers(0, 20))
     period = text[end:]
     assert index.after(end, count) == (period * (count // len(period) + 1))[:count]
-
-
-def test_nothing_matches_across_two_texts_and_an_end_hides_nothing_before_it():
-    index = Suffixes(2, 4)
-    for text in ([1, 2, 7, 1, 2], [3, 4]):
-        index.extend(text)
-        index.end()
-    assert index.longest([2, 3]) is None
-    assert index.longest([9, 1, 2]) == Match(2, 2), "the later one is followed by nothing"
-    assert index.after(2, 9) == [7, 1, 2]
-    assert index.longest([3, 4]) is None
 
 
 @given(SIZES, st.lists(IDS, max_size=60), st.data())

@@ -13,6 +13,7 @@ from blt_core.errors import DataError
 from blt_core.files import expand_home
 from blt_core.protocols import DecodeOps
 from blt_core.types import Draft, Draws, IdScheme, Sampling
+from blt_plugins.drafting.continuations import Continuations
 from blt_plugins.drafting.suffixes import LONGEST, SuffixCache, Suffixes
 
 
@@ -20,7 +21,8 @@ from blt_plugins.drafting.suffixes import LONGEST, SuffixCache, Suffixes
 class LookupParams:
     """draft_bytes: at most so many bytes are proposed. max_bytes, min_bytes: of the match.
 
-    files: texts to look in besides, such as the source that is being edited.
+    files: texts to look in besides: the source that is being edited, or others of the kind that is
+    written, a few megabytes at most.
     """
 
     draft_bytes: int = attrs.field(default=16, validator=at_least(1))
@@ -39,15 +41,19 @@ class LookupDrafter:
     """Proposes what followed the longest end of the text that stood earlier; runs no pass.
 
     The longest match of ``max_bytes`` down to ``min_bytes`` wins, then one in the text itself
-    before one in the files, then the most recent. Where it reaches the end of the text, the
-    proposal goes on with itself: text that repeats with a period is proposed as it would go on.
-    Nothing is proposed without a match.
+    before one in the files. Of several in the text the most recent is copied; where that reaches
+    the end of the text, the proposal goes on with itself: text that repeats with a period is
+    proposed as it would go on. Of several in the files what followed most often is proposed, byte
+    by byte. Nothing is proposed without a match.
     """
 
     def __init__(self, params: LookupParams, context: BuildContext) -> None:
         self.draft_bytes = params.draft_bytes
         self._new = partial(Suffixes, params.min_bytes, params.max_bytes)
-        self._files = _read_files(params.files, self._new(), context.scheme)
+        self._files = None
+        if params.files:
+            texts = map(partial(_read, scheme=context.scheme), params.files)
+            self._files = Continuations(texts, params.min_bytes, params.max_bytes)
 
     def draft(
         self, ops: DecodeOps, limit: Sequence[int], sampling: Sampling, draws: Draws
@@ -62,30 +68,27 @@ class LookupDrafter:
         return Draft(ids)
 
     def _propose(self, text: Suffixes, count: int) -> list[int]:
-        found, source = text.last_match, text
-        if self._files:
-            other = self._files.longest(text.tail())
+        found, tail = text.last_match, text.tail()
+        if self._files is not None:
+            other = self._files.longest(tail)
             if other is not None and (found is None or other.length > found.length):
-                found, source = other, self._files
-        return source.after(found.end, count) if found is not None else []
+                return self._files.after(tail, count)
+        return text.after(found.end, count) if found is not None else []
 
 
-def _read_files(names: Sequence[str], index: Suffixes, scheme: IdScheme) -> Suffixes | None:
-    """All files in one index; None without any. Raises DataError for what is no file."""
-    for name in names:
-        path = Path(expand_home(name))
-        try:
-            if path.exists() and not path.is_file():
-                raise DataError(f"{path}: the drafter 'lookup' reads files, and this is none")
-            text = path.read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"{path}: not read for the drafter 'lookup': {error.strerror}\n"
-                "  fix: name a file that is there in its files"
-            ) from error
-        index.extend(scheme.encode(text))
-        index.end()
-    return index if names else None
+def _read(name: str, scheme: IdScheme) -> Sequence[int]:
+    """The ids of a file. Raises DataError for what is no file."""
+    path = Path(expand_home(name))
+    try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: the drafter 'lookup' reads files, and this is none")
+        text = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: not read for the drafter 'lookup': {error.strerror}\n"
+            "  fix: name a file that is there in its files"
+        ) from error
+    return scheme.encode(text)
 
 
 def lookup_notes(params: LookupParams) -> Iterator[str]:

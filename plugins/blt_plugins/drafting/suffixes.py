@@ -31,9 +31,6 @@ class Suffixes:
     last n-gram of its kind, doubled, plus one if there were several: these are in level n + 1 too.
     """
 
-    #: An id that no text has: nothing matches across it.
-    BETWEEN = 0xFFFF
-
     def __init__(self, least: int, most: int) -> None:
         self._least, self._most = least, most
         self._text = array("H")
@@ -60,20 +57,6 @@ class Suffixes:
             self._text.append(token)
             self._index()
 
-    def end(self) -> None:
-        """End a text, of several in one index: nothing matches across its end.
-
-        What stands there is followed by nothing, so it hides no earlier place.
-        """
-        if self._counts:  # something was added since the last end
-            last = self._text[-1]
-            self.cut(len(self._text) - 1)
-            self._text.append(last)
-            self._note(0, 0, [])
-        self._text.append(self.BETWEEN)
-        self._note(0, 0, [])
-        self.settle(len(self._text))
-
     def cut(self, length: int) -> None:
         """Forget all ids from position ``length`` on; never below what is settled."""
         while len(self._text) > length:
@@ -97,36 +80,12 @@ class Suffixes:
         return self._text[max(len(self._text) - self._most, 0) :]
 
     def after(self, end: int, count: int) -> list[int]:
-        """The ``count`` ids from position ``end`` on, which go on with themselves at the end.
-
-        They stop at an id that no text has.
-        """
+        """The ``count`` ids from position ``end`` on, which go on with themselves at the end."""
         found = self._text[end : end + count].tolist()
-        if self.BETWEEN in found:
-            return found[: found.index(self.BETWEEN)]
         period = len(self._text) - end
         while found and len(found) < count:
             found.append(found[-period])
         return found
-
-    def longest(self, ids: Sequence[int]) -> Match | None:
-        """The longest end of ``ids`` that stands in this text."""
-        given, best = array("H", ids), None
-        for size in range(self._least, min(self._most, len(given)) + 1):
-            entry = self._levels[size].get(given[-size:].tobytes())
-            if entry is None:
-                break
-            best = Match(size, entry >> 1)
-            if not entry & 1:  # the only one of its kind: longer ones are not indexed
-                return Match(self._common(given, entry >> 1, size), entry >> 1)
-        return best
-
-    def _common(self, given: array[int], end: int, size: int) -> int:
-        """How many ids before ``end`` are the last of ``given``; ``size`` are known to be."""
-        most = min(self._most, len(given), end)
-        while size < most and self._text[end - size - 1] == given[-size - 1]:
-            size += 1
-        return size
 
     def _index(self) -> None:
         """Enter the n-grams that end with the last id, and note the longest that was there."""
