@@ -58,9 +58,9 @@ inline T narrow(float value) {
 // -- vectors, and a step of weights, which is widened to two of them ------------------------------
 
 #if defined(__AVX512F__)
-constexpr int kBytes = 64;
+constexpr int kBytes = 64, kRegisters = 32;
 #else
-constexpr int kBytes = 32;
+constexpr int kBytes = 32, kRegisters = 16;
 #endif
 constexpr int kWidth = kBytes / sizeof(float);
 constexpr int64_t kStep = 2 * kWidth;
@@ -85,6 +85,7 @@ inline Vector fused(const Vector& a, const Vector& b, const Vector& c) {
 #endif
 }
 
+// The sum of a vector's numbers: halves are added until one is left.
 inline float total(const Vector& v) {
   float parts[kWidth];
   std::memcpy(parts, &v, sizeof v);
@@ -94,15 +95,45 @@ inline float total(const Vector& v) {
   return parts[0];
 }
 
-template <typename T>
-inline void widen_step(const T* at, Vector& first, Vector& second) {
-  if constexpr (is_half<T>) {  // even places, then odd ones (on machines of little endian)
-    Bits both;
-    std::memcpy(&both, at, sizeof both);
-    first = (Vector)(both << 16), second = (Vector)(both & 0xffff0000u);
-  } else {
-    first = load(at), second = load(at + kWidth);
+#if defined(__AVX__)
+inline __m128 four_parts(const Vector& v) {
+#if defined(__AVX512F__)
+  const __m512d wide = _mm512_castps_pd((__m512)v);
+  const __m256 half = _mm256_add_ps(_mm256_castpd_ps(_mm512_castpd512_pd256(wide)),
+                                    _mm256_castpd_ps(_mm512_extractf64x4_pd(wide, 1)));
+#else
+  const __m256 half = (__m256)v;
+#endif
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+#endif
+
+// The totals of `count` vectors; four at a time where the machine can: short rows have as many sums
+// to total as products to add.
+template <int count>
+inline void totals(const Vector* sums, float* to) {
+  int done = 0;
+#if defined(__AVX__)
+  for (; done + 4 <= count; done += 4) {
+    __m128 a = four_parts(sums[done]), b = four_parts(sums[done + 1]);
+    __m128 c = four_parts(sums[done + 2]), d = four_parts(sums[done + 3]);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(to + done, _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d)));
   }
+#endif
+  for (; done < count; ++done) to[done] = total(sums[done]);
+}
+
+// A half of a step of weights. Of halves the first has the even places, the second the odd ones (on
+// machines of little endian).
+template <typename T>
+inline Vector widened(const T* step, int half) {
+  if constexpr (is_half<T>) {
+    Bits both;
+    std::memcpy(&both, step, sizeof both);
+    return (Vector)(half ? both & 0xffff0000u : both << 16);
+  }
+  if constexpr (!is_half<T>) return load(step + half * kWidth);
 }
 
 // -- products -------------------------------------------------------------------------------------
@@ -139,19 +170,32 @@ struct Task {
 constexpr int64_t kAhead = 2048;
 constexpr int64_t kPage = 4096;
 
+// Has a vector stay in a register: compilers would rather load it again for each use, and loads are
+// what a step waits for.
+inline void keep(Vector& v) {
+#if defined(__AVX__)
+  __asm__("" : "+x"(v));
+#endif
+}
+
 // A step of `some` rows of w by `few` rows of x; `stride`: from one row of w to the next.
 template <typename T, int some, int few>
 inline void step(Vector (&sums)[few][some], const float* x, const T* w, int64_t stride) {
-  Vector first_x[few], second_x[few];
-  for (int i = 0; i < few; ++i) {
-    first_x[i] = load(x + i * kStep), second_x[i] = load(x + i * kStep + kWidth);
-  }
-  for (int s = 0; s < some; ++s) {
-    Vector first, second;
-    widen_step<T>(w + s * stride, first, second);
-    for (int i = 0; i < few; ++i) {
-      sums[i][s] = fused(first, first_x[i], sums[i][s]);
-      sums[i][s] = fused(second, second_x[i], sums[i][s]);
+  // Both halves of a step at once where registers suffice: then halves are read once.
+  constexpr int at_once = few * (some + 2) + 2 <= kRegisters ? 2 : 1;
+  for (int half = 0; half < 2; half += at_once) {
+    Vector own_x[at_once][few];
+    for (int h = 0; h < at_once; ++h) {
+      for (int i = 0; i < few; ++i) {
+        own_x[h][i] = load(x + i * kStep + (half + h) * kWidth);
+        if constexpr (some > 1) keep(own_x[h][i]);
+      }
+    }
+    for (int s = 0; s < some; ++s) {
+      for (int h = 0; h < at_once; ++h) {
+        const Vector own_w = widened<T>(w + s * stride, half + h);
+        for (int i = 0; i < few; ++i) sums[i][s] = fused(own_w, own_x[h][i], sums[i][s]);
+      }
     }
   }
 }
@@ -164,11 +208,18 @@ inline void tile(const Task<T>& t, int64_t j, int64_t r) {
   const int64_t ahead = some == 1 ? kAhead / static_cast<int64_t>(sizeof(*w)) : some * k;
   Vector sums[few][some] = {};
   const float* x = t.x + r * kStep;
-  for (int64_t at = 0; at < whole; at += kStep, x += t.rows * kStep) {
-    if (r == 0) {
-      for (int s = 0; s < some; ++s) __builtin_prefetch(w + s * k + at + ahead);
+  const auto steps = [&](auto fetches) {
+    for (int64_t at = 0; at < whole; at += kStep, x += t.rows * kStep) {
+      if constexpr (decltype(fetches)::value) {
+        for (int s = 0; s < some; ++s) __builtin_prefetch(w + s * k + at + ahead);
+      }
+      step<T, some, few>(sums, x, w + at, k);
     }
-    step<T, some, few>(sums, x, w + at, k);
+  };
+  if (r == 0) {
+    steps(std::true_type{});
+  } else {
+    steps(std::false_type{});
   }
   if (whole < k) {
     T last[some][kStep] = {};
@@ -177,8 +228,10 @@ inline void tile(const Task<T>& t, int64_t j, int64_t r) {
     }
     step<T, some, few>(sums, x, last[0], kStep);
   }
+  float found[few * some];
+  totals<few * some>(&sums[0][0], found);
   for (int i = 0; i < few; ++i) {
-    for (int s = 0; s < some; ++s) t.out[(r + i) * t.n + j + s] = narrow<T>(total(sums[i][s]));
+    for (int s = 0; s < some; ++s) t.out[(r + i) * t.n + j + s] = narrow<T>(found[i * some + s]);
   }
 }
 
@@ -186,7 +239,13 @@ inline void tile(const Task<T>& t, int64_t j, int64_t r) {
 template <typename T, int some, int few>
 inline void stripe(const Task<T>& t, int64_t j) {
   int64_t r = 0;
-  for (; r + few <= t.rows; r += few) tile<T, some, few>(t, j, r);
+  if constexpr (few > 2) {
+    // Not one alone at the end: that would read w for half of the work.
+    for (; t.rows - r >= few && t.rows - r != few + 1; r += few) tile<T, some, few>(t, j, r);
+  }
+  if constexpr (few > 1) {
+    for (; t.rows - r >= 2; r += 2) tile<T, some, 2>(t, j, r);
+  }
   for (; r < t.rows; ++r) tile<T, some, 1>(t, j, r);
 }
 
@@ -214,17 +273,15 @@ void product(const void* x, const void* w, void* out, int64_t rows, int64_t k, i
   if (kept.size() < size) kept.resize(size);
   prepare<T>(static_cast<const T*>(x), kept.data(), rows, k);
   const Task<T> task{kept.data(), static_cast<const T*>(w), static_cast<T*>(out), rows, k, n};
-  constexpr int wide = kBytes == 64 ? 4 : 2;  // 32 registers instead of 16
+  constexpr int few = kRegisters == 32 ? 4 : 3;  // 4 * few sums
   if (rows == 1 && k * static_cast<int64_t>(sizeof(T)) < kPage) {
     run<T, 1, 1>(task);
   } else if (rows == 1) {
     run<T, 4, 1>(task);
-  } else if (rows < 4) {
-    run<T, 4, 2>(task);
-  } else if (rows < 8) {
-    run<T, wide, 4>(task);
+  } else if (rows == 4) {
+    run<T, kRegisters == 32 ? 4 : 2, 4>(task);  // in one go: four rows still wait for memory
   } else {
-    run<T, 4, wide>(task);
+    run<T, 4, few>(task);
   }
 }
 
