@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set everything up and run the tests, as many at a time as there are cores. Arguments go to pytest.
+# Set everything up and run the tests, one more at a time than there are cores. Arguments go to pytest.
 set -euo pipefail
 # Tests start many processes: what one of them compiles, the others need not.
 unset PYTHONDONTWRITEBYTECODE

@@ -41,6 +41,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.blt_profile = config.option.blt_profile or CONTRACT_PROFILE
 
 
+@pytest.hookimpl(optionalhook=True)  # of xdist, without which tests run as well
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: many tests wait for processes that they start."""
+    able = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    return len(able(0)) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked ``nightly``, with their reason, unless this is a nightly run."""
     for item in items:

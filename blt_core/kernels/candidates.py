@@ -18,7 +18,8 @@ from blt_core.nn.linear import FEW, SOME, Kernels, Multiply, fixed_product, fixe
 
 #: Classes of rows, each with the rows that it is measured with.
 ROW_CLASSES: Mapping[str, int] = {"1": 1, "2-4": FEW, "5-16": 9, "more": 32}
-#: Rows up to which the native product is the faster one, where it is at all.
+#: Rows of float32 up to which the native product may be the faster one. In bfloat16 no number of
+#: rows makes torch faster on a CPU where it is slower with the rows that are measured.
 _MOST_NATIVE = 4 * SOME
 
 
@@ -125,7 +126,10 @@ def _native(weight: Tensor) -> Multiply:
     by_torch = _linear(weight)
     if run is None:
         return by_torch
-    multiply, most = native.bind(run, weight), _MOST_NATIVE * weight.shape[1]
+    multiply = native.bind(run, weight)
+    if weight.dtype != torch.float32:
+        return multiply
+    most = _MOST_NATIVE * weight.shape[1]
     return lambda x: multiply(x) if x.numel() <= most else by_torch(x)
 
 

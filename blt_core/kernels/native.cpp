@@ -208,18 +208,11 @@ inline void tile(const Task<T>& t, int64_t j, int64_t r) {
   const int64_t ahead = some == 1 ? kAhead / static_cast<int64_t>(sizeof(*w)) : some * k;
   Vector sums[few][some] = {};
   const float* x = t.x + r * kStep;
-  const auto steps = [&](auto fetches) {
-    for (int64_t at = 0; at < whole; at += kStep, x += t.rows * kStep) {
-      if constexpr (decltype(fetches)::value) {
-        for (int s = 0; s < some; ++s) __builtin_prefetch(w + s * k + at + ahead);
-      }
-      step<T, some, few>(sums, x, w + at, k);
-    }
-  };
-  if (r == 0) {
-    steps(std::true_type{});
-  } else {
-    steps(std::false_type{});
+  // Of the next rows of w each tile over these fetches its share.
+  const int64_t first = some * r / t.rows, end = some * (r + few) / t.rows;
+  for (int64_t at = 0; at < whole; at += kStep, x += t.rows * kStep) {
+    for (int64_t s = first; s < end; ++s) __builtin_prefetch(w + s * k + at + ahead);
+    step<T, some, few>(sums, x, w + at, k);
   }
   if (whole < k) {
     T last[some][kStep] = {};
