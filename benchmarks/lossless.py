@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/lossless.py [--pairs corpora/translate/test.jsonl]
         [--kind NAME …] [--sampler SPEC …] [--speed RUNS] [--prompts FOLDER] [--json FILE]
+        [--kernels measured]
 
     greedy          demo:python goes on with the prompts of benchmarks/prompts/ (or FOLDER/*.txt),
                     200 bytes each
@@ -96,7 +97,8 @@ def main() -> None:
         kinds = options.kind or [k for k in KINDS if k != "translations" or options.pairs]
         chosen = [texts_of(kind, options) for kind in kinds]
         machine = {"threads": torch.get_num_threads(), "cpu": processor()}
-        print(f"{machine['cpu']}, {machine['threads']} threads", flush=True)
+        told = f"{machine['cpu']}, {machine['threads']} threads, {options.kernels} kernels"
+        print(told, flush=True)
         found = []
         for texts in chosen:
             found.append(of_kind(texts, options))
@@ -126,6 +128,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=positive, default=24)
     parser.add_argument("--speed", type=positive, metavar="RUNS")
     parser.add_argument("--timed", type=positive, default=24, metavar="N", help="texts to time")
+    parser.add_argument("--kernels", choices=("fixed", "measured"), default="fixed")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args()
 
@@ -165,7 +168,8 @@ def spaced(items: Sequence[Any], count: int | None) -> list[Any]:
 
 def of_kind(texts: Texts, options: argparse.Namespace) -> dict[str, Any]:
     """The figures of all samplers on one kind of text; ``ar`` is the first of them."""
-    pipeline = Pipeline.from_config({"schema": 1, "run": {"checkpoint": texts.checkpoint}})
+    run = {"checkpoint": texts.checkpoint, "kernels": options.kernels}
+    pipeline = Pipeline.from_config({"schema": 1, "run": run})
     pipelines = {"ar": pipeline.with_sampler("ar")}
     for spec in options.sampler or SAMPLERS:
         if options.sampler or "blt-dv" not in spec or pipeline.model.decoder.denoises:

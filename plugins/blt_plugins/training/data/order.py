@@ -70,8 +70,9 @@ class Batches:
         index, place = self._find(number)
         pool = self._pool(index)
         if self._text is None or self._text[0] != index:
-            self._text = None  # let go of the former first
-            self._text = index, PoolText(self._documents, self._windows, pool)
+            former = None if self._text is None else self._text[1]
+            self._text = None  # it gives its room to the next
+            self._text = index, PoolText(self._documents, self._windows, pool, former)
         first, end = pool.groups[place]
         return self._text[1].batch(int(first), int(end), self._scheme)
 
@@ -221,10 +222,16 @@ class PoolText:
 
     A piece of it is read when a batch first needs a window of that; each document is read once, and
     those of a piece in the order of the corpus. Documents that are not read in any order are one
-    piece.
+    piece. former: the pool before, which is not asked any more.
     """
 
-    def __init__(self, documents: Documents, windows: Windows, pool: Pool) -> None:
+    def __init__(
+        self,
+        documents: Documents,
+        windows: Windows,
+        pool: Pool,
+        former: PoolText | None = None,
+    ) -> None:
         self._documents, self._windows, self._pool = documents, windows, pool
         order = np.argsort(pool.windows, kind="stable")
         numbers = pool.windows[order]
@@ -238,7 +245,7 @@ class PoolText:
         columns = np.empty((4, len(order)), dtype=np.int64)
         columns[:, order] = np.cumsum(lengths) - lengths, lengths, sizes, number
         self._begins, self._lengths, self._sizes, self._piece = columns
-        self._text = np.zeros(int(lengths.sum()), dtype=np.uint8)
+        self._text = _room(int(lengths.sum()), former)
         patched = getattr(documents, "patching", None) is not None
         self._opens = np.zeros(len(self._text), dtype=bool) if patched else None
 
@@ -278,3 +285,17 @@ class PoolText:
             self._text[at : at + size] = np.frombuffer(data, dtype=np.uint8)
             if self._opens is not None and opens is not None:
                 self._opens[at : at + length] = opens[begin : begin + length]
+
+
+def _room(size: int, former: PoolText | None) -> npt.NDArray[np.uint8]:
+    """At least ``size`` bytes: those of a former pool if they suffice.
+
+    Of memory that is given back and asked for again, an allocator may hold two pools at a time.
+    """
+    kept = np.zeros(0, dtype=np.uint8)
+    if former is not None:
+        kept, former._text = former._text, kept  # noqa: SLF001 -- one class's own
+    if len(kept) < size:
+        del kept
+        kept = np.zeros(size + size // 16, dtype=np.uint8)
+    return kept
