@@ -26,13 +26,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from blt_core.errors import RunError
 from blt_core.kernels import native
 from blt_core.kernels.machine import machine, read_bandwidth
 from blt_core.kernels.measuring import spread
-from blt_core.nn.linear import Multiply
+from blt_core.nn.linear import Multiply, fixed_product
 from blt_core.pipeline import Pipeline
 
 PROMPT = Path(__file__).parent / "prompts" / "python-1.txt"
@@ -124,8 +123,8 @@ def products() -> Mapping[str, Callable[[Tensor], Multiply]]:
 
 
 def by_torch(weight: Tensor) -> Multiply:
-    """Torch's product in bfloat16."""
-    return lambda x: functional.linear(x, weight)
+    """Torch's product in bfloat16, by the fixed rule."""
+    return lambda x: fixed_product(x, weight)
 
 
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +167,8 @@ def by_torchao_compiled(weight: Tensor) -> Multiply:
 def rounding(folder: str, held_out: Path) -> dict[str, float]:
     """Bits per byte of held-out text, with the weights as they are and rounded to int8."""
     pipeline = Pipeline.from_config({"schema": 1, "run": {"checkpoint": folder}})
-    files = sorted(held_out.rglob("*.*")) if held_out.is_dir() else [held_out]
+    found = sorted(held_out.rglob("*")) if held_out.is_dir() else [held_out]
+    files = [path for path in found if path.is_file()]
     text = b"".join(file.read_bytes() for file in files)[:60_000]
     size = 1024
     texts = [text[at : at + size] for at in range(0, len(text), size)]

@@ -97,6 +97,7 @@ def main() -> None:
         kinds = options.kind or [k for k in KINDS if k != "translations" or options.pairs]
         chosen = [texts_of(kind, options) for kind in kinds]
         machine = {"threads": torch.get_num_threads(), "cpu": processor()}
+        machine["kernels"] = options.kernels
         told = f"{machine['cpu']}, {machine['threads']} threads, {options.kernels} kernels"
         print(told, flush=True)
         found = []

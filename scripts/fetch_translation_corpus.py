@@ -426,10 +426,13 @@ def file_of(pairs: Sequence[Pair]) -> dict[str, object]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def english(pairs: Sequence[Pair]) -> bytes:
-    """Return the English of the pairs, each paragraph once, on a line of its own."""
-    texts = dict.fromkeys(pair.target for pair in pairs)
-    return "".join(f"{text}\n" for text in texts).encode()
+def write_english(folder: Path) -> None:
+    """Write the English of the pairs to train on, each paragraph once, on a line of its own."""
+    with (folder / "train.jsonl").open(encoding="utf-8") as lines:
+        texts = dict.fromkeys(json.loads(line)["target"] for line in lines)
+    new = folder / "english.txt.new"
+    new.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8", newline="\n")
+    new.replace(folder / "english.txt")
 
 
 def write(parts: Mapping[str, Sequence[Pair]], text: Help, folder: Path) -> None:
@@ -437,7 +440,7 @@ def write(parts: Mapping[str, Sequence[Pair]], text: Help, folder: Path) -> None
     folder.mkdir()
     for part, pairs in parts.items():
         (folder / f"{part}.jsonl").write_bytes(encode(pairs))
-    (folder / "english.txt").write_bytes(english(parts["train"]))
+    write_english(folder)
     manifest = json.dumps(describe(parts, text), indent=2, ensure_ascii=False) + "\n"
     (folder / "manifest.json").write_text(manifest, encoding="utf-8")
 
@@ -526,6 +529,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, stop)
     try:
         if is_complete(output):
+            write_english(output)
             say(f"{output} is complete already; nothing to do")
         else:
             build(output, debs)

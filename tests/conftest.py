@@ -42,8 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)  # of xdist, without which tests run as well
-def pytest_xdist_auto_num_workers() -> int:
+def pytest_xdist_auto_num_workers() -> int | None:
     """One process more than there are cores: many tests wait for processes that they start."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
     able = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     return len(able(0)) + 1
 

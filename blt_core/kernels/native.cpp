@@ -174,7 +174,11 @@ constexpr int64_t kPage = 4096;
 // what a step waits for.
 inline void keep(Vector& v) {
 #if defined(__AVX__)
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(v));
+#else
   __asm__("" : "+x"(v));
+#endif
 #endif
 }
 
@@ -232,14 +236,18 @@ inline void tile(const Task<T>& t, int64_t j, int64_t r) {
 template <typename T, int some, int few>
 inline void stripe(const Task<T>& t, int64_t j) {
   int64_t r = 0;
+  const auto left = [&] { return t.rows - r; };
+  // Not one alone at the end, if it can be: that would read w for little work.
   if constexpr (few > 2) {
-    // Not one alone at the end: that would read w for half of the work.
-    for (; t.rows - r >= few && t.rows - r != few + 1; r += few) tile<T, some, few>(t, j, r);
+    for (; left() >= few && left() != few + 1; r += few) tile<T, some, few>(t, j, r);
+  }
+  if constexpr (few > 3) {
+    if (left() == 3 || left() == few + 1) tile<T, some, 3>(t, j, r), r += 3;
   }
   if constexpr (few > 1) {
-    for (; t.rows - r >= 2; r += 2) tile<T, some, 2>(t, j, r);
+    for (; left() >= 2; r += 2) tile<T, some, 2>(t, j, r);
   }
-  for (; r < t.rows; ++r) tile<T, some, 1>(t, j, r);
+  for (; left() > 0; ++r) tile<T, some, 1>(t, j, r);
 }
 
 // Multiply-adds that are worth a thread.
@@ -260,12 +268,12 @@ void run(const Task<T>& t) {
 }
 
 template <typename T>
-void product(const void* x, const void* w, void* out, int64_t rows, int64_t k, int64_t n) {
+void block(const T* x, const T* w, T* out, int64_t rows, int64_t k, int64_t n) {
   thread_local std::vector<float> kept;
   const size_t size = rows * ((k + kStep - 1) / kStep * kStep);
   if (kept.size() < size) kept.resize(size);
-  prepare<T>(static_cast<const T*>(x), kept.data(), rows, k);
-  const Task<T> task{kept.data(), static_cast<const T*>(w), static_cast<T*>(out), rows, k, n};
+  prepare<T>(x, kept.data(), rows, k);
+  const Task<T> task{kept.data(), w, out, rows, k, n};
   constexpr int few = kRegisters == 32 ? 4 : 3;  // 4 * few sums
   if (rows == 1 && k * static_cast<int64_t>(sizeof(T)) < kPage) {
     run<T, 1, 1>(task);
@@ -275,6 +283,17 @@ void product(const void* x, const void* w, void* out, int64_t rows, int64_t k, i
     run<T, kRegisters == 32 ? 4 : 2, 4>(task);  // in one go: four rows still wait for memory
   } else {
     run<T, 4, few>(task);
+  }
+}
+
+// Rows of x that are prepared at a time: what is kept for them is bounded.
+constexpr int64_t kMost = 64;
+
+template <typename T>
+void product(const void* x, const void* w, void* out, int64_t rows, int64_t k, int64_t n) {
+  for (int64_t r = 0; r < rows; r += kMost) {
+    block<T>(static_cast<const T*>(x) + r * k, static_cast<const T*>(w),
+             static_cast<T*>(out) + r * n, std::min(kMost, rows - r), k, n);
   }
 }
 

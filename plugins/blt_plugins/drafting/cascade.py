@@ -62,9 +62,10 @@ class CascadeDrafter:
             rows = [len(p) + 1 if n else 0 for p, n in zip(proposed.ids, left, strict=True)]
             logits = ops.draft_logits(rows)
             chosen = sampling.picks(logits, begin, rows, draws)
+            stood = [matches(p, own) for p, own in zip(proposed.ids, chosen, strict=True)]
             kept = [
-                _to_eos(own[: matches(p, own) + 1], ops.scheme.eos)
-                for p, own in zip(proposed.ids, chosen, strict=True)
+                _to_eos(own[: most + 1], ops.scheme.eos)
+                for own, most in zip(chosen, stood, strict=True)
             ]
             beliefs = sampling.belief(logits) if rule is not None else logits
             for row, new in enumerate(kept):
@@ -75,8 +76,10 @@ class CascadeDrafter:
                 kept[row] = new[:most]
                 ids[row] += kept[row]
                 left[row] = 0 if ended else left[row] - most
-            ops.rewind(begin)
-            ops.append(kept)
+            # What stood is decoded: the next pass begins with the decoder's own byte.
+            right = [min(most, len(new)) for most, new in zip(stood, kept, strict=True)]
+            ops.rewind([n + most for n, most in zip(begin, right, strict=True)])
+            ops.append([new[most:] for new, most in zip(kept, right, strict=True)])
             if draws.begins is not None:
                 probs = sampling.probabilities(logits)
                 for row, new in enumerate(kept):

@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 #: Between two texts: an id that none has, which is no part of an n-gram and follows none.
 _BETWEEN = 0xFFFF
 #: Bits of an id, and of a place in the texts.
-_ID, _PLACE = 16, 40
+_ID, _PLACE = 16, 32
 
 
 class _Level(NamedTuple):

@@ -64,15 +64,15 @@ class Batches:
         self._first = [0]
         self._orders: OrderedDict[int, Pool] = OrderedDict()
         self._text: tuple[int, PoolText] | None = None
+        self._room = Room()
 
     def __getitem__(self, number: int) -> Batch:
         """Batch ``number`` (from 0), from its pool, of which each piece is read once."""
         index, place = self._find(number)
         pool = self._pool(index)
         if self._text is None or self._text[0] != index:
-            former = None if self._text is None else self._text[1]
-            self._text = None  # it gives its room to the next
-            self._text = index, PoolText(self._documents, self._windows, pool, former)
+            self._text = None  # let go of the former first
+            self._text = index, PoolText(self._documents, self._windows, pool, self._room)
         first, end = pool.groups[place]
         return self._text[1].batch(int(first), int(end), self._scheme)
 
@@ -217,12 +217,29 @@ def run_length(lengths: Ints, batch_bytes: int) -> int:
     return max(RUN, RUN_BATCHES * batch_bytes * len(lengths) // max(int(lengths.sum()), 1))
 
 
+class Room:
+    """Memory for the text of one pool after another.
+
+    Of memory that is given back and asked for again, an allocator may hold two pools at a time.
+    """
+
+    def __init__(self) -> None:
+        self._text = np.zeros(0, dtype=np.uint8)
+
+    def of(self, size: int) -> npt.NDArray[np.uint8]:
+        """At least ``size`` bytes, which hold what was written there before."""
+        if len(self._text) < size:
+            self._text = np.zeros(0, dtype=np.uint8)  # let go of the former first
+            self._text = np.zeros(size + size // 16, dtype=np.uint8)
+        return self._text
+
+
 class PoolText:
     """The text of a pool, in the order of the corpus, and its patches where the corpus knows them.
 
     A piece of it is read when a batch first needs a window of that; each document is read once, and
     those of a piece in the order of the corpus. Documents that are not read in any order are one
-    piece. former: the pool before, which is not asked any more.
+    piece. The room for it is that of the pool before, which must not be asked any more.
     """
 
     def __init__(
@@ -230,7 +247,7 @@ class PoolText:
         documents: Documents,
         windows: Windows,
         pool: Pool,
-        former: PoolText | None = None,
+        room: Room,
     ) -> None:
         self._documents, self._windows, self._pool = documents, windows, pool
         order = np.argsort(pool.windows, kind="stable")
@@ -245,9 +262,10 @@ class PoolText:
         columns = np.empty((4, len(order)), dtype=np.int64)
         columns[:, order] = np.cumsum(lengths) - lengths, lengths, sizes, number
         self._begins, self._lengths, self._sizes, self._piece = columns
-        self._text = _room(int(lengths.sum()), former)
+        size = int(lengths.sum())
+        self._text = room.of(size)
         patched = getattr(documents, "patching", None) is not None
-        self._opens = np.zeros(len(self._text), dtype=bool) if patched else None
+        self._opens = np.zeros(size, dtype=bool) if patched else None
 
     def batch(self, first: int, end: int, scheme: IdScheme) -> Batch:
         """The tensors of the windows [first, end) of the pool."""
@@ -285,17 +303,3 @@ class PoolText:
             self._text[at : at + size] = np.frombuffer(data, dtype=np.uint8)
             if self._opens is not None and opens is not None:
                 self._opens[at : at + length] = opens[begin : begin + length]
-
-
-def _room(size: int, former: PoolText | None) -> npt.NDArray[np.uint8]:
-    """At least ``size`` bytes: those of a former pool if they suffice.
-
-    Of memory that is given back and asked for again, an allocator may hold two pools at a time.
-    """
-    kept = np.zeros(0, dtype=np.uint8)
-    if former is not None:
-        kept, former._text = former._text, kept  # noqa: SLF001 -- one class's own
-    if len(kept) < size:
-        del kept
-        kept = np.zeros(size + size // 16, dtype=np.uint8)
-    return kept
