@@ -50,9 +50,7 @@ BACKENDS = {
     "fsdp": {"use": "torch", "strategy": "fsdp"},
     "deepspeed": DEEPSPEED,
 }
-OTHERS = pytest.mark.nightly(
-    reason="two backends, and each of both ends, are tried without it"
-)
+OTHERS = pytest.mark.nightly(reason="two backends, and each of both ends, are tried without it")
 
 
 def launched(forks: Forks, folder: Path, tables: dict[str, Any], fail: str) -> list[dict[str, Any]]:
