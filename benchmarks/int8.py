@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections import Counter
@@ -174,8 +175,7 @@ def rounding(folder: str, held_out: Path) -> dict[str, float]:
     texts = [text[at : at + size] for at in range(0, len(text), size)]
 
     def bits() -> float:
-        scores = pipeline.score(texts)
-        return sum(s.bits_per_byte * s.bytes for s in scores) / sum(s.bytes for s in scores)
+        return -sum(score.logprob for score in pipeline.score(texts)) / math.log(2) / len(text)
 
     before = bits()
     with torch.no_grad():
