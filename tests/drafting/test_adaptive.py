@@ -147,10 +147,7 @@ def test_a_draft_that_is_watched_costs_hardly_more_than_any_fixed_length(prices,
     assert watched() <= most * best
 
 
-GREEDY = pytest.mark.nightly(reason="at temperature 1 it learns as much")
-
-
-@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=GREEDY), 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_demo_writes_for_hardly_more_than_with_the_best_fixed_length(temperature):
     pipeline = Pipeline.from_config({"schema": 1, "run": {"checkpoint": "demo:python"}})
     prompts = [path.read_text("utf-8") for path in sorted(PROMPTS.glob("*.txt"))]
