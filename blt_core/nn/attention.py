@@ -222,12 +222,12 @@ def attend_blocks(
     own_bnBB = own_bnBB.expand(*q.shape[:3], own_k.shape[2])
     if q.shape[1] > 1:
         return _attend_shared(q, own_k, own_v, clean_k, clean_v, seen_bnBt, own_bnBB)
-    keys, values = _joined(clean_k, own_k[:, 0]), _joined(clean_v, own_v[:, 0])
+    keys, values = joined(clean_k, own_k[:, 0]), joined(clean_v, own_v[:, 0])
     mask = torch.cat((seen_bnBt, own_bnBB), -1)
     return _sdpa(q[:, 0], keys, values, mask=mask)[:, None]
 
 
-def _joined(clean: Tensor, own: Tensor) -> Tensor:
+def joined(clean: Tensor, own: Tensor) -> Tensor:
     """(b, t + B, g, d) of both, the rows of a head side by side, as attention reads them best."""
     return torch.cat((clean.transpose(1, 2), own.transpose(1, 2)), 2).transpose(1, 2)
 

@@ -9,14 +9,17 @@ Axes: b batch rows, n blocks, B rows of a block, t clean key rows, h heads, d wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from blt_core.nn import flex
-from blt_core.nn.attention import attend_blocks
+from blt_core.nn.attention import attend_blocks, joined
+from blt_core.nn.masks import block_masks
 from blt_core.nn.packing import take_rows
 from blt_core.nn.tiles import BlockTiles
 from blt_core.types import Blocks
@@ -43,6 +46,51 @@ class BlockMasks:
     ) -> Tensor:
         """See ``BlockSight``."""
         return attend_blocks(q, own_k, own_v, clean_k, clean_v, self.seen_bnBt, self.own_bnBB)
+
+
+class BlockSpan:
+    """What bare layers ask of one masked block of each batch row, over the rows of a cache.
+
+    See ``blt_core.nn.bare`` and :class:`BlockLanes`.
+    """
+
+    packing: None = None
+    from_start = False
+
+    def __init__(
+        self, start_b1: Tensor, keys_bt: Tensor, size: int, window: int | None, dtype: torch.dtype
+    ) -> None:
+        """start_b1: of the blocks, of ``size`` bytes. keys_bt: positions that places stand for.
+
+        dtype: of the queries.
+        """
+        self.window = window
+        hidden = ~block_masks(start_b1, None, size, keys_bt[:, None], window)[0]
+        bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        bias = bias.masked_fill(hidden, float("-inf"))
+        self._bias = functional.pad(bias.expand(-1, -1, size, -1), (0, size))
+
+    def bias(self, _: torch.dtype) -> Tensor:
+        """(b, 1, B, t + B): 0 where a row sees a place of the cache or of its block, else -inf."""
+        return self._bias
+
+
+class BlockLanes:
+    """What bare layers ask of a cache, for a block that is to leave it as it is.
+
+    read: (b, t, 2g, d) of a lane.
+    """
+
+    def __init__(self, read: Callable[[str], Tensor]) -> None:
+        self._read, self._own = read, dict[str, Tensor]()
+
+    def write(self, lane: str, _: BlockSpan, values_bB: Tensor, *, heads: bool = False) -> None:
+        """Keep the rows of the block (b, B, 2g, d) for as long as this is kept."""
+        self._own[lane] = values_bB
+
+    def read(self, lane: str, _: BlockSpan) -> Tensor:
+        """(b, t + B, 2g, d): what the cache has, and the block."""
+        return joined(self._read(lane), self._own[lane])
 
 
 def whole_sight(

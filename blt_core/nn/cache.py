@@ -215,17 +215,18 @@ def _turns(window: int, size: int, dtype: torch.dtype, device: torch.device) -> 
 class RowCache:
     """Lanes of remembered rows for a batch; see the module's docstring.
 
-    ``window`` W: a row at position p sees (p - W, p]; what lies more than W and ``keep`` behind
-    the settled length is overwritten. Lanes hold everything else, whatever the passes were: with a
-    window they have one length for almost all of their life. They grow where more than SLACK rows
-    are unsettled, and shrink when that is over and they are more than twice as long as they need to
-    be: so drafts that are always long resize nothing. Without a window they grow by powers of two.
+    ``window`` W (None: all): a row at position p sees (p - W, p]; what lies more than W and
+    ``keep`` behind the settled length is overwritten. Lanes hold everything else, whatever the
+    passes were: with a window they have one length for almost all of their life. They grow where
+    more than SLACK rows are unsettled, and shrink when that is over and they are more than twice as
+    long as they need to be: so drafts that are always long resize nothing. Without a window they
+    grow by powers of two.
     """
 
     def __init__(self, batch: int, window: int | None = None, keep: int = 0) -> None:
         self.lengths = [0] * batch
         self._settled = [0] * batch
-        self._window = window
+        self.window = window
         self._behind = None if window is None else max(window, keep)
         self._size = 0
         # As they are seen, (b, t, …): those of heads lie in memory as (b, h, t, d).
@@ -269,7 +270,7 @@ class RowCache:
         if fitting > self._size:
             self._resize(fitting)
         self.lengths = ends
-        return Span(starts, tuple(counts), width, self._window, device, self._size)
+        return Span(starts, tuple(counts), width, self.window, device, self._size)
 
     def write(self, lane: str, span: Span, values_br: Tensor, *, heads: bool = False) -> None:
         """Store the new rows ``values_br`` (b, r, …) of one lane.
@@ -301,10 +302,12 @@ class RowCache:
 
     def positions(self, device: torch.device) -> Tensor:
         """(b, t): the position that each place of ``used`` stands for; below 0: for none."""
-        size = self._size
-        last = torch.tensor(self.lengths, device=device)[:, None] - 1
-        places = torch.arange(min(size, max(self.lengths)), device=device)
-        return last - (last - places) % size
+        used = min(self._size, max(self.lengths))
+        return ring_positions(self.last(device), used, self._size)
+
+    def last(self, device: torch.device) -> Tensor:
+        """(b, 1): the position of the last row of each."""
+        return torch.tensor(self.lengths, device=device)[:, None] - 1
 
     def take(self, lane: str, firsts: Sequence[int], count: int) -> Tensor:
         """(b, count, …): the rows of one lane at positions ``firsts[b]`` and after it.
@@ -439,6 +442,15 @@ def lane_of(layer: int) -> str:
 def ring_size(behind: int) -> int:
     """Places of a lane that keeps ``behind`` rows before the settled one, as a rule."""
     return -(-(behind + SLACK) // _STEP) * _STEP
+
+
+def ring_positions(last_b1: Tensor, places: int, size: int) -> Tensor:
+    """(b, t): the position that each of the first places of a ring of ``size`` stands for.
+
+    last_b1: of the last row. Below 0: for none.
+    """
+    behind = last_b1 - torch.arange(places, device=last_b1.device)
+    return last_b1 - behind % size
 
 
 def _power_of_two(rows: int) -> int:

@@ -12,6 +12,7 @@ head.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -21,7 +22,9 @@ from torch import Tensor
 
 from blt_core.nn.attention import real_angles
 from blt_core.nn.bare import EndWeights
-from blt_core.nn.cache import RowCache, Span, lane_of
+from blt_core.nn.blocks import BlockLanes, BlockSpan
+from blt_core.nn.cache import Lanes, RowCache, Span, lane_of, ring_positions
+from blt_core.types import Blocks
 
 L = TypeVar("L")
 W = TypeVar("W")
@@ -72,20 +75,26 @@ class StaticCache:
 
     def read(self, lane: str, _: StaticSpan) -> Tensor:
         """(b, t, 2g, d): all places of a lane."""
+        return self.lane(lane)
+
+    def lane(self, lane: str) -> Tensor:
+        """(b, t, 2g, d): all places of a lane."""
         return self._lanes[lane].transpose(1, 2)
 
 
 class StaticRows(NamedTuple):
-    """What a cache gives to a compiled pass over its rows.
+    """What a cache gives to a compiled pass over its rows, or over a block beside them.
 
     positions_br: of the new rows; table: angles of positions, (n, 1, d/2, 2), pairs of real
     numbers, for compilers know no others; lanes: (b, 2g, t, d) of each layer; window: of the cache.
+    last_b1: of a block, which leaves the lanes as they are: the position of the last row in them.
     """
 
     positions_br: Tensor
     table: Tensor
     lanes: Sequence[Tensor]
     window: int | None
+    last_b1: Tensor | None = None
 
     @classmethod
     def of(
@@ -94,16 +103,32 @@ class StaticRows(NamedTuple):
         """Those of a pass; None where its rows need more: padding, or keys of their own alone."""
         if span.from_start or any(count != span.width for count in span.counts):
             return None
-        lanes = [cache.heads(lane_of(index)) for index in range(layers)]
-        kept = [lane for lane in lanes if lane is not None]
-        if len(kept) < layers:
+        lanes = _lanes(cache, layers)
+        if lanes is None:
             return None
         positions = [[*range(start, start + span.width)] for start in span.starts]
         return cls(
             torch.tensor(positions, device=span.device),
             real_angles(span.end, head_dim, theta, span.device),
-            kept,
+            lanes,
             span.window,
+        )
+
+    @classmethod
+    def of_blocks(
+        cls, blocks: Blocks, cache: RowCache, layers: int, head_dim: int, theta: float
+    ) -> StaticRows | None:
+        """Those of one masked block of each batch row; None where more are asked for."""
+        device, (_, count, size) = blocks.start_bn.device, blocks.ids_bnB.shape
+        lanes = _lanes(cache, layers)
+        if count > 1 or blocks.causal_bn is not None or lanes is None:
+            return None
+        return cls(
+            blocks.start_bn + torch.arange(size, device=device),
+            real_angles(max(cache.lengths) + size, head_dim, theta, device),
+            lanes,
+            cache.window,
+            cache.last(device),
         )
 
     def of_layers(self, piece: slice) -> StaticRows:
@@ -111,19 +136,46 @@ class StaticRows(NamedTuple):
         return self._replace(lanes=self.lanes[piece])
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All of it that differs from call to call."""
+        last = [] if self.last_b1 is None else [self.last_b1]
+        return [self.positions_br, self.table, *self.lanes, *last]
+
+    def around(self, tensors: Iterator[Tensor]) -> StaticRows:
+        """The same of other ``tensors``."""
+        return self._replace(
+            positions_br=next(tensors),
+            table=next(tensors),
+            lanes=[next(tensors) for _ in self.lanes],
+            last_b1=None if self.last_b1 is None else next(tensors),
+        )
+
+    @property
     def angles(self) -> Tensor:
         """(b, r, 1, d/2, 2); within a compiled function."""
         return self.table[self.positions_br]
 
-    def open(self, dtype: torch.dtype) -> tuple[StaticSpan, StaticCache]:
+    def open(self, dtype: torch.dtype) -> tuple[StaticSpan | BlockSpan, Lanes[Any]]:
         """What bare layers are called with, for rows of ``dtype``; within a compiled function."""
-        size = self.lanes[0].shape[2]
-        return StaticSpan(self.positions_br, self.window, size, dtype), StaticCache(self.lanes)
+        cache, size = StaticCache(self.lanes), self.lanes[0].shape[2]
+        if self.last_b1 is None:
+            return StaticSpan(self.positions_br, self.window, size, dtype), cache
+        start_b1, width = self.positions_br[:, :1], self.positions_br.shape[1]
+        keys_bt = ring_positions(self.last_b1, size, size)
+        return BlockSpan(start_b1, keys_bt, width, self.window, dtype), BlockLanes(cache.lane)
 
     @property
     def kind(self) -> tuple[Hashable, ...]:
         """What is fixed in a function that is compiled for such rows."""
-        return tuple(size > 1 for size in self.positions_br.shape), self.lanes[0].dtype, self.window
+        several = tuple(size > 1 for size in self.positions_br.shape)
+        return several, self.lanes[0].dtype, self.window, self.last_b1 is not None
+
+
+def _lanes(cache: RowCache, layers: int) -> list[Tensor] | None:
+    """(b, 2g, t, d) of each layer; None where one has none yet."""
+    lanes = [cache.heads(lane_of(index)) for index in range(layers)]
+    kept = [lane for lane in lanes if lane is not None]
+    return kept if len(kept) == layers else None
 
 
 @attrs.frozen(eq=False)
@@ -281,22 +333,18 @@ class CompiledPass(Generic[W]):
         lengths of lanes, of the table of angles, and of ``growing`` (t, …), all of one length; and
         in which of these are 1, which makes another kind. Raises what the compiler raises.
         """
-        tensors = [
-            *(rows.positions_br, rows.table, *rows.lanes),
-            *map(_whole, inputs),
-            *growing,
-            *weights.tensors,
-        ]
+        tensors = [*rows.tensors, *map(_whole, inputs), *growing, *weights.tensors]
         dtypes = tuple(each.dtype for each in inputs)
         several = tuple(len(each) > 1 for each in growing)
         key = rows.kind, weights.made, dtypes, several, torch.get_num_threads()
         run = self._compiled.get(key)
         if run is None:
-            counts = len(rows.lanes), len(inputs), len(growing)
-            example = Sizes(tensors, _open_axes(tensors, *counts))
+            counts = len(inputs), len(growing)
+            axes = _open_axes(rows, *counts, tensors[len(rows.tensors) + len(inputs) :])
+            example = Sizes(tensors, axes)
             run = compiler(
                 Program(
-                    self._name,
+                    self._name if rows.last_b1 is None else f"{self._name}-blocks",
                     self._flat(rows, weights, counts),
                     example,
                     repr(key),
@@ -307,19 +355,18 @@ class CompiledPass(Generic[W]):
         return run(tensors)
 
     def _flat(
-        self, rows: StaticRows, weights: Weights[W], counts: tuple[int, int, int]
+        self, rows: StaticRows, weights: Weights[W], counts: tuple[int, int]
     ) -> Callable[..., Sequence[Tensor]]:
         """The function of tensors alone, in the order of a call."""
-        lanes, inputs, growing = counts
-        function, window = self._function, rows.window
+        inputs, growing = counts
+        function = self._function
 
         def flat(*tensors: Tensor) -> Sequence[Tensor]:
-            rest = iter(tensors[2 + lanes + inputs + growing :])
-            given = tensors[2 + lanes :]
+            rest = iter(tensors)
             return function(
-                StaticRows(tensors[0], tensors[1], tensors[2 : 2 + lanes], window),
-                given[:inputs],
-                given[inputs : inputs + growing],
+                rows.around(rest),
+                [*itertools.islice(rest, inputs)],
+                [*itertools.islice(rest, growing)],
                 weights.around(rest),
             )
 
@@ -327,19 +374,20 @@ class CompiledPass(Generic[W]):
 
 
 def _open_axes(
-    tensors: Sequence[Tensor], lanes: int, inputs: int, growing: int
+    rows: StaticRows, inputs: int, growing: int, rest: Sequence[Tensor]
 ) -> list[Mapping[int, str]]:
-    """Which axes have other lengths in other calls, tensor by tensor."""
-    positions = tensors[0]
-    batch = {0: "batch"} if positions.shape[0] > 1 else {}
-    rows = {1: "rows"} if positions.shape[1] > 1 else {}
-    fixed = len(tensors) - 2 - lanes - inputs - growing
-    grown = tensors[2 + lanes + inputs : len(tensors) - fixed]
+    """Which axes have other lengths in other calls, tensor by tensor.
+
+    rest: what comes after the inputs, of which the first ``growing`` may grow.
+    """
+    batch = {0: "batch"} if rows.positions_br.shape[0] > 1 else {}
+    width = {1: "rows"} if rows.positions_br.shape[1] > 1 else {}
     return [
-        *({**batch, **rows}, {0: "angles"}, *[{**batch, 2: "places"}] * lanes),
-        *[{**batch, **rows}] * inputs,
-        *({0: "grown"} if len(tensor) > 1 else {} for tensor in grown),
-        *[dict[int, str]()] * fixed,
+        *({**batch, **width}, {0: "angles"}, *[{**batch, 2: "places"}] * len(rows.lanes)),
+        *[batch] * (rows.last_b1 is not None),
+        *[{**batch, **width}] * inputs,
+        *({0: "grown"} if len(tensor) > 1 else {} for tensor in rest[:growing]),
+        *[dict[int, str]()] * len(rest[growing:]),
     ]
 
 

@@ -46,6 +46,8 @@ DEMANDED = (
     "a pass of one row as it is compiled",
     "a pass of a draft as it is compiled",
     "a pass of a batch as it is compiled",
+    "a pass of a block as it is compiled",
+    "a pass of blocks of a batch as it is compiled",
     "rewind inside a patch",
     "rewind to a boundary",
     "rows asked for again",

@@ -10,7 +10,7 @@ import copy
 import pickle
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,11 @@ from blt_core.nn import (
 from blt_core.pipeline import Pipeline
 from blt_core.storage.user_cache import make_private, open_to_others
 from blt_core.types import Sampling
+from blt_plugins.drafting.diffusion import DiffusionDrafter, DiffusionParams
+from blt_plugins.sampling.diffusion import BlockDiffusion, BlockDiffusionParams
+from blt_plugins.unmasking.rules import AllParams, FillAll
 from tests.engine import models, strategies
+from tests.engine.drafters import Recorded
 from tests.engine.runs import ar, ar_alone, counts, run, self_drafter, speculative
 from tests.engine.seen import saw
 from tests.tiny import write_checkpoint
@@ -66,6 +70,9 @@ def as_written(program: Program) -> Compiled:
         saw("a pass of one row as it is compiled", positions.shape == (1, 1))
         saw("a pass of a draft as it is compiled", len(positions) == 1 < positions.shape[1])
         saw("a pass of a batch as it is compiled", len(positions) > 1)
+        if program.name == "decoder-blocks":
+            saw("a pass of a block as it is compiled", len(positions) == 1)
+            saw("a pass of blocks of a batch as it is compiled", len(positions) > 1)
         for tensor, like, axes in zip(tensors, *program.example, strict=True):
             assert tensor.dtype is like.dtype
             fixed = [at for at in range(tensor.dim()) if at not in axes]
@@ -102,6 +109,26 @@ def test_rows_that_go_on_together_are_compiled_as_one_pass(index):
     same_as_ar(index, batch, self_drafter(4), Sampling(1.0))
 
 
+@strategies.examples(60)
+@given(st.data(), strategies.denoising_indices)
+def test_compiled_blocks_are_filled_as_others_are(data, index):
+    """Nothing verifies what ``blt-d`` fills in, and of drafts only what is right."""
+    model, batch = models.model(index), data.draw(strategies.batches(index))
+    params = BlockDiffusionParams(
+        block_bytes=data.draw(st.integers(1, 9)),
+        unmasking=data.draw(strategies.rules()),
+        closure=data.draw(st.sampled_from(["forced", "none"])),
+    )
+    drafter = data.draw(strategies.diffusion_drafters())
+    wanted, given = Recorded(drafter), Recorded(drafter)
+    for recorded in (wanted, given):
+        with compiling(model, as_written) if recorded is given else nullcontext():
+            done = run(model, BlockDiffusion(params, models.CONTEXT), batch)
+            recorded.drafts.append([[*each.ids, counts(each.passes)] for each in done])
+            run(model, speculative(recorded), batch)
+    assert given.drafts == wanted.drafts
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch warns of itself
 def test_lengths_are_open_in_what_is_compiled():
     """Whatever fixes one refuses to be exported: the length of a draft, or of a batch."""
@@ -115,12 +142,16 @@ def test_lengths_are_open_in_what_is_compiled():
         made.append(program.name)
         return lambda tensors: graph(*tensors)
 
-    model, batch = models.model(0), [Request(b"a b c d e f", 5), Request(b"the other", 5)]
-    wanted = run(model, speculative(self_drafter(4)), batch)
-    with compiling(model, as_graph):
-        given = run(model, speculative(self_drafter(4)), batch)
-    assert [each.ids for each in given] == [each.ids for each in wanted]
-    assert set(made) == {"layers", "decoder"}
+    index = models.DENOISING[0]
+    model, batch = models.model(index), [Request(b"a b c d e f", 5), Request(b"the other", 5)]
+    params = DiffusionParams(block_bytes=4, unmasking=FillAll(AllParams(), models.CONTEXT))
+    drafters = self_drafter(4), DiffusionDrafter(params, models.CONTEXT)
+    for drafter in drafters:
+        wanted = run(model, speculative(drafter), batch)
+        with compiling(model, as_graph):
+            given = run(model, speculative(drafter), batch)
+        assert [each.ids for each in given] == [each.ids for each in wanted]
+    assert set(made) == {"layers", "decoder", "decoder-blocks"}
 
 
 def hooked(decoder: torch.nn.Module) -> None:

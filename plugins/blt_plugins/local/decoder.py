@@ -200,13 +200,14 @@ class LocalDecoder(nn.Module):
         slots = None if latents is None else self._slots_of(latents)
         memory = LatentMemory(latents, cache.latents if cache is not None else None)
         rows = cache.rows if cache is not None else None
-        x, row_plan = None, None
+        x, row_plan, span = None, None, None
         if clean is not None:
             span = new_span(clean.ids_br, clean.lengths, rows, self.window)
-            if rows is not None and blocks is None:
-                done = self._run_compiled(clean, span, slots, memory, rows)
-                if done is not None:
-                    return DecoderOutput(done, None)
+        if rows is not None and self.compiles is not None:
+            done = self._run_compiled(clean, span, blocks, slots, memory, rows)
+            if done is not None:
+                return done
+        if clean is not None and span is not None:
             x, row_plan = self._plan_rows(clean, span, memory, rows)
         y, block_plan = (
             self._plan_blocks(blocks, x, memory, rows) if blocks is not None else (None, None)
@@ -222,32 +223,45 @@ class LocalDecoder(nn.Module):
 
     def _run_compiled(
         self,
-        clean: Rows,
-        span: Span,
+        clean: Rows | None,
+        span: Span | None,
+        blocks: Blocks | None,
         slots: Tensor | None,
         memory: LatentMemory,
         cache: LayerCache[BareDecoderLayer],
-    ) -> Output | None:
-        """Clean rows over the cache as they are compiled; None for others, and where nothing is."""
+    ) -> DecoderOutput | None:
+        """A pass over the cache as it is compiled; None for others, and where it cannot be."""
         layers, ends = cache.layers, cache.ends
-        if self.compiles is None or not layers or ends is None or not runs_bare(clean.ids_br):
+        if not layers or ends is None or not runs_bare(self.head.weight):
             return None
-        rows = StaticRows.of(span, cache, len(layers), self.head_dim, self.rope_theta)
-        if rows is None:
+        sizes = len(layers), self.head_dim, self.rope_theta
+        rows = None if span is None else StaticRows.of(span, cache, *sizes)
+        beside = None if blocks is None else StaticRows.of_blocks(blocks, cache, *sizes)
+        if (rows is None and clean is not None) or (beside is None and blocks is not None):
             return None
         memories = [
             memory.of(layer.latent_attention, slots, lane_of(index))
             for index, layer in enumerate(self.layers)
         ]
-        places = memory.places(clean.latent_br)
-        x = clean.ids_br if self.embed is not None else clean.states_brD
         weights = cache.kept("weights", lambda: stack_weights(layers, ends))
-        for piece, each in weights:
-            found = self._compiled(
-                self.compiles, rows.of_layers(piece), (x, places), each, memories[piece]
-            )
-            x = found[0]
-        return Output(found[1], x)
+
+        def run(rows: StaticRows, x: Tensor, places: Tensor) -> Output:
+            for piece, each in weights:
+                found = self._compiled(
+                    self.compiles, rows.of_layers(piece), (x, places), each, memories[piece]
+                )
+                x = found[0]
+            return Output(found[1], x)
+
+        read, filled = None, None
+        if clean is not None and rows is not None:
+            x = clean.ids_br if self.embed is not None else clean.states_brD
+            read = run(rows, x, memory.places(clean.latent_br))
+        if blocks is not None and beside is not None:
+            ids_bB = blocks.ids_bnB[:, 0]
+            filled = run(beside, ids_bB, memory.places(blocks.latent_bn).expand_as(ids_bB))
+            filled = Output(filled.logits[:, None], filled.hidden[:, None])
+        return DecoderOutput(read, filled)
 
     def _slots_of(self, latents: Latents) -> Tensor:
         """(b, m, k, D)."""
