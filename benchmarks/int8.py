@@ -114,7 +114,7 @@ def products() -> Mapping[str, Callable[[Tensor], Multiply]]:
     made: dict[str, Callable[[Tensor], Multiply]] = {"torch bfloat16": by_torch}
     run = native.load()
     if run is not None:
-        made["native bfloat16"] = lambda weight: native.bind(run, weight)
+        made["native bfloat16"] = lambda weight: lambda x: run(x, weight)
     made["torch int8"] = by_torch_int8
     try:
         import torchao  # noqa: F401 -- whether it is there

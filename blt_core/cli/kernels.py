@@ -29,7 +29,7 @@ def bench_kernels(
         int | None, typer.Option("--threads", min=1, help="Of torch; default: as it is.")
     ] = None,
     build: Annotated[
-        bool, typer.Option("--build", help="Compile the native kernel first (10 s, a compiler).")
+        bool, typer.Option("--build", help="Compile the native kernel first (20 s, a compiler).")
     ] = False,
     as_json: inputs.JsonOption = False,
 ) -> None:

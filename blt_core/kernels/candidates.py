@@ -69,8 +69,13 @@ def prepare(weight: Tensor, names: Mapping[str, str]) -> Kernels:
             made[name] = KERNELS[name].prepare(weight)
         return made[name]
 
-    each = [multiply(*item) for item in ROW_CLASSES.items()]
-    return Kernels(weight.data_ptr(), weight.dtype, *each)
+    one, few, some, many = (multiply(*item) for item in ROW_CLASSES.items())
+    operator = native.load() if "native" in made else None
+    compiled_one, compiled_several = (
+        operator if names.get(rows_class) == "native" else None for rows_class in ("1", "5-16")
+    )
+    at, dtype = weight.data_ptr(), weight.dtype
+    return Kernels(at, dtype, one, few, some, many, compiled_one, compiled_several)
 
 
 def _linear(weight: Tensor) -> Multiply:
@@ -126,11 +131,10 @@ def _native(weight: Tensor) -> Multiply:
     by_torch = _linear(weight)
     if run is None:
         return by_torch
-    multiply = native.bind(run, weight)
     if weight.dtype != torch.float32:
-        return multiply
+        return lambda x: run(x, weight)
     most = _MOST_NATIVE * weight.shape[1]
-    return lambda x: multiply(x) if x.numel() <= most else by_torch(x)
+    return lambda x: run(x, weight) if x.numel() <= most else by_torch(x)
 
 
 def _copied(weight: Tensor, _rows: int) -> bool:

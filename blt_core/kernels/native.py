@@ -5,7 +5,6 @@ Nothing needs it. ``blt bench-kernels --build`` compiles it; where that was done
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import hashlib
 import os
@@ -25,21 +24,35 @@ from blt_core.kernels.machine import machine
 from blt_core.log import logger
 from blt_core.storage.user_cache import cache_folder, make_private, open_to_others
 
-SOURCE = Path(__file__).with_name("native.cpp")
+#: The loop, and the operator of torch that calls it.
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "operator.cpp"))
 #: Contraction is off: where two roundings become one is said in the source.
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")
 _NAME = "blt_product"
 #: Lines of a compiler's message that are shown.
 _SHOWN = 12
 
-#: (half, x, w, out, rows, k, n), of which x, w and out are addresses.
-Product = Callable[[int, int, int, int, int, int, int], None]
+#: The product of rows (…, k) and a contiguous weight (n, k), both of bfloat16 or of float32, on a
+#: CPU: (…, n). Raises ValueError for others.
+Product = Callable[[Tensor, Tensor], Tensor]
+
+_OPERATORS = torch.library.Library("blt_core", "FRAGMENT")
+_OPERATORS.define("product(Tensor x, Tensor weight) -> Tensor")
+
+
+def _blank_product(x: Tensor, weight: Tensor) -> Tensor:
+    """What compilers know of the operator; the library brings what computes it."""
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+torch.library.register_fake("blt_core::product", _blank_product, lib=_OPERATORS)
 
 
 @functools.cache
 def source_hash() -> str:
-    """A name for the source and its flags."""
-    return hashlib.sha256(SOURCE.read_bytes() + repr(FLAGS).encode()).hexdigest()[:16]
+    """A name for the sources and their flags."""
+    sources = b"".join(path.read_bytes() for path in SOURCES)
+    return hashlib.sha256(sources + repr(FLAGS).encode()).hexdigest()[:16]
 
 
 def library() -> Path:
@@ -76,17 +89,15 @@ def load() -> Product | None:
 @functools.cache
 def _loaded(path: Path) -> Product | None:
     try:
-        found = ctypes.CDLL(str(path)).blt_product
-    except (OSError, AttributeError):  # of another system, say; ``build`` makes another
+        torch.ops.load_library(path)
+    except OSError:  # of another system, say; ``build`` makes another
         return None
-    found.argtypes = [ctypes.c_int64, *(ctypes.c_void_p,) * 3, *(ctypes.c_int64,) * 3]
-    found.restype = None
-    product: Product = found
+    product: Product = torch.ops.blt_core.product.default
     return product
 
 
 def build() -> Path:
-    """Compile the loop for this machine, and give where it lies. Takes some ten seconds.
+    """Compile the loop for this machine, and give where it lies. Takes some twenty seconds.
 
     Raises RunError where no compiler is there, or it fails.
     """
@@ -100,7 +111,7 @@ def build() -> Path:
         try:
             cpp_extension.load(
                 _NAME,
-                [str(SOURCE)],
+                [*map(str, SOURCES)],
                 extra_cflags=list(FLAGS),
                 build_directory=work,
                 is_python_module=False,
@@ -135,26 +146,3 @@ def _find_tools(compiler: str) -> None:
             "no build tool: 'ninja', which torch compiles with, was not found\n"
             f"  fix: pip install ninja; {without}"
         )
-
-
-def bind(run: Product, weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """The product with a contiguous weight of bfloat16 or float32 on a CPU, rows of its dtype.
-
-    The weight has to outlive it.
-    """
-    n, k = weight.shape
-    dtype = weight.dtype
-    half, at = int(dtype == torch.bfloat16), weight.data_ptr()
-
-    def multiply(x: Tensor) -> Tensor:
-        if x.shape[-1] != k or x.dtype is not dtype or not x.is_cpu:
-            raise ValueError(
-                f"rows {tuple(x.shape)} of {x.dtype} on {x.device}; expected (…, {k}) of {dtype} "
-                "on the CPU"
-            )
-        x = x.contiguous()
-        out = x.new_empty((*x.shape[:-1], n))
-        run(half, x.data_ptr(), at, out.data_ptr(), x.numel() // k, k, n)
-        return out
-
-    return multiply

@@ -24,6 +24,7 @@ from blt_core.nn.attention import real_angles
 from blt_core.nn.bare import EndWeights
 from blt_core.nn.blocks import BlockLanes, BlockSpan
 from blt_core.nn.cache import Lanes, RowCache, Span, lane_of, ring_positions
+from blt_core.nn.linear import kernels_of
 from blt_core.types import Blocks
 
 L = TypeVar("L")
@@ -245,9 +246,11 @@ def _inside(value: Any) -> Sequence[Any]:
 
 
 def _told(value: Any) -> str:
-    """What a value is made of."""
+    """What a value is made of, and which operators multiply by a weight in it."""
     if isinstance(value, Tensor):
-        return f"{value.dtype} {value.device.type} {tuple(value.shape)} {value.stride()}"
+        lies = f"{value.dtype} {value.device.type} {tuple(value.shape)} {value.stride()}"
+        kernels = kernels_of(value)
+        return lies if kernels is None else f"{lies} {kernels.compiled}"
     kind = type(value)
     if isinstance(value, (list, tuple)) or attrs.has(kind):
         return f"{kind.__module__}.{kind.__qualname__}({', '.join(map(_told, _inside(value)))})"
@@ -256,7 +259,10 @@ def _told(value: Any) -> str:
 
 def _replaced(value: Any, tensors: Iterator[Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return next(tensors)
+        other = next(tensors)
+        if (kernels := kernels_of(value)) is not None:
+            other.kernels = kernels  # type: ignore[attr-defined]
+        return other
     kind: Any = type(value)
     if isinstance(value, (list, tuple)):
         return kind(_replaced(each, tensors) for each in value)

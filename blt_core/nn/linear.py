@@ -13,6 +13,8 @@ _HALF = (torch.bfloat16, torch.float16)
 
 #: A product x · weightᵀ of a weight that it knows.
 Multiply = Callable[[Tensor], Tensor]
+#: An operator of torch that gives the product of rows and a weight.
+Operator = Callable[[Tensor, Tensor], Tensor]
 
 
 class Linear(nn.Linear):
@@ -40,6 +42,9 @@ class Kernels:
 
     They are of the weight as it was when they were made, at address ``at`` and of ``dtype``; one
     that has moved since, or rows of another dtype, are multiplied by the fixed rule.
+
+    compiled_one, compiled_several: operators that compiled programs call for one row, and for
+    more, in place of products of their own, with rows and weight (None: they call none).
     """
 
     at: int
@@ -48,6 +53,13 @@ class Kernels:
     few: Multiply
     some: Multiply
     many: Multiply
+    compiled_one: Operator | None = None
+    compiled_several: Operator | None = None
+
+    @property
+    def compiled(self) -> str:
+        """The operators for compiled programs, in words."""
+        return f"{self.compiled_one} {self.compiled_several}"
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
@@ -61,6 +73,12 @@ class Kernels:
         return self.some(x) if rows <= SOME else self.many(x)
 
 
+def kernels_of(weight: Tensor) -> Kernels | None:
+    """The kernels that a weight was given, if any."""
+    found: Kernels | None = getattr(weight, "kernels", None)
+    return found
+
+
 #: Most rows of the second class that a kernel is chosen for; the first is one row.
 FEW = 4
 #: Most rows of the third class; the last is all that are more.
@@ -71,11 +89,11 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     """The product x · weightᵀ, (…, in) to (…, out).
 
     By the weight's ``kernels``, if it has any, where no gradient is asked for; under autocast by
-    the fixed rule; in what is compiled as a compiler does best.
+    the fixed rule; in what is compiled by their operator, or else as a compiler does best.
     """
+    kernels = kernels_of(weight)
     if torch.compiler.is_compiling():
-        return _product_traced(x, weight)
-    kernels: Kernels | None = getattr(weight, "kernels", None)
+        return _product_traced(x, weight, kernels)
     if kernels is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return fixed_product(x, weight)
     return kernels(x, weight)
@@ -97,13 +115,19 @@ def fixed_rule(dtype: torch.dtype, rows: int) -> str:
     return "mv" if dtype in _HALF and rows == 1 else "linear"
 
 
-def _product_traced(x: Tensor, weight: Tensor) -> Tensor:
-    """``product`` as a compiler does best: on a CPU one row by a loop of its own.
+def _product_traced(x: Tensor, weight: Tensor, kernels: Kernels | None) -> Tensor:
+    """``product`` by the operator of the kernels, or as a compiler does best.
 
-    Which reads each weight once, in order, widens it where it is narrow, and is joined with what is
-    around it; libraries read a matrix for one row at half of that speed or less.
+    That is, on a CPU, one row by a loop of its own, which reads each weight once, in order, widens
+    it where it is narrow, and is joined with what is around it; libraries read a matrix for one row
+    at half of that speed or less.
     """
-    if not (x.is_cpu and all(size == 1 for size in x.shape[:-1])):
+    one = all(size == 1 for size in x.shape[:-1])
+    if kernels is not None and x.dtype is kernels.dtype:
+        operator = kernels.compiled_one if one else kernels.compiled_several
+        if operator is not None:
+            return operator(x, weight)
+    if not (x.is_cpu and one):
         return functional.linear(x, weight)
     exact = torch.promote_types(x.dtype, torch.float32)
     summed = (weight.to(exact) * x.reshape(-1).to(exact)).sum(-1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from blt_core.kernels import native
 from blt_core.kernels.candidates import KERNELS, ROW_CLASSES, chosen_from, prepare
-from blt_core.nn import Linear, product
+from blt_core.nn import Linear, Weights, product
 from blt_core.nn.linear import fixed_product
 from blt_core.storage.user_cache import alone_with
 
@@ -90,7 +90,10 @@ def test_a_native_row_is_the_same_bits_beside_any_rows_on_any_threads(
     built, n, k, rows, dtype, seed
 ):
     weight, x = drawn((n, k), dtype, seed), drawn((rows, k), dtype, seed + 1)
-    multiply = native.bind(built, weight)
+
+    def multiply(rows):
+        return built(rows, weight)
+
     together = multiply(x)
     for row in range(rows):
         assert torch.equal(multiply(x[row]), together[row])
@@ -109,7 +112,7 @@ def test_a_native_product_of_what_is_not_finite_is_torchs(built):
         x[1, 39] = bad
         for dtype in DTYPES:
             own, rows = weight.to(dtype), x.to(dtype)
-            found = native.bind(built, own)(rows)
+            found = built(rows, own)
             torch.testing.assert_close(found, fixed_product(rows, own), equal_nan=True)
 
 
@@ -181,10 +184,46 @@ def test_a_library_that_cannot_be_loaded_is_none(monkeypatch, tmp_path):
 
 
 def test_rows_of_another_width_or_dtype_are_refused_by_the_native_product(built):
-    multiply = native.bind(built, torch.ones(4, 24))
+    weight = torch.ones(4, 24)
     for x in (torch.ones(1, 23), torch.ones(1, 48), torch.ones(1, 24, dtype=torch.bfloat16)):
-        with pytest.raises(ValueError, match=r"expected \(…, 24\) of torch.float32"):
-            multiply(x)
+        with pytest.raises(ValueError, match=r"expected \(\.\.\., 24\) of Float"):
+            built(x, weight)
+    with pytest.raises(ValueError, match="expected a contiguous one"):
+        built(torch.ones(1, 4), weight.t())
+    with pytest.raises(ValueError, match="expected float32 or bfloat16"):
+        built(torch.ones(1, 24).double(), weight.double())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compiled_programs_call_the_native_product_for_the_rows_that_it_is_chosen_for(built, dtype):
+    weight = drawn((40, 24), dtype, 0)
+    for chosen in ({"1": "native"}, {"5-16": "native"}, dict.fromkeys(ROW_CLASSES, "native"), {}):
+        weight.kernels = prepare(weight, chosen)
+        layer = Weights.of([weight])
+        assert ("blt_core.product" in layer.made) == bool(chosen)
+        for rows, rows_class in ((1, "1"), (3, "5-16"), (9, "5-16")):
+            x = drawn((rows, 24), dtype, 1)
+            open_rows = ({0: torch.export.Dim("rows", min=2)},) if rows > 1 else (None,)
+            program = torch.export.export(
+                Multiplying(layer), (x,), dynamic_shapes=open_rows, strict=False
+            )
+            called = [str(node.target) for node in program.graph.nodes]
+            assert ("blt_core.product.default" in called) == (rows_class in chosen)
+            assert_close(program.module()(x), x, weight)
+
+
+class Multiplying(torch.nn.Module):
+    """A product with a weight, put in the place of another."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.own = layer, layer.tensors[0]
+
+    def forward(self, x):
+        """(…, 24) to (…, 40)."""
+        (weight,) = self.layer.around(iter([self.own.clone()]))
+        return product(x, weight)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="modes of files are POSIX's")
