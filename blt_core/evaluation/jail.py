@@ -14,19 +14,23 @@ from bounds on processes; the bound counts those of the namespace (Linux 5.14 or
 the three of this program included.
 
 The nonce is in the frame of a thread that waits for the program's end: a program that exits early,
-or writes whatever it likes to whatever is open, does not give it. One that is written against this
-very file, and looks through the frames of other threads, could.
+or writes whatever it likes to whatever is open, does not give it. What opens the gate for that
+thread is in no frame below which the program runs, and what looks into other threads, or through
+all objects, is refused. A program that is written against this very file could still read the
+memory of its own process, by addresses.
 """
 
 from __future__ import annotations
 
 import _thread
+import collections
 import ctypes
 import json
 import os
 import resource
 import signal
 import sys
+from functools import partial
 from typing import Any
 
 NEW_NS, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = (1 << 17, 1 << 27, 1 << 28, 1 << 29, 1 << 30)
@@ -197,16 +201,45 @@ def set_limits(request: dict[str, Any]) -> None:
             resource.setrlimit(kind, (least, least))
 
 
-def run(program: str) -> bool:
-    """Run the text of a program; whether it came to its end."""
+#: Audited events by which a program would see frames of other threads, or objects not given to it.
+HIDDEN = {
+    *("sys._current_frames", "sys._current_exceptions", "sys.settrace", "sys.setprofile"),
+    *("gc.get_objects", "gc.get_referrers", "gc.get_referents", "sys.monitoring.register_callback"),
+    *("ctypes.cdata", "ctypes.cdata/buffer", "ctypes.string_at", "ctypes.wstring_at"),
+}
+
+
+def refuse(event: str, _: object) -> None:
+    """An audit hook, which nothing can remove."""
+    if event in HIDDEN:
+        raise RuntimeError(f"{event} is not for programs in the sandbox")
+
+
+def run(request: dict[str, Any]) -> None:
+    """Run a program, and exit; if it came to its end, the nonce is written first."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
     try:
-        exec(compile(program, "<program>", "exec", dont_inherit=True), {"__name__": "__main__"})
+        # A loop in C calls what is made in one expression: no variable of a frame holds the locks.
+        collections.deque(map(partial.__call__, steps(request)), 0)
     except BaseException:
-        return False
-    return True
+        os._exit(1)
+
+
+def steps(request: dict[str, Any]) -> list[Any]:
+    """What is called in turn, until one raises: the program, and what vouches for its end.
+
+    Nothing of it is left in the request.
+    """
+    code = compile(request.pop("program"), "<program>", "exec", dont_inherit=True)
+    gate, done = _thread.allocate_lock(), _thread.allocate_lock()
+    gate.acquire()
+    done.acquire()
+    nonce = request.pop("nonce").encode()
+    _thread.start_new_thread(vouch, (gate, done, request.pop("results"), nonce))
+    program = partial(exec, code, {"__name__": "__main__"})
+    return [program, partial(gate.release), partial(done.acquire), partial(os._exit, 0)]
 
 
 def vouch(gate: Any, done: Any, results: int, nonce: bytes) -> None:
@@ -219,20 +252,11 @@ def vouch(gate: Any, done: Any, results: int, nonce: bytes) -> None:
 def supervise(request: dict[str, Any]) -> None:
     """Fork the program, and wait for its end, or for that of its time."""
     libc.prctl(DUMPABLE, 0, 0, 0, 0)  # nobody reads the memory of this process
-    program, results = request.pop("program"), os.dup(1)
+    request["results"] = os.dup(1)
     child = os.fork()
     if child == 0:
-        gate, done = _thread.allocate_lock(), _thread.allocate_lock()
-        gate.acquire()
-        done.acquire()
-        _thread.start_new_thread(vouch, (gate, done, results, request.pop("nonce").encode()))
-        del results
-        request.clear()
-        ended = run(program)
-        if ended:
-            gate.release()
-            done.acquire()
-        os._exit(0 if ended else 1)
+        sys.addaudithook(refuse)
+        run(request)
     signal.signal(signal.SIGALRM, lambda *_: end(request["isolated"]))
     signal.setitimer(signal.ITIMER_REAL, request["seconds"])
     while os.wait()[0] != child:

@@ -129,6 +129,67 @@ for n in range(64):
         pass
 os._exit(0)
 """,
+    "locks of the frames above": """
+import os, sys, time
+frame = sys._getframe()
+while frame:
+    for value in [*frame.f_locals.values(), *frame.f_globals.values()]:
+        if hasattr(value, 'release'):
+            value.release()
+    frame = frame.f_back
+time.sleep(0.5)
+os._exit(0)
+""",
+    "locks of a traceback": """
+import os, time
+try:
+    1 / 0
+except ZeroDivisionError as error:
+    frame = error.__traceback__.tb_frame
+while frame:
+    for value in [*frame.f_locals.values()]:
+        if hasattr(value, 'release'):
+            value.release()
+    frame = frame.f_back
+time.sleep(0.5)
+os._exit(0)
+""",
+    "frames of other threads": """
+import os, sys, time
+for frame in sys._current_frames().values():
+    for value in [*frame.f_locals.values()]:
+        if hasattr(value, 'release'):
+            value.release()
+time.sleep(0.5)
+os._exit(0)
+""",
+    "all objects": """
+import gc, os, time
+for value in gc.get_objects():
+    for each in gc.get_referents(value):
+        if type(each).__name__ == 'lock':
+            try:
+                each.release()
+            except RuntimeError:
+                pass
+time.sleep(0.5)
+os._exit(0)
+""",
+    "a tracer": """
+import os, sys, threading
+def trace(frame, event, argument):
+    for value in frame.f_locals.values():
+        for n in range(64):
+            try:
+                os.write(n, value)
+            except (OSError, TypeError):
+                pass
+    return trace
+getattr(threading, 'settrace_all_threads', sys.settrace)(trace)
+getattr(threading, 'setprofile_all_threads', sys.setprofile)(trace)
+(lambda: None)()
+os._exit(0)
+""",
     "what lies about": """
 import gc, os, sys
 found, frame = [], sys._getframe()
