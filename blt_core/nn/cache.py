@@ -262,6 +262,11 @@ class RowCache:
         }
         self._views.clear()
 
+    @property
+    def size(self) -> int:
+        """Places of each lane."""
+        return self._size
+
     def extend(self, counts: Sequence[int], width: int, device: torch.device) -> Span:
         """Make room for ``counts[b]`` new rows (padded to ``width``) and say what they see."""
         starts = tuple(self.lengths)
@@ -302,8 +307,8 @@ class RowCache:
 
     def positions(self, device: torch.device) -> Tensor:
         """(b, t): the position that each place of ``used`` stands for; below 0: for none."""
-        used = min(self._size, max(self.lengths))
-        return ring_positions(self.last(device), used, self._size)
+        places = torch.arange(min(self._size, max(self.lengths)), device=device)
+        return ring_positions(self.last(device), places, self._size)
 
     def last(self, device: torch.device) -> Tensor:
         """(b, 1): the position of the last row of each."""
@@ -444,13 +449,12 @@ def ring_size(behind: int) -> int:
     return -(-(behind + SLACK) // _STEP) * _STEP
 
 
-def ring_positions(last_b1: Tensor, places: int, size: int) -> Tensor:
-    """(b, t): the position that each of the first places of a ring of ``size`` stands for.
+def ring_positions(last_b1: Tensor, places_t: Tensor, size: int) -> Tensor:
+    """(b, t): the position that each of some places of a ring of ``size`` stands for.
 
     last_b1: of the last row. Below 0: for none.
     """
-    behind = last_b1 - torch.arange(places, device=last_b1.device)
-    return last_b1 - behind % size
+    return last_b1 - (last_b1 - places_t) % size
 
 
 def _power_of_two(rows: int) -> int:

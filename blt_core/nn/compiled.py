@@ -12,6 +12,7 @@ head.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -39,19 +40,17 @@ _LEAST_LAYERS = 4
 class StaticSpan:
     """What bare layers ask of a :class:`Span`, of tensors alone.
 
-    positions_br: of the new rows. size: t. dtype: of the queries.
+    rows: of the cache. dtype: of the queries.
     """
 
     packing: None = None
     from_start = False
 
-    def __init__(
-        self, positions_br: Tensor, window: int | None, size: int, dtype: torch.dtype
-    ) -> None:
-        self.window = window
+    def __init__(self, rows: StaticRows, dtype: torch.dtype) -> None:
+        positions_br, size = rows.positions_br, rows.size
+        self.window = window = rows.window
         self.places_br = positions_br % size
-        behind = positions_br[..., None] - torch.arange(size, device=positions_br.device)
-        behind = behind % size
+        behind = (positions_br[..., None] - rows.used_t) % size
         # A place behind by more than the position would stand for one below 0.
         visible = behind <= positions_br[..., None]
         visible = visible if window is None else visible & (behind < window)
@@ -64,10 +63,13 @@ class StaticSpan:
 
 
 class StaticCache:
-    """What bare layers ask of a :class:`RowCache`: lanes (b, 2g, t, d), written in place."""
+    """What bare layers ask of a :class:`RowCache`: lanes, of which the first ``used`` places."""
 
-    def __init__(self, lanes: Sequence[Tensor]) -> None:
+    def __init__(self, lanes: Sequence[Tensor], used: int) -> None:
+        """lanes: (b, 2g, t, d), written in place."""
+        torch._check(used <= lanes[0].shape[2])  # noqa: SLF001 -- for compilers, which know no more
         self._lanes = {lane_of(index): lane for index, lane in enumerate(lanes)}
+        self._used = used
 
     def write(self, lane: str, span: StaticSpan, values_br: Tensor, *, heads: bool = True) -> None:
         """Store new rows (b, r, 2g, d) of a lane; heads: as all lanes here are."""
@@ -75,25 +77,27 @@ class StaticCache:
         self._lanes[lane].transpose(1, 2)[batch, span.places_br] = values_br
 
     def read(self, lane: str, _: StaticSpan) -> Tensor:
-        """(b, t, 2g, d): all places of a lane."""
+        """(b, t, 2g, d): the used places of a lane."""
         return self.lane(lane)
 
     def lane(self, lane: str) -> Tensor:
-        """(b, t, 2g, d): all places of a lane."""
-        return self._lanes[lane].transpose(1, 2)
+        """(b, t, 2g, d): the used places of a lane."""
+        return self._lanes[lane].narrow(2, 0, self._used).transpose(1, 2)
 
 
 class StaticRows(NamedTuple):
     """What a cache gives to a compiled pass over its rows, or over a block beside them.
 
     positions_br: of the new rows; table: angles of positions, (n, 1, d/2, 2), pairs of real
-    numbers, for compilers know no others; lanes: (b, 2g, t, d) of each layer; window: of the cache.
+    numbers, for compilers know no others; lanes: (b, 2g, t, d) of each layer; used_t: numbers of
+    the places in them that are written, from 0 on; window: of the cache.
     last_b1: of a block, which leaves the lanes as they are: the position of the last row in them.
     """
 
     positions_br: Tensor
     table: Tensor
     lanes: Sequence[Tensor]
+    used_t: Tensor
     window: int | None
     last_b1: Tensor | None = None
 
@@ -112,6 +116,7 @@ class StaticRows(NamedTuple):
             torch.tensor(positions, device=span.device),
             real_angles(span.end, head_dim, theta, span.device),
             lanes,
+            _used(cache, span.end, span.device),
             span.window,
         )
 
@@ -128,6 +133,7 @@ class StaticRows(NamedTuple):
             blocks.start_bn + torch.arange(size, device=device),
             real_angles(max(cache.lengths) + size, head_dim, theta, device),
             lanes,
+            _used(cache, max(cache.lengths), device),
             cache.window,
             cache.last(device),
         )
@@ -140,7 +146,7 @@ class StaticRows(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """All of it that differs from call to call."""
         last = [] if self.last_b1 is None else [self.last_b1]
-        return [self.positions_br, self.table, *self.lanes, *last]
+        return [self.positions_br, self.table, *self.lanes, self.used_t, *last]
 
     def around(self, tensors: Iterator[Tensor]) -> StaticRows:
         """The same of other ``tensors``."""
@@ -148,8 +154,14 @@ class StaticRows(NamedTuple):
             positions_br=next(tensors),
             table=next(tensors),
             lanes=[next(tensors) for _ in self.lanes],
+            used_t=next(tensors),
             last_b1=None if self.last_b1 is None else next(tensors),
         )
+
+    @property
+    def size(self) -> int:
+        """Places of a lane."""
+        return self.lanes[0].shape[2]
 
     @property
     def angles(self) -> Tensor:
@@ -158,18 +170,29 @@ class StaticRows(NamedTuple):
 
     def open(self, dtype: torch.dtype) -> tuple[StaticSpan | BlockSpan, Lanes[Any]]:
         """What bare layers are called with, for rows of ``dtype``; within a compiled function."""
-        cache, size = StaticCache(self.lanes), self.lanes[0].shape[2]
+        cache = StaticCache(self.lanes, self.used_t.shape[0])
         if self.last_b1 is None:
-            return StaticSpan(self.positions_br, self.window, size, dtype), cache
+            return StaticSpan(self, dtype), cache
         start_b1, width = self.positions_br[:, :1], self.positions_br.shape[1]
-        keys_bt = ring_positions(self.last_b1, size, size)
+        keys_bt = ring_positions(self.last_b1, self.used_t, self.size)
         return BlockSpan(start_b1, keys_bt, width, self.window, dtype), BlockLanes(cache.lane)
 
     @property
     def kind(self) -> tuple[Hashable, ...]:
         """What is fixed in a function that is compiled for such rows."""
-        several = tuple(size > 1 for size in self.positions_br.shape)
+        several = tuple(size > 1 for size in (*self.positions_br.shape, len(self.used_t)))
         return several, self.lanes[0].dtype, self.window, self.last_b1 is not None
+
+
+def _used(cache: RowCache, end: int, device: torch.device) -> Tensor:
+    """The places that are written once positions below ``end`` are."""
+    return _counted(cache.size, device)[:end]
+
+
+@functools.lru_cache(maxsize=64)
+def _counted(count: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(mode=False):
+        return torch.arange(count, device=device)
 
 
 def _lanes(cache: RowCache, layers: int) -> list[Tensor] | None:
@@ -390,6 +413,7 @@ def _open_axes(
     width = {1: "rows"} if rows.positions_br.shape[1] > 1 else {}
     return [
         *({**batch, **width}, {0: "angles"}, *[{**batch, 2: "places"}] * len(rows.lanes)),
+        {0: "used"} if len(rows.used_t) > 1 else {},
         *[batch] * (rows.last_b1 is not None),
         *[{**batch, **width}] * inputs,
         *({0: "grown"} if len(tensor) > 1 else {} for tensor in rest[:growing]),
