@@ -54,6 +54,7 @@ def _record(each: Scored) -> dict[str, Any]:
         "outputs": each.outputs,
         "near_ties": each.near_ties,
         "agreement": each.agreement,
+        "repeats": each.repeats,
         "bytes_per_second": each.bytes_per_second,
         "errors": each.errors,
         "first_error": each.first_error,
@@ -87,7 +88,8 @@ def _show(shown: Console, result: PartResult, said: set[str]) -> None:
     table.add_column("sampler", overflow="fold")
     names = list(result.samplers[0].scores)
     unit = result.samplers[0].cost_unit
-    costs = ("N_dec", "N_enc", str(unit), f"rel. {unit}", "paper's", "bytes/s", "same", "agreement")
+    passes, agrees = ("N_dec", "N_enc"), ("same", "agreement", "repeats")
+    costs = (*passes, str(unit), f"rel. {unit}", "paper's", "bytes/s", *agrees)
     for name in (*names, *(costs if generated else ())):
         table.add_column(name, justify="right")
     for each in result.samplers:
@@ -137,6 +139,7 @@ def _costs(each: Scored) -> list[str]:
         _number(each.bytes_per_second, ".0f"),
         _same(each),
         _number(each.agreement, ".1%"),
+        _number(each.repeats, ".0%"),
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import torch
 
-from blt_core.compare import explain
+from blt_core.compare import explain, repeats
 from blt_core.errors import RequestError
 from blt_core.evaluation.asking import Asker, Silent, Watch
 from blt_core.evaluation.data import spaced
@@ -46,6 +46,7 @@ class Scored:
     outputs are; near_ties: how many of the others part from it at a near-tie of two logits, or of
     an entropy and the threshold, as runs of different shapes may (None where nothing promises
     ``ar``'s bytes). agreement: share of ``ar``'s bytes that stand in the same places.
+    repeats: share of the runs of 16 bytes in outputs that stood in the same output before.
     bytes_per_second: of timed questions, or else of whole batches. errors: questions without an
     answer, which count as empty ones; first_error: of these, with its key. Costs and agreement
     relative to ``ar`` are of the questions that both have answered, scores of all.
@@ -69,6 +70,7 @@ class Scored:
     outputs: int | None = None
     near_ties: int | None = None
     agreement: float | None = None
+    repeats: float | None = None
     bytes_per_second: float | None = None
     errors: int = 0
     first_error: str | None = None
@@ -290,6 +292,7 @@ def _scored(
         outputs=outputs,
         near_ties=_near_ties(found, reference, both) if promised else None,
         agreement=_agreement(pairs),
+        repeats=repeats(output for answer in answers for output in answer.outputs),
         bytes_per_second=speed if found.speed is None else found.speed,
         errors=len(wrong),
         first_error=wrong[0] if wrong else None,

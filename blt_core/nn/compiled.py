@@ -159,6 +159,12 @@ class StaticRows(NamedTuple):
         )
 
     @property
+    def as_example(self) -> StaticRows:
+        """The same for a compiler: one that sees all places used would take that for a rule."""
+        full = len(self.used_t) == self.size
+        return self._replace(used_t=self.used_t[:-1]) if full else self
+
+    @property
     def size(self) -> int:
         """Places of a lane."""
         return self.lanes[0].shape[2]
@@ -362,15 +368,15 @@ class CompiledPass(Generic[W]):
         lengths of lanes, of the table of angles, and of ``growing`` (t, …), all of one length; and
         in which of these are 1, which makes another kind. Raises what the compiler raises.
         """
-        tensors = [*rows.tensors, *map(_whole, inputs), *growing, *weights.tensors]
+        given = [*map(_whole, inputs), *growing, *weights.tensors]
         dtypes = tuple(each.dtype for each in inputs)
         several = tuple(len(each) > 1 for each in growing)
         key = rows.kind, weights.made, dtypes, several, torch.get_num_threads()
         run = self._compiled.get(key)
         if run is None:
             counts = len(inputs), len(growing)
-            axes = _open_axes(rows, *counts, tensors[len(rows.tensors) + len(inputs) :])
-            example = Sizes(tensors, axes)
+            axes = _open_axes(rows, *counts, given[len(inputs) :])
+            example = Sizes([*rows.as_example.tensors, *given], axes)
             run = compiler(
                 Program(
                     self._name if rows.last_b1 is None else f"{self._name}-blocks",
@@ -381,7 +387,7 @@ class CompiledPass(Generic[W]):
                 )
             )
             self._compiled[key] = run
-        return run(tensors)
+        return run([*rows.tensors, *given])
 
     def _flat(
         self, rows: StaticRows, weights: Weights[W], counts: tuple[int, int]

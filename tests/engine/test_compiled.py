@@ -154,6 +154,28 @@ def test_lengths_are_open_in_what_is_compiled():
     assert set(made) == {"layers", "decoder", "decoder-blocks"}
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("first", [9, 60])
+def test_what_is_compiled_with_a_full_ring_serves_one_that_is_not_and_the_reverse(first):
+    torch.manual_seed(0)
+    stack = Transformer(dim=16, layers=1, heads=2, hidden=24, window=5, rope_theta=1e4).double()
+    x = torch.randn(1, 70, 16, dtype=torch.float64)
+    graphs: list[Any] = []
+
+    def as_graph(program: Program) -> Compiled:
+        with torch.inference_mode(mode=False):
+            graphs.append(compiling_module.exported(program).module())
+        return lambda tensors: graphs[-1](*tensors)
+
+    with compiling_stack(stack, as_graph), torch.inference_mode():
+        for start in (first, 69 - first):
+            cache = stack.new_cache(1)
+            stack(x[:, :start], (start,), cache)
+            given = stack(x[:, start : start + 1], (1,), cache)
+            torch.testing.assert_close(given, stack(x[:, : start + 1], (start + 1,), None)[:, -1:])
+    assert len(graphs) == 1
+
+
 def hooked(decoder: torch.nn.Module) -> None:
     decoder.head.register_forward_hook(lambda _, __, out: out.flip(-1))
 

@@ -12,7 +12,7 @@ import torch
 
 from blt_core.cli.app import run as run_command
 from blt_core.cli.inputs import find_source
-from blt_core.compare import NEAR_TIE
+from blt_core.compare import NEAR_TIE, repeats
 from blt_core.errors import ComponentError, DataError, RequestError, RunError
 from blt_core.evaluation.answering import Begin
 from blt_core.evaluation.figures import mean
@@ -106,6 +106,7 @@ def test_costs_are_those_of_each_question_alone(pipeline):
             assert each.relative_cost == pytest.approx(each.cost / reference.cost)
             assert each.identical is True
             assert each.agreement == 1.0
+            assert each.repeats == repeats([bytes(one.output) for one in alone])
             assert each.of_ar["bytes"].value == 1.0
         assert drafted.drafted > 0
 
@@ -337,7 +338,7 @@ def test_a_task_of_given_texts_is_run_once_and_takes_no_sampler(pipeline, tmp_pa
     assert (model.name, model.spec) == ("model", "model")
     record = as_record(found)["samplers"][0]
     empty = ("n_dec", "n_enc", "gigabytes", "relative_gigabytes", "identical_to_ar", "agreement")
-    assert all(record[name] is None for name in (*empty, "bytes_per_second"))
+    assert all(record[name] is None for name in (*empty, "repeats", "bytes_per_second"))
     for each, text in zip(task.found, [b"import os", b"", b"x" * 700, b"import os"], strict=True):
         score = pipeline.score(text, prompts=b"p" * 290)
         assert each.logprob == pytest.approx(sum(one.logprob for one in score.likelihoods))
@@ -401,7 +402,7 @@ def test_the_command_prints_a_table_and_the_record_that_scripts_rely_on(
     ]
     for each in record["tasks"][-1]["samplers"]:
         assert {"value", "low", "high"} == set(each["scores"]["bleu"])
-        for key in ("n_dec", "n_enc", "gigabytes", "bytes_per_second", "agreement"):
+        for key in ("n_dec", "n_enc", "gigabytes", "bytes_per_second", "agreement", "repeats"):
             assert each[key] >= 0
         assert each["identical_to_ar"] is True
     names = [each["name"] for each in record["tasks"][-1]["samplers"]]
