@@ -84,7 +84,10 @@ def test_it_ends_a_translation_by_itself(found):
     assert {result.stop_reason for result in found} == {"eos"}
 
 
-def test_drafting_gives_the_same_bytes(pipeline, found):
-    drafted = pipeline.with_sampler("blt-s draft_bytes=4").generate(PROMPTS)
+@pytest.mark.parametrize(
+    "sampler", ["blt-s draft_bytes=4", "blt-dv block_bytes=8", "blt-cascade draft_bytes=12"]
+)
+def test_drafting_gives_the_same_bytes(pipeline, found, sampler):
+    drafted = pipeline.with_sampler(sampler).generate(PROMPTS)
     assert [result.output for result in drafted] == [result.output for result in found]
     assert sum(result.accepted for result in drafted) > 0

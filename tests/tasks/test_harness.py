@@ -6,6 +6,7 @@ import json
 import math
 
 import lm_eval
+import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
@@ -13,10 +14,11 @@ from lm_eval.tasks import TaskManager
 from blt_core.component import BuildContext
 from blt_core.errors import DataError
 from blt_core.evaluation.asking import Asker, Silent
+from blt_core.evaluation.figures import mean
 from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.running import run_task
 from blt_core.evaluation.store import Store
-from blt_plugins.tasks.harness import ByteModel
+from blt_plugins.tasks.harness import ByteModel, _group_figures
 from blt_plugins.tasks.lm_eval import LmEval, LmEvalParams
 
 CHOICES = [
@@ -66,13 +68,14 @@ def yaml(tmp_path, write, monkeypatch):
     folder.mkdir()
     for name, records, rest in (
         ("our_choice", CHOICES, MULTIPLE_CHOICE),
+        ("our_few", CHOICES[:1], MULTIPLE_CHOICE),
         ("our_rolling", TEXTS, ROLLING),
         ("our_generation", PROMPTS, GENERATION),
     ):
         data = write(f"{name}.jsonl", records)
         (folder / f"{name}.yaml").write_text(YAML.format(name=name, data=data, rest=rest))
     (folder / "group.yaml").write_text(
-        "group: our_group\ntask: [our_choice]\n"
+        "group: our_group\ntask: [our_choice, our_few]\n"
         "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
     )
     return folder
@@ -131,9 +134,26 @@ def test_texts_are_generated_by_each_sampler(pipeline, yaml):
 
 def test_a_group_has_its_tasks_and_itself(pipeline, yaml):
     found = {each.name: each.samplers[0].scores for each in run(pipeline, yaml, "our_group")}
-    assert set(found) == {"lm-eval:our_group/our_choice", "lm-eval:our_group"}
-    [below, whole] = (each["acc"].value for each in found.values())
-    assert below == whole
+    names = ["lm-eval:our_group/our_choice", "lm-eval:our_group/our_few", "lm-eval:our_group"]
+    assert list(found) == names
+    [many, few, whole] = (each["acc"] for each in found.values())
+    share = len(CHOICES) / (len(CHOICES) + 1)
+    assert whole.value == pytest.approx(share * many.value + (1 - share) * few.value)
+    assert whole.low <= whole.value <= whole.high
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+def test_the_interval_of_a_group_is_that_of_a_mean_of_its_tasks(by_size):
+    many, few = [1.0, 0.0, 1.0, 1.0] * 30, [1.0, 0.0] * 20
+    share = len(many) / (len(many) + len(few)) if by_size else 0.5
+    value = share * np.mean(many) + (1 - share) * np.mean(few)
+    leaves = [(len(each), {"acc": mean(each)}) for each in (many, few)]
+    figure = _group_figures({"acc,none": value, "acc_stderr,none": "N/A"}, leaves)["acc"]
+    assert figure.value == pytest.approx(value)
+    both = ((share, many), (1 - share, few))
+    error = sum((w * np.std(each)) ** 2 / len(each) for w, each in both) ** 0.5
+    assert np.std(figure.draws(0)) == pytest.approx(error, rel=0.1)
+    assert _group_figures({"acc,none": 0.123}, leaves)["acc"].draws(0) is None
 
 
 def test_tasks_go_on_from_kept_answers(pipeline, yaml, tmp_path, monkeypatch):

@@ -74,6 +74,18 @@ def test_shots_stand_before_each_prompt(write, scripted):
         task(**params, shots=2).run(model, None)
 
 
+def test_shots_may_come_from_two_aligned_files(write, scripted, tmp_path):
+    source, reference = tmp_path / "fra.dev", tmp_path / "eng.dev"
+    source.write_text("Une ligne\nDeux lignes\n")
+    reference.write_text("A row\nTwo rows\n")
+    params = {"shot_source": str(source), "shot_reference": str(reference)}
+    model = scripted(lambda question: b"x")
+    task(pairs=str(write("pairs.jsonl", PAIRS[2:])), **params, shots=2).run(model, None)
+    [question] = model.questions
+    expected = "fr: Une ligne\nen: A row\nfr: Deux lignes\nen: Two rows\nfr: Deux lignes\nen:"
+    assert question.prompt.decode() == expected
+
+
 def test_prompts_are_cut_from_the_left_to_what_the_model_serves(write, scripted):
     records = [{"source": "é" * 100, "target": "e"}, {"source": "kurz", "target": "short"}]
     model = scripted(lambda question: b"x")
@@ -100,6 +112,8 @@ def test_a_limit_takes_pairs_of_each_language(write, scripted):
         ({"pairs": "a", "source": "b", "reference": "c"}, 'expected pairs = "FILE.jsonl"'),
         ({"source": "a"}, "two files with the same lines: give both"),
         ({"pairs": "a", "shots": 2}, "shots and shot_pairs belong together"),
+        ({"pairs": "a", "shot_source": "b", "shot_reference": "c"}, "shots and shot_pairs belong"),
+        ({"pairs": "a", "shots": 2, "shot_source": "b"}, "expected shot_pairs, or shot_source"),
         ({"pairs": "a", "template": "{language}:"}, "expected a template with {source}"),
         ({"pairs": "a", "template": "{source} {x}"}, "no fields but {source}, {language}"),
         ({"pairs": "a", "template": "{source"}, "is no template"),

@@ -200,7 +200,8 @@ class HarnessTasks:
             if name not in tasks:
                 leaves = [leaf for leaf in tasks if leaf in _leaves(self._found, name)]
                 items = sum(counts[leaf] for leaf in leaves)
-                parts.append(self._part(name, _group_figures(found), leaves, asked, items))
+                own = [(counts[leaf], figures[leaf]) for leaf in leaves]
+                parts.append(self._part(name, _group_figures(found, own), leaves, asked, items))
         return parts
 
     def _part(
@@ -335,11 +336,50 @@ class Exponential:
         return None if draws is None else np.exp(draws)
 
 
-def _group_figures(found: Mapping[str, Any]) -> dict[str, Figure]:
-    """The metrics of a group as the harness gives them, without intervals."""
+class Averaged:
+    """A weighted mean of figures of items that are not the same ones."""
+
+    def __init__(self, weights: Sequence[float], figures: Sequence[Figure]) -> None:
+        self._weights, self._figures = np.array(weights) / sum(weights), figures
+
+    @property
+    def value(self) -> float:
+        """Of all items."""
+        return float(self._weights @ [figure.value for figure in self._figures])
+
+    def draws(self, seed: int) -> Any:
+        """Of resamples of the items of each figure, apart from those of the others."""
+        drawn = [each.draws(seed + 1 + number) for number, each in enumerate(self._figures)]
+        found = [draws for draws in drawn if draws is not None]
+        if len(found) < len(drawn) or len({len(draws) for draws in found}) != 1:
+            return None
+        return self._weights @ np.stack(found)
+
+
+def _group_figures(
+    found: Mapping[str, Any], leaves: Sequence[tuple[int, Mapping[str, Figure]]]
+) -> dict[str, Figure]:
+    """The metrics of a group as the harness gives them.
+
+    leaves: how many items each task has, and its figures. Where a metric is their mean, by items or
+    by tasks, its interval is that of the mean.
+    """
     figures: dict[str, Figure] = {}
     for key, value in found.items():
         metric, comma, rule = key.partition(",")
         if comma and not metric.endswith("_stderr") and isinstance(value, (int, float)):
-            figures[metric if rule == _PLAIN else key] = Given(float(value))
+            name = metric if rule == _PLAIN else key
+            figures[name] = _of_leaves(name, float(value), leaves)
     return figures
+
+
+def _of_leaves(
+    name: str, value: float, leaves: Sequence[tuple[int, Mapping[str, Figure]]]
+) -> Figure:
+    own = [(count, figures[name]) for count, figures in leaves if count and name in figures]
+    if own:
+        for weights in ([count for count, _ in own], [1] * len(own)):
+            mean_of_all = Averaged(weights, [figure for _, figure in own])
+            if np.isclose(mean_of_all.value, value, rtol=1e-9):
+                return mean_of_all
+    return Given(value)

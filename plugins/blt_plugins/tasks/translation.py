@@ -45,6 +45,7 @@ class TranslationParams:
     FLORES is downloaded. language: what sources without one are in. template: the prompt of a pair.
     shots: pairs that stand before it with their answers. shot_pairs: where these are
     from, the first ones in it, in the format of pairs; of the same language, if they tell it.
+    shot_source, shot_reference: in place of it, two text files as above.
     max_new_bytes: the longest translation. stop: what ends a translation.
     """
 
@@ -65,6 +66,12 @@ class TranslationParams:
     shot_pairs: str | None = attrs.field(
         default=None, converter=attrs.converters.optional(expand_home), validator=not_empty()
     )
+    shot_source: str | None = attrs.field(
+        default=None, converter=attrs.converters.optional(expand_home), validator=not_empty()
+    )
+    shot_reference: str | None = attrs.field(
+        default=None, converter=attrs.converters.optional(expand_home), validator=not_empty()
+    )
     stop: str = attrs.field(default="\n", validator=not_empty())
     max_new_bytes: int = attrs.field(default=300, validator=at_least(1))
 
@@ -74,7 +81,10 @@ class TranslationParams:
             raise ValueError("source and reference are two files with the same lines: give both")
         if (self.pairs is not None) == aligned[0]:
             raise ValueError('expected pairs = "FILE.jsonl", or source and reference, two texts')
-        if bool(self.shots) != (self.shot_pairs is not None):
+        shown = (self.shot_source is not None, self.shot_reference is not None)
+        if shown[0] != shown[1] or (self.shot_pairs is not None and shown[0]):
+            raise ValueError("expected shot_pairs, or shot_source and shot_reference, two texts")
+        if bool(self.shots) != (self.shot_pairs is not None or shown[0]):
             raise ValueError("shots and shot_pairs belong together: how many, and from where")
 
 
@@ -119,9 +129,16 @@ class Translation:
 
     def read_pairs(self) -> list[Pair]:
         """The pairs to translate; DataError with the line that is wrong."""
-        if self.params.pairs is not None:
-            return self._from_records(self.params.pairs)
-        source, reference = Path(str(self.params.source)), Path(str(self.params.reference))
+        given = self.params
+        return self._read(given.pairs, given.source, given.reference)
+
+    def _read(
+        self, records: str | None, source_file: str | None, reference_file: str | None
+    ) -> list[Pair]:
+        """Pairs from JSON Lines, or from two text files."""
+        if records is not None:
+            return self._from_records(records)
+        source, reference = Path(str(source_file)), Path(str(reference_file))
         lines, targets = read_lines(source), read_lines(reference)
         if len(lines) != len(targets):
             raise DataError(
@@ -142,15 +159,15 @@ class Translation:
 
     def _shots(self, languages: Mapping[str, None]) -> dict[str, str]:
         """What stands before each prompt, by language."""
-        if self.params.shot_pairs is None:
+        if not self.params.shots:
             return dict.fromkeys(languages, "")
-        pairs = self._from_records(self.params.shot_pairs)
-        shots = {}
+        places = self.params.shot_pairs, self.params.shot_source, self.params.shot_reference
+        pairs, shots = self._read(*places), {}
         for language in languages:
             own = [pair for pair in pairs if pair.language == language][: self.params.shots]
             if len(own) < self.params.shots:
                 raise DataError(
-                    f"{self.params.shot_pairs}: {len(own)} pairs of the language {language!r}, "
+                    f"{places[0] or places[1]}: {len(own)} pairs of the language {language!r}, "
                     f"and shots = {self.params.shots}"
                 )
             texts = (f"{self._prompt(each)} {each.target}{self.params.stop}" for each in own)
