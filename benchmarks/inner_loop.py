@@ -3,9 +3,10 @@
 Each commit is installed into a temporary folder, with its own plugins and weights; each measurement
 is a process of its own, and those of the two take turns. Ratios of medians are what counts. The
 rounds of ragged batches are those of this checkout alone. "compiled" is this checkout with
-``[run] compile``; the first and the second process of it are told apart by what they wait for.
+``[run] compile``, and "native" with ``kernels = "measured"`` and the native one besides; the first
+process of these is told apart from later ones by what they wait for.
 
-    python benchmarks/inner_loop.py [--commit 37a7142] [--repeats 5] [--json]
+    python benchmarks/inner_loop.py [--commit 37a7142] [--repeats 5] [--samplers ar] [--json]
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ SAMPLERS = {
 }
 
 #: ``[run]`` of the passes that are compiled.
-COMPILED = {"compile": True}
+COMPILED: dict[str, dict[str, object]] = {
+    "compiled": {"compile": True},
+    "native": {"compile": True, "kernels": "measured"},
+}
 
 #: Run in a process with a commit's own code: bytes/s of greedy texts, and what two first ones took.
 MEASURE = """
@@ -48,6 +52,19 @@ for prompt in prompts:
     count += len(found.output)
     seconds += len(found.output) / found.bytes_per_second
 print(json.dumps([count / seconds, waited]))
+"""
+
+#: Compiles the native kernel, if there is a compiler.
+BUILD = """
+import sys
+from blt_core.errors import RunError
+from blt_core.kernels import native
+
+try:
+    native.build()
+except RunError as error:
+    print(error, file=sys.stderr)
+print([])
 """
 
 #: The mean seconds of a round of ``ar`` over batches of prompts of given lengths, which take turns
@@ -86,6 +103,7 @@ def main() -> None:
     parser.add_argument("--commit", default="37a7142", help="what to compare with")
     parser.add_argument("--new", type=int, default=200, help="bytes generated of each prompt")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -116,17 +134,23 @@ def compare(
 
     That is of compiled passes, which are kept in a folder.
     """
-    cases = {**{name: (site, {}) for name, site in trees.items()}, "compiled": (None, COMPILED)}
-    speeds = {s: {name: list[float]() for name in cases} for s in SAMPLERS}
-    starts = {s: list[float]() for s in SAMPLERS}
+    cases: dict[str, tuple[Path | None, dict[str, object]]] = {
+        **{name: (site, {}) for name, site in trees.items()},
+        **{name: (None, settings) for name, settings in COMPILED.items()},
+    }
+    speeds = {s: {name: list[float]() for name in cases} for s in options.samplers}
+    starts = {s: list[float]() for s in options.samplers}
+    prompts = str(ROOT / "benchmarks/prompts")
+    for sampler in options.samplers:
+        measure(BUILD, None, kept=kept / sampler)
     for _ in range(options.repeats):
-        for sampler, table in SAMPLERS.items():
+        for sampler in options.samplers:
             for name, (site, settings) in cases.items():
-                prompts = str(ROOT / "benchmarks/prompts")
-                arguments = (json.dumps(table), str(options.new), prompts, json.dumps(settings))
+                table = json.dumps(SAMPLERS[sampler])
+                arguments = (table, str(options.new), prompts, json.dumps(settings))
                 speed, waited = measure(MEASURE, site, *arguments, kept=kept / sampler)
                 speeds[sampler][name].append(speed)
-                if settings:
+                if name == "compiled":
                     starts[sampler].append(waited)
     return speeds, starts
 

@@ -1,5 +1,7 @@
 """What the choice of kernels gives: ``ar`` by the fixed rule, by measured kernels, with the native.
 
+And with compiled passes, and with a byte scorer in bfloat16, and with both.
+
 Each measurement is a process of its own, and they take turns. bytes/s: greedy, after the first
 byte. GB/s: all weights that the passes multiply by, the byte scorer's included, beside what a plain
 sum over memory reads in the same process.
@@ -37,7 +39,8 @@ MODES: dict[str, tuple[dict[str, str | bool], bool]] = {
     "measured": ({"kernels": "measured"}, False),
     "with native": ({"kernels": "measured"}, True),
     "scorer bfloat16": ({"kernels": "measured", "scorer_dtype": "bfloat16"}, True),
-    "compiled": ({"kernels": "measured", "scorer_dtype": "bfloat16", "compile": True}, True),
+    "compiled": ({"kernels": "measured", "compile": True}, True),
+    "both": ({"kernels": "measured", "scorer_dtype": "bfloat16", "compile": True}, True),
 }
 
 

@@ -169,9 +169,12 @@ REPEAT_BYTES = 16
 
 def repeats(texts: Iterable[bytes], size: int = REPEAT_BYTES) -> float:
     """Share of the runs of ``size`` bytes in the texts that stood in the same text before."""
-    runs = [[text[i : i + size] for i in range(len(text) - size + 1)] for text in texts]
-    total = sum(map(len, runs))
-    return 1 - sum(len(set(each)) for each in runs) / total if total else 0.0
+    distinct = total = 0
+    for text in texts:
+        count = max(len(text) - size + 1, 0)
+        distinct += len({text[i : i + size] for i in range(count)})
+        total += count
+    return 1 - distinct / total if total else 0.0
 
 
 def _in_law(pipeline: Pipeline) -> bool:

@@ -201,18 +201,34 @@ def set_limits(request: dict[str, Any]) -> None:
             resource.setrlimit(kind, (least, least))
 
 
-#: Audited events by which a program would see frames of other threads, or objects not given to it.
-HIDDEN = {
-    *("sys._current_frames", "sys._current_exceptions", "sys.settrace", "sys.setprofile"),
-    *("gc.get_objects", "gc.get_referrers", "gc.get_referents", "sys.monitoring.register_callback"),
-    *("ctypes.cdata", "ctypes.cdata/buffer", "ctypes.string_at", "ctypes.wstring_at"),
-}
+def hide() -> None:
+    """Refuse what looks into other threads and interpreters, or at objects not given to it.
+
+    By an audit hook, which nothing can remove, nor reach: no variable holds it, and what it refuses
+    is in its code.
+    """
+
+    def refuse(event: str, arguments: Any) -> None:
+        if event in {
+            *("sys._current_frames", "sys._current_exceptions", "sys.settrace", "sys.setprofile"),
+            *("gc.get_objects", "gc.get_referrers", "gc.get_referents"),
+            *("sys.monitoring.register_callback", "cpython.PyInterpreterState_New"),
+        } or (event == "import" and arguments[0] in {"_testcapi", "_testinternalcapi"}):
+            raise RuntimeError(f"{event} is not for programs in the sandbox")
+
+    sys.addaudithook(refuse)
+    # Libraries set back what nobody has set.
+    sys.settrace, sys.setprofile = unless_none(sys.settrace), unless_none(sys.setprofile)
 
 
-def refuse(event: str, _: object) -> None:
-    """An audit hook, which nothing can remove."""
-    if event in HIDDEN:
-        raise RuntimeError(f"{event} is not for programs in the sandbox")
+def unless_none(setter: Any) -> Any:
+    """The setter of a function, which does nothing for None."""
+
+    def call_it(function: Any) -> None:
+        if function is not None:
+            setter(function)
+
+    return call_it
 
 
 def run(request: dict[str, Any]) -> None:
@@ -238,7 +254,9 @@ def steps(request: dict[str, Any]) -> list[Any]:
     done.acquire()
     nonce = request.pop("nonce").encode()
     _thread.start_new_thread(vouch, (gate, done, request.pop("results"), nonce))
-    program = partial(exec, code, {"__name__": "__main__"})
+    # A main module of its own: this one is nothing to it.
+    main = sys.modules["__main__"] = type(sys)("__main__")
+    program = partial(exec, code, vars(main))
     return [program, partial(gate.release), partial(done.acquire), partial(os._exit, 0)]
 
 
@@ -255,7 +273,7 @@ def supervise(request: dict[str, Any]) -> None:
     request["results"] = os.dup(1)
     child = os.fork()
     if child == 0:
-        sys.addaudithook(refuse)
+        hide()
         run(request)
     signal.signal(signal.SIGALRM, lambda *_: end(request["isolated"]))
     signal.setitimer(signal.ITIMER_REAL, request["seconds"])

@@ -14,13 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from blt_core.kernels import native
-from blt_core.nn.linear import FEW, SOME, Kernels, Multiply, fixed_product, fixed_rule
+from blt_core.nn.linear import FEW, Kernels, Multiply, fixed_product, fixed_rule
 
 #: Classes of rows, each with the rows that it is measured with.
 ROW_CLASSES: Mapping[str, int] = {"1": 1, "2-4": FEW, "5-16": 9, "more": 32}
-#: Rows of float32 up to which the native product may be the faster one. In bfloat16 no number of
-#: rows makes torch faster on a CPU where it is slower with the rows that are measured.
-_MOST_NATIVE = 4 * SOME
 
 
 @attrs.frozen
@@ -128,13 +125,7 @@ def _unless_changed(weight: Tensor, multiply: Multiply) -> Multiply:
 def _native(weight: Tensor) -> Multiply:
     run = native.load()
     weight = weight.detach()
-    by_torch = _linear(weight)
-    if run is None:
-        return by_torch
-    if weight.dtype != torch.float32:
-        return lambda x: run(x, weight)
-    most = _MOST_NATIVE * weight.shape[1]
-    return lambda x: run(x, weight) if x.numel() <= most else by_torch(x)
+    return _linear(weight) if run is None else lambda x: run(x, weight)
 
 
 def _copied(weight: Tensor, _rows: int) -> bool:

@@ -127,7 +127,7 @@ class StaticRows(NamedTuple):
         """Those of one masked block of each batch row; None where more are asked for."""
         device, (_, count, size) = blocks.start_bn.device, blocks.ids_bnB.shape
         lanes = _lanes(cache, layers)
-        if count > 1 or blocks.causal_bn is not None or lanes is None:
+        if count > 1 or blocks.causal_bn is not None or lanes is None or not any(cache.lengths):
             return None
         return cls(
             blocks.start_bn + torch.arange(size, device=device),

@@ -123,7 +123,8 @@ def _product_traced(x: Tensor, weight: Tensor, kernels: Kernels | None) -> Tenso
     at half of that speed or less.
     """
     one = all(size == 1 for size in x.shape[:-1])
-    if kernels is not None and x.dtype is kernels.dtype:
+    fits = x.is_cpu and weight.is_contiguous() and not torch.is_grad_enabled()
+    if kernels is not None and x.dtype is kernels.dtype and fits:
         operator = kernels.compiled_one if one else kernels.compiled_several
         if operator is not None:
             return operator(x, weight)

@@ -10,11 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blt_core.compiling import PassCompiler, load
 from blt_core.kernels import native
 from blt_core.kernels.candidates import KERNELS, ROW_CLASSES, chosen_from, prepare
-from blt_core.nn import Linear, Weights, product
+from blt_core.nn import Linear, Program, Weights, product
+from blt_core.nn.compiled import Sizes
 from blt_core.nn.linear import fixed_product
-from blt_core.storage.user_cache import alone_with
+from blt_core.storage.user_cache import alone_with, make_private
 
 CLASSES = {"1": (1, 1), "2-4": (2, 4), "5-16": (5, 16), "more": (17, 40)}
 DTYPES = (torch.float32, torch.bfloat16)
@@ -211,6 +213,27 @@ def test_compiled_programs_call_the_native_product_for_the_rows_that_it_is_chose
             called = [str(node.target) for node in program.graph.nodes]
             assert ("blt_core.product.default" in called) == (rows_class in chosen)
             assert_close(program.module()(x), x, weight)
+
+
+def test_a_compiled_program_calls_the_native_product_and_is_loaded_anew(built, tmp_path):
+    weight = drawn((40, 24), torch.bfloat16, 0)
+    weight.kernels = prepare(weight, dict.fromkeys(ROW_CLASSES, "native"))
+    layer = Weights.of([weight])
+
+    def multiplied(x, given):
+        (own,) = layer.around(iter([given]))
+        return (product(x, own),)
+
+    example = Sizes([drawn((3, 24), torch.bfloat16, 1), weight], [{0: "rows"}, {}])
+    program = Program("product", multiplied, example, layer.made, ())
+    make_private(tmp_path / "compiled")
+    made = PassCompiler(tmp_path / "compiled", torch.device("cpu"))(program)
+    (package,) = (tmp_path / "compiled").glob("product-*.pt2")
+    again = load(package, torch.device("cpu"))
+    for rows in (2, 9, 70):
+        x = drawn((rows, 24), torch.bfloat16, rows)
+        for run in (made, again):
+            assert torch.equal(run([x, weight])[0], built(x, weight))
 
 
 class Multiplying(torch.nn.Module):

@@ -24,7 +24,17 @@ PASSING = {
     "output": "import sys\nprint('x' * 10**6)\nsys.stderr.write('y' * 10**6)",
     "an attempt on its parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
     "threads": "import threading\nfor _ in range(5):\n    threading.Thread(target=print).start()",
-    "shared memory": "import multiprocessing\nmultiprocessing.Lock()",
+    "shared memory": "import multiprocessing\nmultiprocessing.Lock()\nmultiprocessing.Value('i')",
+    "its own tests": """
+import doctest
+def f(x):
+    '''
+    >>> f(1)
+    2
+    '''
+    return x + 1
+assert doctest.testmod().attempted == 1
+""",
     "a process": "import subprocess\nassert subprocess.run(['true']).returncode == 0",
 }
 #: Programs that must not pass; {canary} is a file of the user, {port} a port that is listened on.
@@ -165,13 +175,57 @@ os._exit(0)
 """,
     "all objects": """
 import gc, os, time
-for value in gc.get_objects():
-    for each in gc.get_referents(value):
+found = []
+for find in (gc.get_objects, lambda: gc.get_referrers(os.write), lambda: gc.get_referents(vars())):
+    try:
+        found += find()
+    except RuntimeError:
+        pass
+for value in found:
+    for each in [value]:
         if type(each).__name__ == 'lock':
             try:
                 each.release()
             except RuntimeError:
                 pass
+time.sleep(0.5)
+os._exit(0)
+""",
+    "a list of what is refused": """
+import __main__, os, sys
+for names in (vars(__main__), sys._getframe().f_globals):
+    for value in [*names.values()]:
+        if isinstance(value, (set, list, dict)) and value is not names:
+            value.clear()
+frame = sys._getframe()
+while frame:
+    for value in [*frame.f_globals.values(), *frame.f_locals.values()]:
+        if isinstance(value, set):
+            value.clear()
+        if hasattr(value, '__code__') and value.__code__.co_argcount == 2:
+            value.__code__ = (lambda event, arguments: None).__code__
+    frame = frame.f_back
+for frame in sys._current_frames().values():
+    for value in [*frame.f_locals.values()]:
+        if hasattr(value, 'release'):
+            value.release()
+import time
+time.sleep(0.5)
+os._exit(0)
+""",
+    "another interpreter": """
+import os, time
+try:
+    import _xxsubinterpreters as other
+except ImportError:
+    import _interpreters as other
+other.run_string(other.create(), '''
+import sys
+for frame in sys._current_frames().values():
+    for value in [*frame.f_locals.values()]:
+        if hasattr(value, "release"):
+            value.release()
+''')
 time.sleep(0.5)
 os._exit(0)
 """,
@@ -185,8 +239,11 @@ def trace(frame, event, argument):
             except (OSError, TypeError):
                 pass
     return trace
-getattr(threading, 'settrace_all_threads', sys.settrace)(trace)
-getattr(threading, 'setprofile_all_threads', sys.setprofile)(trace)
+for name in ('settrace', 'setprofile'):
+    try:
+        getattr(threading, name + '_all_threads', getattr(sys, name))(trace)
+    except RuntimeError:
+        pass
 (lambda: None)()
 os._exit(0)
 """,
@@ -196,7 +253,7 @@ found, frame = [], sys._getframe()
 while frame:
     found += [*frame.f_locals.values(), *frame.f_globals.values()]
     frame = frame.f_back
-found += gc.get_objects() + sys.argv + [*os.environ.values()]
+found += sys.argv + [*os.environ.values()]
 texts = {{x if isinstance(x, bytes) else x.encode() for x in found if isinstance(x, (str, bytes))}}
 for text in texts:
     for n in range(64):

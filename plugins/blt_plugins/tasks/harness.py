@@ -351,9 +351,10 @@ class Averaged:
         """Of resamples of the items of each figure, apart from those of the others."""
         drawn = [each.draws(seed + 1 + number) for number, each in enumerate(self._figures)]
         found = [draws for draws in drawn if draws is not None]
-        if len(found) < len(drawn) or len({len(draws) for draws in found}) != 1:
+        if len(found) < len(drawn):
             return None
-        return self._weights @ np.stack(found)
+        fewest = min(map(len, found))
+        return self._weights @ np.stack([draws[:fewest] for draws in found])
 
 
 def _group_figures(

@@ -85,7 +85,7 @@ class TranslationParams:
         if shown[0] != shown[1] or (self.shot_pairs is not None and shown[0]):
             raise ValueError("expected shot_pairs, or shot_source and shot_reference, two texts")
         if bool(self.shots) != (self.shot_pairs is not None or shown[0]):
-            raise ValueError("shots and shot_pairs belong together: how many, and from where")
+            raise ValueError("shots says how many, and shot_pairs or two texts from where")
 
 
 @attrs.frozen
@@ -162,13 +162,14 @@ class Translation:
         if not self.params.shots:
             return dict.fromkeys(languages, "")
         places = self.params.shot_pairs, self.params.shot_source, self.params.shot_reference
-        pairs, shots = self._read(*places), {}
+        pairs, shots, own_language = self._read(*places), {}, self.params.language
         for language in languages:
             own = [pair for pair in pairs if pair.language == language][: self.params.shots]
             if len(own) < self.params.shots:
                 raise DataError(
                     f"{places[0] or places[1]}: {len(own)} pairs of the language {language!r}, "
                     f"and shots = {self.params.shots}"
+                    + ("" if places[0] else f"; text files are in language = {own_language!r}")
                 )
             texts = (f"{self._prompt(each)} {each.target}{self.params.stop}" for each in own)
             shots[language] = "".join(texts)
