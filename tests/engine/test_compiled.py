@@ -42,7 +42,7 @@ from tests.engine import models, strategies
 from tests.engine.drafters import Recorded
 from tests.engine.runs import ar, ar_alone, counts, run, self_drafter, speculative
 from tests.engine.seen import saw
-from tests.tiny import write_checkpoint
+from tests.tiny import CONFIG, write_checkpoint
 
 
 def compiling(model: Model, how: Compiler) -> AbstractContextManager[None]:
@@ -305,9 +305,10 @@ def test_a_compiled_stack_goes_on_over_turns_of_its_ring_and_is_kept(tmp_path, c
 
 
 @NO_COMPILER
-@pytest.mark.nightly(reason="a whole model is compiled: one to three minutes")
+@pytest.mark.nightly(reason="a whole model is compiled: some minutes")
 def test_a_compiled_model_gives_the_same_bytes_and_is_compiled_once(tmp_path, own_cache, capsys):
-    checkpoint = str(write_checkpoint(tmp_path / "model"))
+    decoder = {**CONFIG["decoder"], "denoises": True}
+    checkpoint = str(write_checkpoint(tmp_path / "model", decoder=decoder))
     tables = {
         "schema": 1,
         "sampler": {"use": "blt-s", "draft_bytes": 4},
@@ -320,7 +321,7 @@ def test_a_compiled_model_gives_the_same_bytes_and_is_compiled_once(tmp_path, ow
     fast.with_sampler("ar").generate(prompts[0])
     assert "a pass is compiled" in capsys.readouterr().err
     for prompt in prompts:
-        for sampler in ("blt-s draft_bytes=4", "ar"):
+        for sampler in ("blt-s draft_bytes=4", "ar", "blt-d block_bytes=4", "blt-dv"):
             made, wanted = (
                 each.with_sampler(sampler).generate(prompt, max_new_bytes=200)
                 for each in (fast, plain)
