@@ -209,11 +209,17 @@ def hide() -> None:
     """
 
     def refuse(event: str, arguments: Any) -> None:
-        if event in {
-            *("sys._current_frames", "sys._current_exceptions", "sys.settrace", "sys.setprofile"),
-            *("gc.get_objects", "gc.get_referrers", "gc.get_referents"),
-            *("sys.monitoring.register_callback", "cpython.PyInterpreterState_New"),
-        } or (event == "import" and arguments[0] in {"_testcapi", "_testinternalcapi"}):
+        if event in (
+            "sys._current_frames",
+            "sys._current_exceptions",
+            "sys.settrace",
+            "sys.setprofile",
+            "sys.monitoring.register_callback",
+            "gc.get_objects",
+            "gc.get_referrers",
+            "gc.get_referents",
+            "cpython.PyInterpreterState_New",
+        ) or (event == "import" and arguments[0] in ("_testcapi", "_testinternalcapi")):
             raise RuntimeError(f"{event} is not for programs in the sandbox")
 
     sys.addaudithook(refuse)

@@ -164,89 +164,6 @@ while frame:
 time.sleep(0.5)
 os._exit(0)
 """,
-    "frames of other threads": """
-import os, sys, time
-for frame in sys._current_frames().values():
-    for value in [*frame.f_locals.values()]:
-        if hasattr(value, 'release'):
-            value.release()
-time.sleep(0.5)
-os._exit(0)
-""",
-    "all objects": """
-import gc, os, time
-found = []
-for find in (gc.get_objects, lambda: gc.get_referrers(os.write), lambda: gc.get_referents(vars())):
-    try:
-        found += find()
-    except RuntimeError:
-        pass
-for value in found:
-    for each in [value]:
-        if type(each).__name__ == 'lock':
-            try:
-                each.release()
-            except RuntimeError:
-                pass
-time.sleep(0.5)
-os._exit(0)
-""",
-    "a list of what is refused": """
-import __main__, os, sys
-for names in (vars(__main__), sys._getframe().f_globals):
-    for value in [*names.values()]:
-        if isinstance(value, (set, list, dict)) and value is not names:
-            value.clear()
-frame = sys._getframe()
-while frame:
-    for value in [*frame.f_globals.values(), *frame.f_locals.values()]:
-        if isinstance(value, set):
-            value.clear()
-        if hasattr(value, '__code__') and value.__code__.co_argcount == 2:
-            value.__code__ = (lambda event, arguments: None).__code__
-    frame = frame.f_back
-for frame in sys._current_frames().values():
-    for value in [*frame.f_locals.values()]:
-        if hasattr(value, 'release'):
-            value.release()
-import time
-time.sleep(0.5)
-os._exit(0)
-""",
-    "another interpreter": """
-import os, time
-try:
-    import _xxsubinterpreters as other
-except ImportError:
-    import _interpreters as other
-other.run_string(other.create(), '''
-import sys
-for frame in sys._current_frames().values():
-    for value in [*frame.f_locals.values()]:
-        if hasattr(value, "release"):
-            value.release()
-''')
-time.sleep(0.5)
-os._exit(0)
-""",
-    "a tracer": """
-import os, sys, threading
-def trace(frame, event, argument):
-    for value in frame.f_locals.values():
-        for n in range(64):
-            try:
-                os.write(n, value)
-            except (OSError, TypeError):
-                pass
-    return trace
-for name in ('settrace', 'setprofile'):
-    try:
-        getattr(threading, name + '_all_threads', getattr(sys, name))(trace)
-    except RuntimeError:
-        pass
-(lambda: None)()
-os._exit(0)
-""",
     "what lies about": """
 import gc, os, sys
 found, frame = [], sys._getframe()
@@ -264,6 +181,67 @@ for text in texts:
 os._exit(0)
 """,
 }
+
+
+#: A program goes on with this, in which `found` may be anything: it opens all locks, and exits.
+OPEN_LOCKS = """
+for value in found:
+    if type(value).__name__ == 'lock':
+        try:
+            value.release()
+        except RuntimeError:
+            pass
+import os, time
+time.sleep(0.5)
+os._exit(0)
+"""
+#: What is refused in the sandbox, and would give the locks otherwise.
+LOOKS = {
+    "frames of other threads": """
+import sys, time
+time.sleep(0.2)
+found = []
+for frame in sys._current_frames().values():
+    found += frame.f_locals.values()
+""",
+    "all objects": """
+import gc
+found = [x for each in gc.get_objects() for x in gc.get_referents(each)]
+""",
+    "who refers to a class": """
+import gc, functools
+found = [getattr(getattr(each, 'func', None), '__self__', None)
+         for each in gc.get_referrers(functools.partial)]
+""",
+    "another interpreter": '''
+found = []
+try:
+    import _xxsubinterpreters as other
+except ImportError:
+    import _interpreters as other
+other.run_string(other.create(), """
+import sys
+for frame in sys._current_frames().values():
+    for value in [*frame.f_locals.values()]:
+        if hasattr(value, "release"):
+            value.release()
+""")
+''',
+}
+#: On the way to a list or a function that refuses, if one were in reach.
+DISARMING = """
+import sys
+frames, frame = [], sys._getframe()
+while frame:
+    frames.append(frame)
+    frame = frame.f_back
+for value in [x for each in frames for names in (each.f_locals, each.f_globals)
+              for x in list(names.values())]:
+    if isinstance(value, set):
+        value.clear()
+    if getattr(getattr(value, '__code__', None), 'co_argcount', 0) == 2:
+        value.__code__ = (lambda event, arguments: None).__code__
+"""
 
 
 @pytest.fixture
@@ -312,6 +290,20 @@ def test_an_attack_fails_and_leaves_nothing(name, canary):
         while {*jails()} - before and time.monotonic() - began < SECONDS + 2:
             time.sleep(0.05)
         assert not {*jails()} - before
+
+
+@needs_namespaces
+@pytest.mark.parametrize("name", LOOKS)
+def test_what_looks_for_what_vouches_is_refused_and_would_find_it(name, tmp_path, monkeypatch):
+    program = LOOKS[name] + OPEN_LOCKS
+    assert not Sandbox(seconds=SECONDS).passes(program)
+    assert not Sandbox(seconds=SECONDS).passes(DISARMING + program)
+    source = Path(sandbox._JAIL).read_text()
+    assert source.count("        hide()\n") == 1
+    bare = tmp_path / "jail.py"
+    bare.write_text(source.replace("        hide()\n", ""))
+    monkeypatch.setattr(sandbox, "_JAIL", bare)
+    assert Sandbox(seconds=SECONDS).passes(program)
 
 
 @needs_namespaces
