@@ -192,14 +192,15 @@ for value in found:
         except RuntimeError:
             pass
 import os, time
-time.sleep(0.5)
+time.sleep(2)
 os._exit(0)
 """
 #: What is refused in the sandbox, and would give the locks otherwise.
 LOOKS = {
     "frames of other threads": """
 import sys, time
-time.sleep(0.2)
+while len(sys._current_frames()) < 2:
+    time.sleep(0.01)
 found = []
 for frame in sys._current_frames().values():
     found += frame.f_locals.values()
@@ -220,7 +221,9 @@ try:
 except ImportError:
     import _interpreters as other
 other.run_string(other.create(), """
-import sys
+import sys, time
+while len(sys._current_frames()) < 2:
+    time.sleep(0.01)
 for frame in sys._current_frames().values():
     for value in [*frame.f_locals.values()]:
         if hasattr(value, "release"):
@@ -303,7 +306,7 @@ def test_what_looks_for_what_vouches_is_refused_and_would_find_it(name, tmp_path
     bare = tmp_path / "jail.py"
     bare.write_text(source.replace("        hide()\n", ""))
     monkeypatch.setattr(sandbox, "_JAIL", bare)
-    assert Sandbox(seconds=SECONDS).passes(program)
+    assert Sandbox(seconds=20).passes(program)
 
 
 @needs_namespaces
