@@ -455,7 +455,7 @@ def refused(done, message):
     ("arguments", "message"),
     [
         (("--task", "translatio pairs=x"), "Did you mean 'translation'?"),
-        (("--task", "translation"), 'expected pairs = "FILE.jsonl"'),
+        (("--task", "translation"), 'give pairs = "FILE.jsonl"'),
         (("--task", "translation pairs=nowhere.jsonl"), "nowhere.jsonl: No such file"),
         (("--task", "held-out path=.", "file.txt"), "FILES go without --task"),
         (("--task", "held-out path=.", "--sampler", "ar"), "which no sampler changes"),
@@ -466,7 +466,11 @@ def refused(done, message):
         (("--task", "humaneval path=nowhere"), "nowhere: No such file"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(blt, checkpoint, arguments, message):
+def test_what_cannot_be_evaluated_is_refused(
+    blt, checkpoint, arguments, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("held out")
     refused(blt("evaluate", checkpoint, *arguments), message)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from sacrebleu.metrics.bleu import BLEU
@@ -105,10 +106,21 @@ def test_a_limit_takes_pairs_of_each_language(write, scripted):
     assert [(part.name, part.items) for part in parts] == [("fr", 3), ("de", 3), ("", 6)]
 
 
+def test_without_texts_the_fetched_pairs_are_read(write, scripted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = scripted(lambda question: b"x")
+    with pytest.raises(DataError, match=r"no corpora/translate/test\.jsonl\n  fix: give pairs"):
+        task().run(model, None)
+    Path("corpora/translate").mkdir(parents=True)
+    write("pairs.jsonl", PAIRS).rename("corpora/translate/test.jsonl")
+    parts = task().run(model, None)
+    assert [part.name for part in parts] == ["fr", "de", ""]
+    assert parts[0].told["data"] == "corpora/translate/test.jsonl"
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({}, 'expected pairs = "FILE.jsonl", or source and reference'),
         ({"pairs": "a", "source": "b", "reference": "c"}, 'expected pairs = "FILE.jsonl"'),
         ({"source": "a"}, "two files with the same lines: give both"),
         ({"pairs": "a", "shots": 2}, "shots says how many"),

@@ -18,6 +18,9 @@ from blt_core.evaluation.figures import Figure, Summed
 from blt_core.evaluation.protocol import Answer, Asked, Part, Question
 from blt_core.files import expand_home
 
+FETCHED_PAIRS = "corpora/translate/test.jsonl"
+"""What is read where no texts are given: where the documented fetch puts held-out pairs."""
+
 
 def _fields(*names: str) -> Any:
     """A validator of templates that may have these fields, and must have the first."""
@@ -40,7 +43,8 @@ def _fields(*names: str) -> Any:
 class TranslationParams:
     """Pairs, and how a model is asked for translations.
 
-    pairs: JSON Lines with the keys source, target and, where there are several, language.
+    pairs: JSON Lines with the keys source, target and, where there are several, language; without
+    any text, ``corpora/translate/test.jsonl``, held-out pairs of the demo's corpus.
     source, reference: in place of pairs two text files with as many lines, one sentence each, as
     FLORES is downloaded. language: what sources without one are in. template: the prompt of a pair.
     shots: pairs that stand before it with their answers. shot_pairs: where these are
@@ -79,7 +83,7 @@ class TranslationParams:
         aligned = (self.source is not None, self.reference is not None)
         if aligned[0] != aligned[1]:
             raise ValueError("source and reference are two files with the same lines: give both")
-        if (self.pairs is not None) == aligned[0]:
+        if self.pairs is not None and aligned[0]:
             raise ValueError('expected pairs = "FILE.jsonl", or source and reference, two texts')
         shown = (self.shot_source is not None, self.shot_reference is not None)
         if shown[0] != shown[1] or (self.shot_pairs is not None and shown[0]):
@@ -130,7 +134,20 @@ class Translation:
     def read_pairs(self) -> list[Pair]:
         """The pairs to translate; DataError with the line that is wrong."""
         given = self.params
-        return self._read(given.pairs, given.source, given.reference)
+        return self._read(self._records(), given.source, given.reference)
+
+    def _records(self) -> str | None:
+        """The file of pairs; None where two texts are given, DataError where nothing is."""
+        given = self.params
+        if given.pairs is not None or given.source is not None:
+            return given.pairs
+        if Path(FETCHED_PAIRS).is_file():
+            return FETCHED_PAIRS
+        raise DataError(
+            f"the task has no text, and there is no {FETCHED_PAIRS}\n"
+            '  fix: give pairs = "FILE.jsonl", or source and reference, two texts; or run '
+            f"`python scripts/fetch_translation_corpus.py --output {Path(FETCHED_PAIRS).parent}`"
+        )
 
     def _read(
         self, records: str | None, source_file: str | None, reference_file: str | None
@@ -206,7 +223,7 @@ class Translation:
             figures={k: corpus_figure(m, outputs, targets) for k, m in self._metrics.items()},
             keys=tuple(question.key for question in questions),
             told={
-                "data": self.params.pairs or f"{self.params.source}, {self.params.reference}",
+                "data": self._records() or f"{self.params.source}, {self.params.reference}",
                 "copy_of_source": copies,
                 "signatures": {k: str(m.get_signature()) for k, m in self._metrics.items()},
                 "truncated_share": sum(q.truncated for q in questions) / len(questions),
