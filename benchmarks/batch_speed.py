@@ -28,7 +28,7 @@ SAMPLERS = {
     "blt-s 8": {"use": "blt-s", "draft_bytes": 8},
     "blt-lookup 8": {"use": "blt-lookup", "draft_bytes": 8},
     "blt-cascade 16": {"use": "blt-cascade", "draft_bytes": 16},
-    "blt-auto": {"use": "blt-auto"},
+    "blt-auto": {"use": "blt-auto", "cost": {"use": "per-pass"}},
 }
 #: Texts of a measurement, at least: one alone says little.
 FEWEST = 8

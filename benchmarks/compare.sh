@@ -21,7 +21,7 @@ for size in 16 24 32; do samplers+=("blt-cascade draft_bytes=$size"); done
 for bound in 0.7 0.5 0.3; do
     samplers+=("speculative drafter.use=until drafter.probability=$bound drafter.drafter.draft_bytes=16")
 done
-samplers+=(blt-auto)
+samplers+=("blt-auto cost.use=per-pass")
 for size in 4 8 16; do
     for rule in "$one_step" "$confidence" "$entropy_large"; do
         for start in "start=aligned" "start=frontier closure=none" "start=frontier closure=forced"; do

@@ -44,7 +44,7 @@ SAMPLERS = (
     "blt-lookup draft_bytes=24",
     "speculative drafter.use=lookup",
     "blt-cascade draft_bytes=16",
-    "blt-auto",
+    "blt-auto cost.use=per-pass",
 )
 #: The tenth: for decoders that denoise, and for others.
 BLOCKS, OTHER = "blt-dv block_bytes=8", "speculative drafter.use=until drafter.drafter.use=self"

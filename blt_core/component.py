@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import attrs
 
 from blt_core.errors import PluginError
-from blt_core.types import IdScheme
+from blt_core.types import IdScheme, Parameters
 
 #: Key of the attrs metadata that marks a nested component field.
 NESTED = "blt_nested_kind"
@@ -41,8 +41,8 @@ class BuildContext:
     scheme: the ids of the model. load_model(checkpoint): the model of another checkpoint, on the
     same device and in the same dtype; raises CheckpointError or ConfigError. nested: what all of
     the components of a kind can do that are nested in the one to be built, as
-    ``"drafter.stops_early"``. device, dtype: of the run, as ``"cpu"`` and ``"float32"``; None where
-    nothing runs.
+    ``"drafter.stops_early"``. device, dtype: of the run, as ``"cpu"`` and ``"float32"``, and
+    parameters, the sizes of its model; None where nothing runs.
     """
 
     scheme: IdScheme = attrs.field(factory=IdScheme)
@@ -50,6 +50,7 @@ class BuildContext:
     nested: frozenset[str] = frozenset()
     device: str | None = None
     dtype: str | None = None
+    parameters: Parameters | None = None
 
 
 class Ability(NamedTuple):

@@ -155,7 +155,8 @@ class Pipeline:
         """What samplers and cost models are built with."""
         load = partial(load_beside, plan=self.plan, plugins=self.plugins)
         device, dtype = str(self.model.device), self.settings.dtype
-        return BuildContext(self.model.scheme, load, device=device, dtype=dtype)
+        sizes = self.parameter_counts
+        return BuildContext(self.model.scheme, load, device=device, dtype=dtype, parameters=sizes)
 
     def _look_over(self) -> None:
         """Find before any work what a cost model may not say; warn of blocks that are too long."""

@@ -5,19 +5,27 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 
 from blt_core.pipeline import Pipeline
 from blt_core.published import SCALES
-from blt_core.types import Passes
-from blt_plugins.drafting.adaptive import LENGTHS
-from blt_plugins.drafting.forecast import Prices, Record
+from blt_core.types import Cost, Passes
+from blt_plugins.drafting.adaptive import LENGTHS, Counted
+from blt_plugins.drafting.forecast import Price, Prices, Record
 from tests.nightly import nightly_or
 
 PROMPTS = Path(__file__).parents[2] / "benchmarks" / "prompts"
 CHOICES = tuple(n for n in LENGTHS if n <= 32)
-PRICES = {"3b": Prices(1.0, 17.8, 4.0), "no latents": Prices(1.0, 0.0, 4.0)}
+PRICES = {
+    "3b": Prices(1.0, (1.0,), (17.8,), 4.0),
+    "no latents": Prices(1.0, (1.0,), (0.0,), 4.0),
+    # As where arithmetic is what a pass waits for.
+    "by rows": Prices(
+        1.0, tuple(1 + 0.4 * n for n in range(33)), tuple(3 + 0.2 * n for n in range(33)), 4.0
+    ),
+}
 #: Decoder passes of a draft of n bytes.
 INNER = {"self": lambda n: n, "cascade": lambda n: 1 + n // 6, "look-up": lambda n: 0}
 
@@ -46,7 +54,7 @@ def price_of_a_byte(choose, kind, passes, prices, *, seed):
         while stood < asked and luck[done + stood] < KINDS[kind](stood, easy[done + stood]):
             stood += 1
         learn(asked, stood)
-        cost += prices.of_round(passes(asked) if asked else 0, stood + 1)
+        cost += prices.of_round(passes(asked) if asked else 0, asked, stood + 1)
         done += stood + 1
     return cost / done
 
@@ -121,7 +129,7 @@ def test_a_draft_that_is_watched_costs_hardly_more_than_any_fixed_length(prices,
         cost = done = 0
         while done < SIZE:
             stood = [*stands[done : done + length], False].index(False)
-            cost += price.of_round(-(-length // per_pass), stood + 1)
+            cost += price.of_round(-(-length // per_pass), length, stood + 1)
             done += stood + 1
         return cost / done
 
@@ -138,7 +146,7 @@ def test_a_draft_that_is_watched_costs_hardly_more_than_any_fixed_length(prices,
             if asked:
                 record.drafted(0, asked, [1] * drafted, passes)
                 record.learn([1] * stood + [2])
-            cost += price.of_round(passes, stood + 1)
+            cost += price.of_round(passes, drafted, stood + 1)
             done += stood + 1
         return cost / done
 
@@ -162,4 +170,48 @@ def test_the_demo_writes_for_hardly_more_than_with_the_best_fixed_length(tempera
 
     fixed = {n: gigabytes(f"blt-cascade draft_bytes={n}") for n in lengths}
     fixed[0] = gigabytes("ar")
-    assert gigabytes("blt-auto") <= 1.03 * min(fixed.values()), fixed
+    assert gigabytes("blt-auto cost.use=per-pass") <= 1.03 * min(fixed.values()), fixed
+
+
+class ByRows:
+    """1 for a clean row of the decoder, 3 of a block, 2 of the scorer, 10 for a patch."""
+
+    def cost(self, passes, parameters):
+        each = {"decoder": 1, "blocks": 3, "scorer": 2, "global_model": 10}
+        lines = {part: n * getattr(passes.shapes, part).rows for part, n in each.items()}
+        return Cost(sum(lines.values()) + passes.draft / 2, lines)
+
+
+def test_prices_are_those_of_passes_as_wide_as_the_draft():
+    prices = Prices.of(ByRows(), SCALES["3b"], patch_bytes=4.0, longest=7)
+    assert prices.draft == 1
+    assert prices.verify == tuple(3 * (drafted + 1) for drafted in range(8))
+    assert prices.latent == (10, 10, 10, 10, 10, 20, 20, 20)
+    assert prices.of_byte == 3 + 10 / 4
+    assert prices.of_verifying(99, 1) == 24 + 20 / 4
+
+
+def test_passes_of_a_draft_count_by_their_price():
+    class Ops:
+        def draft_logits(self, rows):
+            return None
+
+        denoise = charge = lambda self, *given: None
+
+    counted = Counted(Ops(), [0.0, 0.0], Price(ByRows(), SCALES["3b"]))
+    counted.draft_logits([4, 0])
+    counted.denoise(SimpleNamespace(ids=([1] * 6, [1] * 6)), [False, True])
+    counted.charge([Passes(), Passes(draft=3)], Passes(draft=3))
+    assert counted.passes == [4.0, 18 + 1.5]
+
+
+class Nothing:
+    """All is free."""
+
+    def cost(self, passes, parameters):
+        return Cost(0, {})
+
+
+def test_a_pass_that_costs_nothing_chooses_no_lengths():
+    with pytest.raises(ValueError, match="cost: a decoder pass costs 0; lengths cannot be chosen"):
+        Prices.of(Nothing(), SCALES["3b"], patch_bytes=4.0, longest=8)

@@ -33,7 +33,11 @@ LEAVES = {
 WRAPPERS = {
     "cascade": ({"draft_bytes": 4}, set(), lambda inner: {Q, STOPS}),
     "until": ({"probability": 0.2}, {STOPS}, lambda inner: inner),
-    "adaptive": ({"max_bytes": 5, "latent_price": 9.0}, set(), lambda inner: inner),
+    "adaptive": (
+        {"max_bytes": 5, "cost": {"use": "per-pass", "latent": 9.0}},
+        set(),
+        lambda inner: inner,
+    ),
     "first": ({}, set(), lambda inner: inner),
 }
 NEEDS = {"replay": set(), "greedy": set(), "rejection": {Q}, "block": {Q}}

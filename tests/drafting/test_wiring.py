@@ -113,7 +113,7 @@ def test_presets_diffuse_where_the_decoder_can(preset, denoises):
         ("lookup max_bytes=65", "max_bytes: expected 1 to 64, got 65"),
         ("first drafters={}", "expected at least one drafter, as in drafters.a.use = 'lookup'"),
         ("until probability=1.5 drafter.use=self", "probability: expected 0 to 1, got 1.5"),
-        ("adaptive latent_price=-1 drafter.use=self", "latent_price: expected at least 0"),
+        ("adaptive max_bytes=0 drafter.use=self", "max_bytes: expected at least 1"),
     ],
 )
 def test_keys_of_drafters_are_checked(spec, text):
@@ -122,6 +122,25 @@ def test_keys_of_drafters_are_checked(spec, text):
     with pytest.raises(ConfigError) as caught:
         resolved(f"speculative drafter.use={name} {nested}")
     assert text in str(caught.value)
+
+
+def test_lengths_are_chosen_by_the_weights_of_the_model_that_drafts():
+    pipeline = Pipeline.from_config(config(sampler={"use": "blt-auto"}))
+    prices, sizes = pipeline.sampler.drafter.prices, pipeline.parameter_counts
+    weights = (sizes.encoder + sizes.global_model) / sizes.decoder
+    assert prices.latent[0] / prices.draft == pytest.approx(weights)
+    assert {*prices.verify} == {prices.draft}
+    prices = pipeline.with_sampler(
+        "blt-auto cost.use=per-pass cost.latent=5"
+    ).sampler.drafter.prices
+    assert (prices.draft, prices.latent[0]) == (1.0, 5.0)
+
+
+def test_lengths_are_chosen_in_seconds_where_passes_were_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="no passes were measured on this machine") as caught:
+        Pipeline.from_config(config(sampler={"use": "blt-auto", "cost": {"use": "roofline"}}))
+    assert "fix: blt calibrate-cost SOURCE" in str(caught.value)
 
 
 def test_a_look_up_finds_what_stands_in_files(tmp_path):

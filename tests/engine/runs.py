@@ -13,6 +13,7 @@ from blt_core.model import Model
 from blt_core.protocols import DecodeOps, Drafter, Sampler, Verification
 from blt_core.testing.reference import patches_of, true_flags
 from blt_core.types import Draws, Passes, Round, Sampling, Shapes
+from blt_plugins.cost.per_pass import PerPass, PerPassParams
 from blt_plugins.drafting.adaptive import AdaptiveDrafter, AdaptiveParams
 from blt_plugins.drafting.cascade import CascadeDrafter, CascadeParams
 from blt_plugins.drafting.first import FirstDrafter, FirstParams
@@ -91,7 +92,8 @@ def adaptive_drafter(
     most: int, inner: Drafter, latent_price: float = 5.0, *, stops: bool = True
 ) -> AdaptiveDrafter:
     """``inner``, asked for as many bytes as pay, at most so many; ``stops``: it can stop early."""
-    params = AdaptiveParams(drafter=inner, max_bytes=most, latent_price=latent_price)
+    cost = PerPass(PerPassParams(latent=latent_price), models.CONTEXT)
+    params = AdaptiveParams(drafter=inner, max_bytes=most, cost=cost)
     nested = frozenset({"drafter.stops_early"} if stops else ())
     return AdaptiveDrafter(params, attrs.evolve(models.CONTEXT, nested=nested))
 

@@ -13,13 +13,13 @@ from blt_core.component import (
     Component,
     abilities_of,
     at_least,
-    more_than,
     nested,
 )
 from blt_core.decoding.drafting import propose
-from blt_core.protocols import DecodeOps, Drafter
+from blt_core.protocols import CostModel, DecodeOps, Drafter
+from blt_core.published import SCALES
 from blt_core.types import Draft, Draws, Passes, Sampling, StopRule
-from blt_plugins.drafting.forecast import Prices, Record
+from blt_plugins.drafting.forecast import Price, Prices, Record
 
 #: Lengths to choose from, as far as ``max_bytes`` goes.
 LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64)
@@ -29,17 +29,15 @@ LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64)
 class AdaptiveParams:
     """drafter: drafts as many bytes as it is asked for. max_bytes: at most so many.
 
-    decoder_price, latent_price, draft_price: of a decoder pass, of a pass of encoder and global
-    model, and of a draft model's decoder pass with what goes with it, in any unit (default of the
-    first two: bytes read at the 3B sizes of Fast BLT). patch_bytes: mean length of patches, which
-    says how often a round closes one.
+    cost: what is to be saved, as ``bandwidth`` (the weights that the model reads), ``roofline``
+    (seconds on a machine that was measured) or ``per-pass`` (prices of your own) say; of passes
+    over as many rows, with nothing before them. patch_bytes: mean length of patches, which says how
+    often a round closes one.
     """
 
     drafter: Drafter = nested("drafter", default="self")
     max_bytes: int = attrs.field(default=32, validator=at_least(1))
-    decoder_price: float = attrs.field(default=1.0, validator=more_than(0))
-    latent_price: float = attrs.field(default=17.8, validator=at_least(0))
-    draft_price: float = attrs.field(default=1.0, validator=at_least(0))
+    cost: CostModel = nested("cost_model", default="bandwidth")
     patch_bytes: float = attrs.field(default=4.0, validator=at_least(1))
 
 
@@ -57,9 +55,10 @@ class AdaptiveDrafter:
 
     def __init__(self, params: AdaptiveParams, context: BuildContext) -> None:
         self.drafter = params.drafter
-        self._prices = Prices(params.decoder_price, params.latent_price, params.patch_bytes)
+        sizes = context.parameters or SCALES["3b"]
+        self._price = Price(params.cost, sizes)
+        self.prices = Prices.of(params.cost, sizes, params.patch_bytes, params.max_bytes)
         self._stops = "drafter.stops_early" in context.nested
-        self._draft_pass = params.draft_price / params.decoder_price
         self._lengths = (*(n for n in LENGTHS if n < params.max_bytes), params.max_bytes)
 
     def draft(
@@ -71,9 +70,7 @@ class AdaptiveDrafter:
         rule: StopRule | None = None,
     ) -> Draft:
         """As much of the inner drafter's draft as pays, for each row."""
-        memory = ops.attach(
-            self, lambda batch: Memory([Record(self._prices) for _ in range(batch)])
-        )
+        memory = ops.attach(self, lambda batch: Memory([Record(self.prices) for _ in range(batch)]))
         watched = self._stops and draws.begins is None
         asked = [0] * len(limit)
         for row, (record, most) in enumerate(zip(memory.rows, limit, strict=True)):
@@ -84,7 +81,7 @@ class AdaptiveDrafter:
                 asked[row] = record.choose(lengths, watched=watched)
         if not any(asked):
             return Draft([[] for _ in limit])
-        begin, counted = ops.lengths, Counted(ops, [0.0] * len(limit), self._draft_pass)
+        begin, counted = ops.lengths, Counted(ops, [0.0] * len(limit), self._price)
 
         def pays(row: int, beliefs_kV: Tensor) -> tuple[int, bool]:
             kept, goes_on = rule(row, beliefs_kV) if rule is not None else (len(beliefs_kV), True)
@@ -126,35 +123,41 @@ class Memory:
 class Counted:
     """A decode state that counts the decoder passes of each row; all else is as it was.
 
-    draft_pass: what a decoder pass of a draft model counts for.
+    passes: by what they cost, in passes of one row.
     """
 
-    def __init__(self, ops: DecodeOps, passes: list[float], draft_pass: float) -> None:
-        self._ops, self.passes, self._draft_pass = ops, passes, draft_pass
+    def __init__(self, ops: DecodeOps, passes: list[float], price: Price) -> None:
+        self._ops, self.passes, self._price = ops, passes, price
+        self._one = price.of_rows(1)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
 
     def draft_logits(self, rows: Sequence[int]) -> Any:
         """Counted."""
-        self._count(rows)
+        self._count(rows, block=False)
         return self._ops.draft_logits(rows)
 
     draft = DecodeOps.draft  # of these draft_logits
 
     def denoise(self, block: Any, active: Sequence[bool] | None = None) -> Any:
         """Counted."""
-        self._count(active if active is not None else [bool(ids) for ids in block.ids])
+        taking_part = active if active is not None else [bool(ids) for ids in block.ids]
+        rows = [len(ids) * on for ids, on in zip(block.ids, taking_part, strict=True)]
+        self._count(rows, block=True)
         return self._ops.denoise(block, active)
 
     def charge(self, passes: Sequence[Passes], call: Passes) -> None:
         """Counted."""
         for row, new in enumerate(passes):
-            self.passes[row] += self._draft_pass * new.draft
+            if new != Passes():
+                self.passes[row] += self._price(new) / self._one
         self._ops.charge(passes, call)
 
-    def _count(self, taking_part: Sequence[object]) -> None:
-        self.passes[:] = [n + bool(on) for n, on in zip(self.passes, taking_part, strict=True)]
+    def _count(self, rows: Sequence[int], *, block: bool) -> None:
+        for row, count in enumerate(rows):
+            if count:
+                self.passes[row] += self._price.of_rows(count, block=block) / self._one
 
 
 def adaptive_abilities(params: AdaptiveParams) -> frozenset[str]:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import attrs
 
-from blt_core.types import matches
+from blt_core.protocols import CostModel
+from blt_core.types import Parameters, Passes, Shape, Shapes, matches
 
 #: What a round counts for one round later, in what is known of places and passes; and of trust.
 MEMORY, TRUST_MEMORY = 0.95, 0.97
@@ -38,31 +39,86 @@ TRIAL = 2
 
 @attrs.frozen
 class Prices:
-    """What passes cost: of the decoder, and of encoder and global model."""
+    """What passes cost.
 
-    decoder: float
-    latent: float
+    draft: a decoder pass that drafts, over one row. verify, latent: by the bytes that were drafted
+    (0, 1, …), the pass of the decoder over them and the next byte with the scorer's, and that of
+    encoder and global model if they close patches; the last counts for all that are longer.
+    """
+
+    draft: float
+    verify: tuple[float, ...]
+    latent: tuple[float, ...]
     patch_bytes: float
 
-    def of_round(self, draft_passes: float, committed: float) -> float:
-        """A round with so many draft passes; one of the latent if its bytes close a patch."""
-        return self.decoder * (1 + draft_passes) + self.latent * (1 - self.open_after(committed))
+    @classmethod
+    def of(
+        cls, model: CostModel, parameters: Parameters, patch_bytes: float, longest: int
+    ) -> Prices:
+        """What ``model`` asks; ValueError where a decoder pass costs nothing."""
+        price, verify, latent = Price(model, parameters), [], []
+        for rows in range(1, longest + 2):
+            shape = Shape(((rows, 1),))
+            shapes = Shapes(decoder=shape, scorer=shape)
+            verify.append(price(Passes(decoder=1, scorer=1, shapes=shapes)))
+            patches = Shape(((max(round(rows / patch_bytes), 1), 1),))
+            shapes = Shapes(encoder=shape, global_model=patches)
+            latent.append(price(Passes(encoder=1, encoder_bytes=1, shapes=shapes)))
+        return cls(price.of_rows(1), tuple(verify), tuple(latent), patch_bytes)
+
+    def of_round(self, draft_passes: float, drafted: int, committed: float) -> float:
+        """A round with draft passes that cost as many of one row, if it commits so many bytes."""
+        return self.draft * draft_passes + self.of_verifying(drafted, committed)
+
+    def of_verifying(self, drafted: float, committed: float) -> float:
+        """True passes over a draft; one of the latent if the bytes that stand close a patch."""
+        at = min(round(drafted), len(self.verify) - 1)
+        return self.verify[at] + self.latent[at] * (1 - self.open_after(committed))
 
     def open_after(self, committed: float) -> float:
         """How likely so many bytes close no patch."""
         return math.pow(1 - 1 / self.patch_bytes, committed)
 
     @property
+    def by_rows(self) -> bool:
+        """Whether a longer draft costs more to verify."""
+        return self.verify[-1] > self.verify[0]
+
+    @property
     def of_byte(self) -> float:
         """A byte without drafts."""
-        return self.decoder + self.latent / self.patch_bytes
+        return self.verify[0] + self.latent[0] / self.patch_bytes
+
+
+class Price:
+    """What a cost model asks for passes of a model; asked once for each number of rows."""
+
+    def __init__(self, model: CostModel, parameters: Parameters) -> None:
+        self._model, self._parameters = model, parameters
+        self._of_rows: dict[tuple[int, bool], float] = {}
+
+    def __call__(self, passes: Passes) -> float:
+        """Of any passes."""
+        return self._model.cost(passes, self._parameters).total
+
+    def of_rows(self, rows: int, *, block: bool = False) -> float:
+        """Of one decoder pass that drafts."""
+        found = self._of_rows.get((rows, block))
+        if found is None:
+            shape = Shape(((rows, 1),))
+            shapes = Shapes(blocks=shape) if block else Shapes(decoder=shape)
+            found = self._of_rows[rows, block] = self(Passes(decoder=1, shapes=shapes))
+            if not 0 < found < math.inf:
+                raise ValueError(f"cost: a decoder pass costs {found:g}; lengths cannot be chosen")
+        return found
 
 
 @attrs.define
 class Record:
     """What is known of one text's drafts.
 
-    begin, asked, draft, doubts, passes: of the last draft, until it is known what became of it.
+    begin, asked, draft, doubts, passes: of the last draft, until it is known what became of it;
+    passes are counted by their cost, in those of one row.
     watched: whether its length is decided by :meth:`goes_on`; then ``doubts`` has its bytes.
     """
 
@@ -96,18 +152,19 @@ class Record:
     def choose(self, lengths: Sequence[int], *, watched: bool) -> int:
         """The length that pays best, from these; now and then a short one where none does.
 
-        watched: the draft is going to ask :meth:`goes_on`, so if any pays it may be the longest.
+        watched: the draft is going to ask :meth:`goes_on`, so if any pays it may be the longest,
+        but where each byte to verify has a price: a pass may propose more of them than pay.
         """
         self.doubts, self.likely, self.watched = [], 1.0, watched
         expected = self._expected(lengths[-1])
         price = self.prices.of_round
-        best = min(lengths, key=lambda n: price(self._passes(n), expected[n]) / expected[n])
+        best = min(lengths, key=lambda n: price(self._passes(n), n, expected[n]) / expected[n])
         if best:
             self.pause, self.waited = FIRST_PAUSE, 0
-            return lengths[-1] if watched else best
+            return lengths[-1] if watched and not self.prices.by_rows else best
         self.waited += 1
         if self.waited < self.pause:
-            self._spend(0, 1)
+            self._spend(0, 0, 1)
             return 0
         self.pause, self.waited = min(2 * self.pause, LAST_PAUSE), 0
         return min(TRIAL, lengths[-1])
@@ -124,11 +181,10 @@ class Record:
         each = self.all_stood / self.all_tried
         left = room - len(self.doubts)
         more = _geometric(each, min(lengths / passes, left) if passes else left)
-        there = len(self.doubts) + 1
-        prices = self.prices
-        closes = prices.open_after(there) - prices.open_after(there + more)
-        worth = min(self.cost / self.committed, prices.of_byte)
-        return self.likely * (worth * more - prices.latent * closes) > prices.decoder
+        there, price = len(self.doubts), self.prices.of_verifying
+        longer = price(there + more, there + 1 + more) - price(there, there + 1)
+        worth = min(self.cost / self.committed, self.prices.of_byte)
+        return self.likely * (worth * more - longer) > self.prices.draft
 
     def drafted(self, begin: int, asked: int, ids: Sequence[int], passes: float) -> None:
         """Note a draft and what it took."""
@@ -141,22 +197,22 @@ class Record:
         self.sums = [MEMORY * old + each for old, each in zip(self.sums, new, strict=True)]
         if not ids:
             self._count(0, self.asked)
-            self._spend(passes, 1)
+            self._spend(passes, 0, 1)
 
     def learn(self, text: Sequence[int]) -> None:
         """Note how much of the last draft is in the text that followed."""
         if text:
             stood = matches(self.draft, text)
             self._count(stood, self.asked)
-            self._spend(self.passes, stood + 1)
+            self._spend(self.passes, len(self.draft), stood + 1)
             if self.watched:
                 judged = self.doubts[: stood + 1]
                 self.doubt = TRUST_MEMORY * self.doubt + sum(judged)
                 self.fell = TRUST_MEMORY * self.fell + (stood < len(judged))
         self.draft = []
 
-    def _spend(self, passes: float, committed: int) -> None:
-        self.cost += self.prices.of_round(passes, committed)
+    def _spend(self, passes: float, drafted: int, committed: int) -> None:
+        self.cost += self.prices.of_round(passes, drafted, committed)
         self.committed += committed
 
     def _count(self, stood: int, asked: int) -> None:

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import attrs
 
-from blt_core.component import Preset, at_least, more_than, nested
-from blt_core.protocols import Unmasking, Verification
+from blt_core.component import Preset, at_least, nested
+from blt_core.protocols import CostModel, Unmasking, Verification
 
 #: Shorter matches are so often wrong that block diffusion is asked instead.
 LIKELY = 2
@@ -149,27 +149,25 @@ BLT_CASCADE = Preset(
 class BltAutoParams(BltCascadeParams):
     """draft_bytes: at most so many a round. block_bytes: of the blocks in between, if any.
 
-    files: texts to look in besides the own one. decoder_price, latent_price, patch_bytes: see
-    ``blt plugins show drafter adaptive``. verification: which drafted bytes stand.
+    files: texts to look in besides the own one. cost: what is to be saved. patch_bytes: mean length
+    of patches. verification: which drafted bytes stand.
     """
 
     draft_bytes: int = attrs.field(default=32, validator=at_least(1))
-    decoder_price: float | None = attrs.field(default=None, validator=more_than(0))
-    latent_price: float | None = attrs.field(default=None, validator=at_least(0))
-    patch_bytes: float | None = attrs.field(default=None, validator=at_least(1))
+    cost: CostModel = nested("cost_model", default="bandwidth")
+    patch_bytes: float = attrs.field(default=4.0, validator=at_least(1))
 
 
 def expand_blt_auto(params: BltAutoParams, abilities: frozenset[str]) -> dict[str, Any]:
     """The cascade, for as many bytes as pay."""
-    names = ("decoder_price", "latent_price", "patch_bytes")
-    prices = {name: value for name in names if (value := getattr(params, name)) is not None}
     return {
         "use": "speculative",
         "drafter": {
             "use": "adaptive",
             "max_bytes": params.draft_bytes,
             "drafter": _cascade(params, abilities),
-            **prices,
+            "cost": params.cost,
+            "patch_bytes": params.patch_bytes,
         },
         "verification": params.verification,
     }
