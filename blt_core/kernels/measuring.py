@@ -21,6 +21,8 @@ from blt_core.nn.linear import Multiply
 
 #: How much of a cache is read in a turn of a candidate.
 _EXCESS = 1.25
+#: Rows of a weight, as many as kernels take at a time or more: cut weights are multiples of them.
+_BLOCK = 64
 #: Turns of each candidate, and how much slower than the best one it may be to have another.
 _TURNS, _HOPELESS = 3, 1.5
 
@@ -51,14 +53,21 @@ def measure(
     return found
 
 
-def spread(weights: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+def spread(
+    weights: Mapping[str, Sequence[Tensor]], *, cut: bool = False
+) -> dict[str, list[Tensor]]:
     """Distinct weights of each name that together exceed the last-level cache.
 
-    Copies are added where the model has too few, and some are left out where it has more.
+    Copies are added where the model has too few, and some are left out where it has more. cut: of
+    large weights the first rows alone are taken, so that there is time for all classes of rows.
     """
     share = _EXCESS * last_level_cache() / max(len(weights), 1)
     chosen = {}
     for name, own in weights.items():
+        rows = max(math.ceil(share / own[0][0].nbytes / _BLOCK), 1) * _BLOCK
+        if cut and rows < len(own[0]):
+            chosen[name] = [own[0][:rows]]
+            continue
         count = max(math.ceil(share / own[0].nbytes), 1)
         some = list(own[:count])
         chosen[name] = some + [some[0].clone() for _ in range(count - len(some))]

@@ -106,6 +106,21 @@ def test_measuring_meets_every_candidate_and_more_bytes_than_the_cache_holds(mon
     assert measure(many, budget=-1.0) == {}
 
 
+def test_of_large_weights_rows_are_measured_that_exceed_the_cache_in_all(monkeypatch):
+    monkeypatch.setattr(measuring, "last_level_cache", lambda: 1 << 20)
+    weights = {
+        "large": [torch.ones(8192, 256), torch.ones(8192, 256)],
+        "small": [torch.ones(100, 256) for _ in range(9)],
+    }
+    [some], small = spread(weights, cut=True).values()
+    assert some.data_ptr() == weights["large"][0].data_ptr()
+    assert some.is_contiguous()
+    assert some.shape == (640, 256)
+    assert [each.shape for each in small] == [(100, 256)] * 7
+    assert some.nbytes + sum(each.nbytes for each in small) < 1.5 * (1 << 20)
+    assert [len(each) for each in spread(weights)["large"]] == [8192]
+
+
 def test_a_broken_stored_choice_is_measured_again(capsys):
     use_kernels(model(), "measured")
     stored_at().write_text('{"schema": 1, "names"')
