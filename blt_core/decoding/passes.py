@@ -226,6 +226,7 @@ class ModelPasses:
             self._tensor([[ids or [0] * size] for ids in block.ids]),
             self._tensor([[start] for start in starts]),
             self._tensor([[n] if on else [0] for n, on in zip(reads, active, strict=True)]),
+            active=tuple(active),
         )
         output = self._run_decoder(clean, blocks, latents).blocks
         before = _counts(begins, ends)

@@ -41,7 +41,7 @@ from blt_core.nn.layers import (
 )
 from blt_core.nn.linear import Kernels, Linear, product, product_dtype
 from blt_core.nn.masks import block_masks
-from blt_core.nn.packing import Packing, row_places, take_rows
+from blt_core.nn.packing import Packing, Subset, row_places, take_rows
 from blt_core.nn.recompute import gradient_checkpointing, recompute
 from blt_core.nn.row_table import RowTable
 
@@ -74,6 +74,7 @@ __all__ = [
     "StaticCache",
     "StaticRows",
     "StaticSpan",
+    "Subset",
     "SwiGLU",
     "Transformer",
     "TransformerLayer",

@@ -43,6 +43,36 @@ class Packing:
         return padded.view(self.batch, self.width, *x_1p.shape[2:])
 
 
+@attrs.frozen(eq=False)
+class Subset:
+    """Some of ``batch`` batch rows: those at ``rows_a``."""
+
+    batch: int
+    rows_a: Tensor
+
+    @classmethod
+    def of(cls, active: Sequence[bool] | None, device: torch.device) -> Subset | None:
+        """Those that take part; None if too few do not to be worth copies."""
+        if active is None or sum(active) > (1 - _LEAST_PADDING) * len(active):
+            return None
+        rows = [row for row, on in enumerate(active) if on]
+        return cls(len(active), torch.tensor(rows, dtype=torch.long, device=device))
+
+    def take(self, x_b: Tensor) -> Tensor:
+        """(b, …) to (a, …)."""
+        return x_b.index_select(0, self.rows_a)
+
+    def take_heads(self, x_bt: Tensor) -> Tensor:
+        """(b, t, g, d) to (a, t, g, d), the rows of a head side by side."""
+        return self.take(x_bt.transpose(1, 2)).transpose(1, 2)
+
+    def unpack(self, x_a: Tensor) -> Tensor:
+        """(a, …) to (b, …), with zeros for the others."""
+        empty = x_a.new_zeros(self.batch, *x_a.shape[1:])
+        whole: Tensor = empty.index_copy(0, self.rows_a, x_a)
+        return whole
+
+
 def take_rows(x_br: Tensor, at: Tensor) -> Tensor:
     """Rows of (b, r, …) at the places (b, *n) of their own batch row: (b, *n, …)."""
     # Unlike gathering and indexing in two axes, index_select has a fast gradient.

@@ -34,13 +34,15 @@ class Blocks:
     ids_bnB: int64, with [MASK] at the bytes to fill. start_bn: int64, position of the first byte.
     latent_bn: int64, the latent that all rows of the block read. causal_bn: bool, blocks whose rows
     see their own block up to themselves only (None: no block is). Row j of a causal block predicts
-    the byte after its own, of any other block the byte at its own position.
+    the byte after its own, of any other block the byte at its own position. active: which batch
+    rows take part (None: all); what comes of the others means nothing, and need not be computed.
     """
 
     ids_bnB: Tensor
     start_bn: Tensor
     latent_bn: Tensor
     causal_bn: Tensor | None = None
+    active: tuple[bool, ...] | None = None
 
 
 @attrs.frozen(eq=False)

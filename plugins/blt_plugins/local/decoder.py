@@ -35,6 +35,7 @@ from blt_core.nn import (
     SpanT,
     StackWeights,
     StaticRows,
+    Subset,
     SwiGLU,
     bare_layers,
     block_masks,
@@ -134,13 +135,15 @@ class RowPlan:
 class BlockPlan:
     """Angles of block rows, where the latent of each block is (b, n), and what the rows see.
 
-    order_bn: which blocks stand where, if they were sorted.
+    order_bn: which blocks stand where, if they were sorted. subset: the batch rows that take part,
+    where the others are left out.
     """
 
     angles: Tensor
     places_bn: Tensor
     sight: BlockSight
     order_bn: Tensor | None = None
+    subset: Subset | None = None
 
 
 @attrs.frozen(eq=False)
@@ -151,6 +154,10 @@ class PassPlan:
     clean: RowPlan | None
     blocks: BlockPlan | None
     rows: LayerCache[BareDecoderLayer] | None
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 class LocalDecoder(nn.Module):
@@ -219,7 +226,8 @@ class LocalDecoder(nn.Module):
         if y is not None and block_plan is not None and block_plan.order_bn is not None:
             y = take_rows(y, block_plan.order_bn.argsort(1))  # as they were given
         packing = None if row_plan is None else row_plan.span.packing
-        return DecoderOutput(self._output(x, packing), self._output(y))
+        subset = None if block_plan is None else block_plan.subset
+        return DecoderOutput(self._output(x, packing), self._output(y, subset))
 
     def _run_compiled(
         self,
@@ -288,7 +296,10 @@ class LocalDecoder(nn.Module):
         order_bn = None
         if cache is None:  # neighbours see nearly the same keys
             blocks, order_bn = sort_blocks(blocks)
-        start_bn, device, size = blocks.start_bn, blocks.start_bn.device, blocks.ids_bnB.shape[2]
+        device, size = blocks.start_bn.device, blocks.ids_bnB.shape[2]
+        subset = None if cache is None else Subset.of(blocks.active, device)
+        take = subset.take if subset is not None else _as_it_is
+        start_bn = take(blocks.start_bn)
         positions = start_bn[..., None] + torch.arange(size, device=device)
         angles = rotary_angles(positions, self.head_dim, self.rope_theta)
         sight: BlockSight
@@ -297,14 +308,15 @@ class LocalDecoder(nn.Module):
                 blocks, window=self.window, rows=clean.shape[1], dtype=product_dtype(clean)
             )
         else:
-            keys_bnt = cache.positions(device)[:, None]
-            sight = BlockMasks(
-                *block_masks(start_bn, blocks.causal_bn, size, keys_bnt, self.window)
-            )
-        plan = BlockPlan(angles, memory.places(blocks.latent_bn), sight, order_bn)
-        return self.embed(blocks.ids_bnB), plan
+            keys_bnt = take(cache.positions(device))[:, None]
+            causal_bn = None if blocks.causal_bn is None else take(blocks.causal_bn)
+            sight = BlockMasks(*block_masks(start_bn, causal_bn, size, keys_bnt, self.window))
+        places_bn = take(memory.places(blocks.latent_bn))
+        return self.embed(take(blocks.ids_bnB)), BlockPlan(
+            angles, places_bn, sight, order_bn, subset
+        )
 
-    def _output(self, x: Tensor | None, packing: Packing | None = None) -> Output | None:
+    def _output(self, x: Tensor | None, packing: Packing | Subset | None = None) -> Output | None:
         if x is None:
             return None
         hidden = self.norm(x)
@@ -409,7 +421,9 @@ class DecoderLayer(nn.Module):
                 x, keys, values = recompute(self.clean, x, latent_kv, plan.clean, plan.rows, lane)
         if y is not None and plan.blocks is not None:
             if plan.rows is not None:
-                keys, values = plan.rows.used(lane).chunk(2, dim=-2)
+                used = plan.rows.used(lane)
+                used = used if plan.blocks.subset is None else plan.blocks.subset.take_heads(used)
+                keys, values = used.chunk(2, dim=-2)
             y = recompute(self.block, y, latent_kv, plan.blocks, keys, values)
         return x, y
 
