@@ -145,3 +145,36 @@ def test_the_decoder_equals_a_dense_formulation_of_the_layout(index, length, siz
     assert_close(got.clean.logits[0], want[:length], **TOLERANCE)
     if blocks:
         assert_close(got.blocks.logits[0].flatten(0, 1), want[length:], **TOLERANCE)
+
+
+@pytest.mark.parametrize("with_clean_rows", [False, True])
+@pytest.mark.parametrize("index", [i for i in range(9) if models.model(i).decoder.denoises])
+def test_a_pass_computes_blocks_of_the_texts_that_take_part_alone(index, with_clean_rows):
+    """One of four: its logits are what it has among all, and rows of no other are multiplied."""
+    model, size = models.model(index), 6
+    texts = [random_ids(model, length, length) for length in (9, 30, 4, 17)]
+
+    def opened():
+        state = DecodeState(model, [ids[1:] for ids in texts], [100] * 4)
+        state.next_logits([1] * 4)
+        if with_clean_rows:
+            state.append([[101]] * 4)
+        block = state.open_block(size, start="frontier", closure="none")
+        for row, ids in enumerate(block.ids):
+            ids[:] = noise(model, texts[row], len(texts[row]), size, Random(row))
+        return state, block
+
+    state, block = opened()
+    whole = state.denoise(block)
+    state, block = opened()
+    multiplied = []
+    hook = model.decoder.layers[0].mlp.register_forward_hook(
+        lambda _module, given, _output: multiplied.append(given[0].shape)
+    )
+    try:
+        some = state.denoise(block, [False, True, False, False])
+    finally:
+        hook.remove()
+    assert (1, 1, size) in [shape[:3] for shape in multiplied if len(shape) == 4]
+    assert not any(len(shape) == 4 and shape[0] > 1 for shape in multiplied)
+    same_logits(model, some[1], whole[1])
