@@ -12,9 +12,11 @@ from blt_core.types import Cost, Parameters, Passes
 class PerPassParams:
     """What passes cost, in any unit.
 
+    The defaults are the weights that the 3B sizes of Fast BLT (arXiv 2605.08044) read, in those of
+    a decoder pass.
+
     decoder: a decoder pass. latent: a pass of encoder and global model. draft: a draft model's
-    decoder pass, with what goes with it. The defaults are the weights that the 3B sizes of Fast BLT
-    (arXiv 2605.08044) read, in those of a decoder pass.
+    decoder pass, with what goes with it.
     """
 
     decoder: float = attrs.field(default=1.0, validator=more_than(0))
