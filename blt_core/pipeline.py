@@ -9,10 +9,8 @@ from __future__ import annotations
 import base64
 import codecs
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -21,11 +19,11 @@ import attrs
 from blt_core.component import BuildContext
 from blt_core.decoding.engine import Progress, Request, Step, StopReason, check_requests, decode
 from blt_core.errors import RequestError
-from blt_core.faults import broken, naming
 from blt_core.likelihood import Likelihood
 from blt_core.loading import build_model, load_beside, plan_run, warn_of_blocks
 from blt_core.model import Model
 from blt_core.plugins.loading import Plugins, load_plugins
+from blt_core.pricing import price
 from blt_core.protocols import CostModel, Sampler
 from blt_core.requests import RequestSettings, TextLike, read_requests, shows_settings, to_texts
 from blt_core.scoring import Score, score
@@ -379,19 +377,7 @@ class Pipeline:
 
         Raises ComponentError, which names the cost model, for what is no finite Cost.
         """
-        with naming():
-            cost = self.cost_model.cost(passes, parameters or self.parameter_counts)
-        if not isinstance(cost, Cost):
-            raise broken(self.cost_model, f"gave {cost!r}; expected a Cost", "cost_model.finite")
-        figures: dict[str, Any] = {"total": cost.total, **cost.lines, **cost.apart}
-        for name, figure in figures.items():
-            if not isinstance(figure, Real) or not 0 <= float(figure) < math.inf:
-                text = f"gave {name} = {figure!r}; expected a finite number, 0 or more"
-                raise broken(self.cost_model, text, "cost_model.finite")
-        if not isinstance(cost.unit, str) or not cost.unit:
-            text = f"gave unit = {cost.unit!r}; expected a text such as 'GB'"
-            raise broken(self.cost_model, text, "cost_model.unit")
-        return cost
+        return price(self.cost_model, passes, parameters or self.parameter_counts)
 
     def config_for_workers(self) -> Config:
         """The config by which other processes make its equal; RequestError if none can."""

@@ -135,6 +135,11 @@ class Plan:
         nodes = [below for root in self.nodes.values() for below in root.walk()]
         return [f"{n.place.written}: {text}" for n in nodes for text in n.component.notes(n.params)]
 
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What the parts of the model can do, as ``"decoder.denoises"``."""
+        return _abilities(self.nodes)
+
     def node(self, kind: str) -> Node:
         """The node of a top-level table; ConfigError if the config has none."""
         if kind not in self.nodes:

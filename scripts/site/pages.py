@@ -32,7 +32,7 @@ MODULES = (
     *("log", "nn", "model"),
     *("decoding.drafting", "decoding.denoising", "decoding.following", "storage"),
     *("tables.place", "tables.inline", "plugins.loading", "wiring", "loading"),
-    *("pipeline", "batch_inference", "execution", "published", "cli"),
+    *("pipeline", "batch_inference", "execution", "pricing", "published", "cli"),
     *("evaluation", "testing", "compare", "requests", "scoring", "decoding.engine"),
 )
 #: Pages that are files elsewhere in the repository.

@@ -25,6 +25,7 @@ CORE = {
     "component": "errors types",
     "nn": "errors types",
     "published": "types",
+    "pricing": "faults types",
     "model": "protocols types",
     "likelihood": "",
     "decoding": "errors faults types protocols nn model likelihood",
@@ -37,8 +38,8 @@ CORE = {
     "loading": "errors log protocols component model plugins wiring storage kernels compiling",
     "scoring": "errors types model likelihood",
     "requests": "errors types component decoding tables wiring",
-    "pipeline": "errors faults types protocols component model likelihood decoding scoring tables "
-    "plugins wiring loading requests",
+    "pipeline": "errors types protocols component model likelihood decoding scoring tables "
+    "pricing plugins wiring loading requests",
     "batch_inference": "errors faults execution files types storage pipeline",
     "compare": "errors types model decoding requests pipeline",
     "cli": "errors files log faults resources types component published model tables plugins "
@@ -77,6 +78,7 @@ PUBLIC = (
         "plugins.loading",
     ),
     *("wiring", "loading", "pipeline", "batch_inference", "published", "cli", "evaluation"),
+    "pricing",
     "execution",
 )
 

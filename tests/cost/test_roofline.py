@@ -29,7 +29,7 @@ from blt_plugins.cost.calibration import (
 from blt_plugins.cost.measuring import best_rates, measure, part_times
 from blt_plugins.cost.probing import Sample
 from blt_plugins.cost.roofline import Roofline, RooflineParams
-from blt_plugins.drafting.forecast import Prices
+from blt_plugins.drafting.forecast import Price, Prices
 from tests.tiny import write_checkpoint
 
 SIZES = Parameters(decoder=1000, encoder=100, global_model=5000, scorer=200, tables=9)
@@ -111,7 +111,7 @@ def test_another_model_has_the_overheads_of_the_one_that_is_nearest(cached):
 def test_drafts_are_as_long_as_they_pay_in_seconds(cached):
     save(calibration())
     roofline = Roofline(RooflineParams(), BuildContext(dtype="float32"))
-    prices = Prices.of(roofline, SIZES, patch_bytes=4.0, longest=8)
+    prices = Prices.of(Price(roofline, SIZES), patch_bytes=4.0, longest=8)
     one = price(Passes(decoder=1, shapes=Shapes(decoder=Shape(((1, 1),)))))
     assert prices.draft == one.total == 0.005 + 0.001
     # Nine rows: past the last width that was measured, arithmetic is what passes wait for.

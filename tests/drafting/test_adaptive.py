@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -9,9 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from blt_core.component import BuildContext
+from blt_core.errors import ComponentError
 from blt_core.pipeline import Pipeline
 from blt_core.published import SCALES
-from blt_core.types import Cost, Passes
+from blt_core.types import Cost, Parameters, Passes
+from blt_plugins.cost.bandwidth import Bandwidth, BandwidthParams
 from blt_plugins.drafting.adaptive import LENGTHS, Counted
 from blt_plugins.drafting.forecast import Price, Prices, Record
 from tests.nightly import nightly_or
@@ -174,21 +178,48 @@ def test_the_demo_writes_for_hardly_more_than_with_the_best_fixed_length(tempera
 
 
 class ByRows:
-    """1 for a clean row of the decoder, 3 of a block, 2 of the scorer, 10 for a patch."""
+    """1 for a clean row of decoder or encoder, 3 of a block, 2 of the scorer, 10 for a patch."""
 
     def cost(self, passes, parameters):
-        each = {"decoder": 1, "blocks": 3, "scorer": 2, "global_model": 10}
+        each = {"decoder": 1, "encoder": 1, "blocks": 3, "scorer": 2, "global_model": 10}
         lines = {part: n * getattr(passes.shapes, part).rows for part, n in each.items()}
         return Cost(sum(lines.values()) + passes.draft / 2, lines)
 
 
 def test_prices_are_those_of_passes_as_wide_as_the_draft():
-    prices = Prices.of(ByRows(), SCALES["3b"], patch_bytes=4.0, longest=7)
+    prices = Prices.of(Price(ByRows(), SCALES["3b"]), patch_bytes=4.0, longest=7)
     assert prices.draft == 1
     assert prices.verify == tuple(3 * (drafted + 1) for drafted in range(8))
-    assert prices.latent == (10, 10, 10, 10, 10, 20, 20, 20)
-    assert prices.of_byte == 3 + 10 / 4
-    assert prices.of_verifying(99, 1) == 24 + 20 / 4
+    # The encoder reads all of a patch when it closes, however few bytes are new.
+    assert prices.latent == (14, 14, 14, 14, 15, 26, 27, 28)
+    assert prices.of_byte == 3 + 14 / 4
+    assert prices.of_verifying(99, 1) == 24 + 28 / 4
+    assert prices.by_rows
+
+
+def test_decoders_that_read_byte_states_run_the_encoder_in_each_pass():
+    prices = Prices.of(Price(ByRows(), SCALES["3b"], reads_bytes=True), patch_bytes=4.0, longest=3)
+    assert prices.draft == 2
+    assert prices.verify == (4, 8, 12, 16)
+    assert prices.latent == (10, 10, 10, 10)
+    bandwidth = Bandwidth(BandwidthParams(bytes_per_parameter=1e9), BuildContext())
+    sizes = Parameters(decoder=5, encoder=3, global_model=20)
+    prices = Prices.of(Price(bandwidth, sizes, reads_bytes=True), patch_bytes=4.0, longest=1)
+    assert (prices.draft, prices.verify, prices.latent) == (8, (8, 8), (20, 20))
+    prices = Prices.of(Price(bandwidth, sizes), patch_bytes=4.0, longest=1)
+    assert (prices.draft, prices.verify, prices.latent) == (5, (5, 5), (23, 23))
+
+
+@pytest.mark.parametrize("slope", [0.0, 1e-4])
+def test_a_draft_that_is_watched_may_be_the_longest_where_rows_cost_next_to_nothing(slope):
+    prices = Prices(1.0, tuple(1 + slope * n for n in range(33)), (17.8,) * 33, 4.0)
+    assert Record(prices).choose(CHOICES, watched=True) == 32
+
+
+def test_a_drafter_that_writes_more_than_it_was_asked_for_is_told_to_stop():
+    record = Record(PRICES["by rows"])
+    record.choose(CHOICES, watched=True)
+    assert not record.goes_on([0.5] * 40, 2)
 
 
 def test_passes_of_a_draft_count_by_their_price():
@@ -213,5 +244,15 @@ class Nothing:
 
 
 def test_a_pass_that_costs_nothing_chooses_no_lengths():
-    with pytest.raises(ValueError, match="cost: a decoder pass costs 0; lengths cannot be chosen"):
-        Prices.of(Nothing(), SCALES["3b"], patch_bytes=4.0, longest=8)
+    with pytest.raises(ValueError, match="cost: a decoder pass costs nothing, so lengths cannot"):
+        Prices.of(Price(Nothing(), SCALES["3b"]), patch_bytes=4.0, longest=8)
+
+
+@pytest.mark.parametrize("cost", [Cost(math.nan, {}), Cost(1.0, {"latent": -1.0}), 1.5])
+def test_what_is_no_cost_is_laid_to_the_cost_model(cost):
+    class Odd(Nothing):
+        def cost(self, passes, parameters):
+            return cost
+
+    with pytest.raises(ComponentError, match=r"^Odd gave .*; expected a"):
+        Prices.of(Price(Odd(), SCALES["3b"]), patch_bytes=4.0, longest=8)

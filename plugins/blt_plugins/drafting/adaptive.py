@@ -56,8 +56,9 @@ class AdaptiveDrafter:
     def __init__(self, params: AdaptiveParams, context: BuildContext) -> None:
         self.drafter = params.drafter
         sizes = context.parameters or SCALES["3b"]
-        self._price = Price(params.cost, sizes)
-        self.prices = Prices.of(params.cost, sizes, params.patch_bytes, params.max_bytes)
+        reads_bytes = "decoder.reads_byte_states" in context.abilities
+        self._price = Price(params.cost, sizes, reads_bytes=reads_bytes)
+        self.prices = Prices.of(self._price, params.patch_bytes, params.max_bytes)
         self._stops = "drafter.stops_early" in context.nested
         self._lengths = (*(n for n in LENGTHS if n < params.max_bytes), params.max_bytes)
 

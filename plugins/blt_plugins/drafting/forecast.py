@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import attrs
 
+from blt_core.pricing import price
 from blt_core.protocols import CostModel
 from blt_core.types import Parameters, Passes, Shape, Shapes, matches
 
@@ -52,19 +53,14 @@ class Prices:
     patch_bytes: float
 
     @classmethod
-    def of(
-        cls, model: CostModel, parameters: Parameters, patch_bytes: float, longest: int
-    ) -> Prices:
-        """What ``model`` asks; ValueError where a decoder pass costs nothing."""
-        price, verify, latent = Price(model, parameters), [], []
-        for rows in range(1, longest + 2):
-            shape = Shape(((rows, 1),))
-            shapes = Shapes(decoder=shape, scorer=shape)
-            verify.append(price(Passes(decoder=1, scorer=1, shapes=shapes)))
-            patches = Shape(((max(round(rows / patch_bytes), 1), 1),))
-            shapes = Shapes(encoder=shape, global_model=patches)
-            latent.append(price(Passes(encoder=1, encoder_bytes=1, shapes=shapes)))
-        return cls(price.of_rows(1), tuple(verify), tuple(latent), patch_bytes)
+    def of(cls, of_passes: Price, patch_bytes: float, longest: int) -> Prices:
+        """Those of drafts up to the longest; ValueError where a decoder pass costs nothing."""
+        draft, widths = of_passes.of_rows(1), range(1, longest + 2)
+        if not draft:
+            raise ValueError("cost: a decoder pass costs nothing, so lengths cannot be chosen")
+        verify = tuple(of_passes.verifying(rows) for rows in widths)
+        latent = tuple(of_passes.latents(rows, patch_bytes) for rows in widths)
+        return cls(draft, verify, latent, patch_bytes)
 
     def of_round(self, draft_passes: float, drafted: int, committed: float) -> float:
         """A round with draft passes that cost as many of one row, if it commits so many bytes."""
@@ -81,8 +77,8 @@ class Prices:
 
     @property
     def by_rows(self) -> bool:
-        """Whether a longer draft costs more to verify."""
-        return self.verify[-1] > self.verify[0]
+        """Whether long drafts cost clearly more to verify than short ones."""
+        return max(self.verify) - self.verify[0] > self.draft
 
     @property
     def of_byte(self) -> float:
@@ -91,26 +87,69 @@ class Prices:
 
 
 class Price:
-    """What a cost model asks for passes of a model; asked once for each number of rows."""
+    """What a cost model asks for passes of a model.
 
-    def __init__(self, model: CostModel, parameters: Parameters) -> None:
-        self._model, self._parameters = model, parameters
+    reads_bytes: whether the encoder's byte part runs with each pass of the decoder.
+    """
+
+    def __init__(
+        self, model: CostModel, parameters: Parameters, *, reads_bytes: bool = False
+    ) -> None:
+        self._model, self._parameters, self._reads_bytes = model, parameters, reads_bytes
         self._of_rows: dict[tuple[int, bool], float] = {}
 
     def __call__(self, passes: Passes) -> float:
-        """Of any passes."""
-        return self._model.cost(passes, self._parameters).total
+        """Of any passes. Raises ComponentError for what is no cost."""
+        return price(self._model, passes, self._parameters).total
 
     def of_rows(self, rows: int, *, block: bool = False) -> float:
-        """Of one decoder pass that drafts."""
+        """Of one decoder pass that drafts; asked once for each number of rows."""
         found = self._of_rows.get((rows, block))
         if found is None:
-            shape = Shape(((rows, 1),))
-            shapes = Shapes(blocks=shape) if block else Shapes(decoder=shape)
-            found = self._of_rows[rows, block] = self(Passes(decoder=1, shapes=shapes))
-            if not 0 < found < math.inf:
-                raise ValueError(f"cost: a decoder pass costs {found:g}; lengths cannot be chosen")
+            found = self._of_rows[rows, block] = self(self._passes(rows, block=block))
         return found
+
+    def verifying(self, rows: int) -> float:
+        """Of a true pass of decoder and scorer."""
+        return self(self._passes(rows, scorer=1))
+
+    def latents(self, rows: int, patch_bytes: float) -> float:
+        """What such a pass costs more where its bytes close patches."""
+        bytes_read = rows if self._reads_bytes else max(rows, round(patch_bytes))
+        patches = max(round(rows / patch_bytes), 1)
+        both = self._passes(rows, scorer=1, encoder=(bytes_read, patches))
+        return self(both) - self.verifying(rows)
+
+    def _passes(
+        self,
+        rows: int,
+        *,
+        block: bool = False,
+        scorer: int = 0,
+        encoder: tuple[int, int] | None = None,
+    ) -> Passes:
+        """One of the decoder, and what goes with it; encoder: its rows, and the patches."""
+        read = rows if self._reads_bytes and not block else 0
+        read, patches = encoder or (read, 0)
+        shapes = Shapes(
+            decoder=_shape(0 if block else rows),
+            blocks=_shape(rows if block else 0),
+            encoder=_shape(read),
+            global_model=_shape(patches),
+            scorer=_shape(scorer * rows),
+        )
+        return Passes(
+            decoder=1,
+            encoder=int(patches > 0),
+            encoder_bytes=int(read > 0),
+            scorer=scorer,
+            shapes=shapes,
+        )
+
+
+def _shape(rows: int) -> Shape:
+    """Of one pass; of none for no rows."""
+    return Shape(((rows, 1),)) if rows else Shape()
 
 
 @attrs.define
@@ -179,7 +218,7 @@ class Record:
             self.likely *= max(1 - self.fell / self.doubt * self.doubts[-1], LEAST)
         _, lengths, passes, _, _ = self.sums
         each = self.all_stood / self.all_tried
-        left = room - len(self.doubts)
+        left = max(room - len(self.doubts), 0)
         more = _geometric(each, min(lengths / passes, left) if passes else left)
         there, price = len(self.doubts), self.prices.of_verifying
         longer = price(there + more, there + 1 + more) - price(there, there + 1)

@@ -139,15 +139,21 @@ class Translation:
     def _records(self) -> str | None:
         """The file of pairs; None where two texts are given, DataError where nothing is."""
         given = self.params
-        if given.pairs is not None or given.source is not None:
-            return given.pairs
-        if Path(FETCHED_PAIRS).is_file():
-            return FETCHED_PAIRS
-        raise DataError(
-            f"the task has no text, and there is no {FETCHED_PAIRS}\n"
-            '  fix: give pairs = "FILE.jsonl", or source and reference, two texts; or run '
-            f"`python scripts/fetch_translation_corpus.py --output {Path(FETCHED_PAIRS).parent}`"
-        )
+        if given.pairs is None and given.source is None and not Path(FETCHED_PAIRS).is_file():
+            raise DataError(
+                f"the task has no text, and there is no {FETCHED_PAIRS}\n"
+                '  fix: give pairs = "FILE.jsonl", or source and reference, two texts; or run '
+                "`python scripts/fetch_translation_corpus.py --output "
+                f"{Path(FETCHED_PAIRS).parent}`"
+            )
+        return given.pairs or (FETCHED_PAIRS if given.source is None else None)
+
+    @property
+    def _data(self) -> str:
+        """Which files the pairs are from."""
+        given = self.params
+        aligned = f"{given.source}, {given.reference}"
+        return given.pairs or (FETCHED_PAIRS if given.source is None else aligned)
 
     def _read(
         self, records: str | None, source_file: str | None, reference_file: str | None
@@ -223,7 +229,7 @@ class Translation:
             figures={k: corpus_figure(m, outputs, targets) for k, m in self._metrics.items()},
             keys=tuple(question.key for question in questions),
             told={
-                "data": self._records() or f"{self.params.source}, {self.params.reference}",
+                "data": self._data,
                 "copy_of_source": copies,
                 "signatures": {k: str(m.get_signature()) for k, m in self._metrics.items()},
                 "truncated_share": sum(q.truncated for q in questions) / len(questions),
