@@ -157,10 +157,10 @@ class Registry:
             if other == kind or name not in self.names(other):
                 continue
             text = f"no {_words(kind)} named {name!r}; it is {article(other)}"
-            if way := self.way_to_nest(kind, other):
-                return PluginError(f"{text}:", (f"{way}.use={name}",))
             if other in self.manifest.roots:
                 return PluginError(f"{text}:", (f'[{other}] use = "{name}"',))
+            if way := self.way_to_nest(kind, other):
+                return PluginError(f"{text}:", (f"{way}.use={name}",))
             return PluginError(f"{text}.", (f"blt plugins show {other} {name}",))
         return None
 

@@ -17,14 +17,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blt_core.component import BuildContext
 from blt_core.decoding.drafting import draft_alone
 from blt_core.decoding.passes import ModelPasses
 from blt_core.decoding.state import DecodeState
 from blt_core.errors import EngineError, RunError
 from blt_core.model import Model
 from blt_core.protocols import DecodeOps
+from blt_core.published import SCALES
 from blt_core.types import Draws, Output, Sampling
+from blt_plugins.cost.per_pass import PerPass, PerPassParams
 from blt_plugins.drafting.adaptive import Counted
+from blt_plugins.drafting.forecast import Price
 from tests.engine import models
 from tests.engine.programs import same_logits
 from tests.engine.runs import counts, self_drafter
@@ -306,7 +310,8 @@ def test_a_state_drafts_by_its_own_operation():
 @pytest.mark.parametrize("by_name", [True, False])
 def test_passes_that_the_adaptive_drafter_counts_are_those_that_run(by_name):
     state = begun()
-    counted, before = Counted(state, [0.0], 1.0), state.passes(0).decoder
+    price = Price(PerPass(PerPassParams(), BuildContext()), SCALES["3b"])
+    counted, before = Counted(state, [0.0], price), state.passes(0).decoder
     draft = counted.draft if by_name else lambda *asked: draft_alone(counted, *asked)
     draft([5], Sampling(), Draws((0,)))
     assert counted.passes == [state.passes(0).decoder - before] == [5.0]
