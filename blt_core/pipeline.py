@@ -153,8 +153,14 @@ class Pipeline:
         """What samplers and cost models are built with."""
         load = partial(load_beside, plan=self.plan, plugins=self.plugins)
         device, dtype = str(self.model.device), self.settings.dtype
-        sizes = self.parameter_counts
-        return BuildContext(self.model.scheme, load, device=device, dtype=dtype, parameters=sizes)
+        return BuildContext(
+            self.model.scheme,
+            load,
+            device=device,
+            dtype=dtype,
+            parameters=self.parameter_counts,
+            abilities=self.plan.abilities,
+        )
 
     def _look_over(self) -> None:
         """Find before any work what a cost model may not say; warn of blocks that are too long."""

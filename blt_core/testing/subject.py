@@ -174,11 +174,9 @@ class Subject:
 
     def built(self, kind: str, table: Mapping[str, Any]) -> Any:
         """A component of ``kind`` beside the model, as a run has it."""
-        return self.plan(**{kind: table}).build(kind, self._beside())
-
-    def _beside(self) -> BuildContext:
-        """What components are built with that run the host model."""
-        return BuildContext(self.model.scheme, parameters=self.model.parameter_counts())
+        plan, sizes = self.plan(**{kind: table}), self.model.parameter_counts()
+        context = BuildContext(self.model.scheme, parameters=sizes, abilities=plan.abilities)
+        return plan.build(kind, context)
 
 
 def _quiet(plan: Plan) -> Model:

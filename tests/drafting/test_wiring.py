@@ -136,6 +136,18 @@ def test_lengths_are_chosen_by_the_weights_of_the_model_that_drafts():
     assert (prices.draft, prices.latent[0]) == (1.0, 5.0)
 
 
+def test_drafts_of_decoders_that_read_byte_states_are_priced_with_the_encoder():
+    tables = config(sampler={"use": "blt-auto"})
+    tables["encoder"]["dim"] = tables["decoder"]["dim"]
+    tables["decoder"]["reads_byte_states"] = True
+    pipeline = Pipeline.from_config(tables)
+    prices, sizes = pipeline.sampler.drafter.prices, pipeline.parameter_counts
+    read = (sizes.decoder + sizes.encoder) * 2 / 1e9
+    assert prices.draft == pytest.approx(read)
+    assert {*prices.verify} == {prices.draft}
+    assert prices.latent[0] == pytest.approx(sizes.global_model * 2 / 1e9)
+
+
 def test_lengths_are_chosen_in_seconds_where_passes_were_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ConfigError, match="no passes were measured on this machine") as caught:
