@@ -2,7 +2,8 @@
 // as it comes, and summed in float32.
 //
 // The bits of a row's product depend on neither the other rows nor the number of threads: each
-// output is one chain of multiply-adds over k, always in the same order, by one thread.
+// output is a vector of chains of multiply-adds over k, always in the same order, by one thread,
+// then the total of that vector.
 //
 // x (rows, k), w (n, k) and out (rows, n) are row-major. For GCC and Clang: vectors are theirs.
 
@@ -65,23 +66,23 @@ constexpr int kBytes = 32, kRegisters = 16;
 constexpr int kWidth = kBytes / sizeof(float);
 constexpr int64_t kStep = 2 * kWidth;
 typedef float Vector __attribute__((vector_size(kBytes)));
+typedef float Stored __attribute__((vector_size(kBytes), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(kBytes)));
 
-inline Vector load(const float* at) {
-  Vector v;
-  std::memcpy(&v, at, sizeof v);
-  return v;
-}
+inline Vector load(const float* at) { return *reinterpret_cast<const Stored*>(at); }
 
-// a · b + c, rounded once where the machine can: never left to the compiler, which may round twice
-// in one place and once in another.
-inline Vector fused(const Vector& a, const Vector& b, const Vector& c) {
+inline void store(float* at, const Vector& v) { *reinterpret_cast<Stored*>(at) = v; }
+
+// Adds a · b to a sum, rounded once where the machine can: never left to the compiler, which may
+// round twice in one place and once in another. Of the forms of the instruction it gets the one that
+// writes the sum: with the others it copies sums to and fro until registers run out.
+inline void add_product(Vector& sum, const Vector& a, const Vector& b) {
 #if defined(__AVX512F__)
-  return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 #elif defined(__FMA__)
-  return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  __asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
 #else
-  return a * b + c;
+  sum = a * b + sum;
 #endif
 }
 
@@ -166,134 +167,253 @@ struct Task {
   int64_t rows, k, n;
 };
 
-// How far ahead of its use a row of w is fetched, in bytes; rows shorter than a page run together.
-constexpr int64_t kAhead = 2048;
-constexpr int64_t kPage = 4096;
+// Multiply-adds that are worth a thread.
+constexpr int64_t kGrain = 32768;
 
-// Has a vector stay in a register: compilers would rather load it again for each use, and loads are
-// what a step waits for.
-inline void keep(Vector& v) {
-#if defined(__AVX__)
-#if defined(__AVX512F__)
-  __asm__("" : "+v"(v));
-#else
-  __asm__("" : "+x"(v));
-#endif
-#endif
-}
-
-// A step of `some` rows of w by `few` rows of x; `stride`: from one row of w to the next.
-template <typename T, int some, int few>
-inline void step(Vector (&sums)[few][some], const float* x, const T* w, int64_t stride) {
-  // Both halves of a step at once where registers suffice: then halves are read once.
-  constexpr int at_once = few * (some + 2) + 2 <= kRegisters ? 2 : 1;
-  for (int half = 0; half < 2; half += at_once) {
-    Vector own_x[at_once][few];
-    for (int h = 0; h < at_once; ++h) {
-      for (int i = 0; i < few; ++i) {
-        own_x[h][i] = load(x + i * kStep + (half + h) * kWidth);
-        if constexpr (some > 1) keep(own_x[h][i]);
-      }
-    }
+// Adds a step of `some` rows of w by `few` rows of x to their sums; `weights(row, half)` are vectors
+// of w.
+template <int some, int few, typename Weights>
+inline void step(Vector (&sums)[few][some], const float* x, const Weights& weights) {
+  for (int half = 0; half < 2; ++half) {
+    Vector own_x[few];
+    for (int i = 0; i < few; ++i) own_x[i] = load(x + i * kStep + half * kWidth);
     for (int s = 0; s < some; ++s) {
-      for (int h = 0; h < at_once; ++h) {
-        const Vector own_w = widened<T>(w + s * stride, half + h);
-        for (int i = 0; i < few; ++i) sums[i][s] = fused(own_w, own_x[h][i], sums[i][s]);
-      }
+      const Vector own_w = weights(s, half);
+      for (int i = 0; i < few; ++i) add_product(sums[i][s], own_w, own_x[i]);
     }
   }
 }
 
-// Rows `j` of w, `some` of them, by rows `r` of x, `few` of them.
+// -- up to four rows: w as it comes from memory ---------------------------------------------------
+
+// How far ahead of its use a row of w is fetched, in bytes; rows shorter than a page run together.
+constexpr int64_t kAhead = 2048;
+constexpr int64_t kPage = 4096;
+
+// Rows `j` of w, `some` of them, by all rows of x, of which there are `few`.
 template <typename T, int some, int few>
-inline void tile(const Task<T>& t, int64_t j, int64_t r) {
+inline void tile(const Task<T>& t, int64_t j) {
   const int64_t k = t.k, whole = k / kStep * kStep;
   const T* w = t.w + j * k;
   const int64_t ahead = some == 1 ? kAhead / static_cast<int64_t>(sizeof(*w)) : some * k;
   Vector sums[few][some] = {};
-  const float* x = t.x + r * kStep;
-  // Of the next rows of w each tile over these fetches its share.
-  const int64_t first = some * r / t.rows, end = some * (r + few) / t.rows;
-  for (int64_t at = 0; at < whole; at += kStep, x += t.rows * kStep) {
-    for (int64_t s = first; s < end; ++s) __builtin_prefetch(w + s * k + at + ahead);
-    step<T, some, few>(sums, x, w + at, k);
+  const float* x = t.x;
+  for (int64_t at = 0; at < whole; at += kStep, x += few * kStep) {
+    for (int s = 0; s < some; ++s) __builtin_prefetch(w + s * k + at + ahead);
+    step(sums, x, [=](int s, int half) { return widened<T>(w + s * k + at, half); });
   }
   if (whole < k) {
     T last[some][kStep] = {};
     for (int s = 0; s < some; ++s) {
       std::memcpy(last[s], w + s * k + whole, (k - whole) * sizeof(*w));
     }
-    step<T, some, few>(sums, x, last[0], kStep);
+    step(sums, x, [&](int s, int half) { return widened<T>(last[s], half); });
   }
   float found[few * some];
   totals<few * some>(&sums[0][0], found);
   for (int i = 0; i < few; ++i) {
-    for (int s = 0; s < some; ++s) t.out[(r + i) * t.n + j + s] = narrow<T>(found[i * some + s]);
+    for (int s = 0; s < some; ++s) t.out[i * t.n + j + s] = narrow<T>(found[i * some + s]);
   }
 }
-
-// Rows of w, `some` of them, by all rows of x, `few` at a time: w stays in the first cache.
-template <typename T, int some, int few>
-inline void stripe(const Task<T>& t, int64_t j) {
-  int64_t r = 0;
-  const auto left = [&] { return t.rows - r; };
-  // Not one alone at the end, if it can be: that would read w for little work.
-  if constexpr (few > 2) {
-    for (; left() >= few && left() != few + 1; r += few) tile<T, some, few>(t, j, r);
-  }
-  if constexpr (few > 3) {
-    if (left() == 3 || left() == few + 1) tile<T, some, 3>(t, j, r), r += 3;
-  }
-  if constexpr (few > 1) {
-    for (; left() >= 2; r += 2) tile<T, some, 2>(t, j, r);
-  }
-  for (; left() > 0; ++r) tile<T, some, 1>(t, j, r);
-}
-
-// Multiply-adds that are worth a thread.
-constexpr int64_t kGrain = 32768;
 
 template <typename T, int some, int few>
 void run(const Task<T>& t) {
-  const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(some * t.k * t.rows, 1), 1);
+  const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(some * t.k * few, 1), 1);
   at::parallel_for(0, (t.n + some - 1) / some, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * some; i < end * some; i += some) {
       if (i + some <= t.n) {
-        stripe<T, some, few>(t, i);
+        tile<T, some, few>(t, i);
       } else {
-        for (int64_t j = i; j < t.n; ++j) stripe<T, 1, few>(t, j);
+        for (int64_t j = i; j < t.n; ++j) tile<T, 1, few>(t, j);
       }
     }
   });
 }
 
+// -- more rows: w is widened once, by the first rows of x -----------------------------------------
+
+// Rows of w and of x whose sums registers hold.
+constexpr int kTall = 4, kFew = kRegisters == 32 ? 4 : 3;
+// Floats of x and w that stay in the first cache, which bounds the columns of a chunk.
+constexpr int64_t kCached = 6144;
+// Stripes of w that go through a chunk of x before the next chunk; their sums stay in the second
+// cache.
+constexpr int64_t kGroup = 16;
+
+// kTall rows of w, of which some columns are in work.
+template <typename T>
+struct Stripe {
+  const T* w;     // the first of these columns
+  int64_t k;      // from one row to the next
+  int64_t steps;  // of columns in work
+  float* wide;    // these columns in float32: those of a step of all rows side by side
+};
+
+// The columns of two rows of the next stripe: fetched a step at a time.
+template <typename T>
+struct Ahead {
+  const T *a, *b;
+};
+
+// Widens the columns in work where rows or columns are missing: those become zeros.
+template <typename T>
+void widen_part(const Stripe<T>& w, int64_t rows, int64_t columns) {
+  for (int64_t at = 0; at < w.steps * kStep; at += kStep) {
+    for (int64_t s = 0; s < kTall; ++s) {
+      T part[kStep] = {};
+      if (s < rows && at < columns) {
+        std::memcpy(part, w.w + s * w.k + at, std::min(kStep, columns - at) * sizeof(T));
+      }
+      float* cell = w.wide + at * kTall + s * kStep;
+      for (int half = 0; half < 2; ++half) store(cell + half * kWidth, widened<T>(part, half));
+    }
+  }
+}
+
+// Adds the columns in work by `few` rows of x to their sums in memory, and widens them on the way if
+// that is left to do. A function of its own: where it is inlined compilers run out of registers.
+template <typename T, int few, bool widen>
+__attribute__((noinline)) void add(const Stripe<T>& w, const float* x, int64_t x_step, float* kept,
+                                   bool first, Ahead<T> ahead) {
+  Vector sums[few][kTall] = {};
+  if (!first) {
+    for (int i = 0; i < few; ++i) {
+      for (int s = 0; s < kTall; ++s) sums[i][s] = load(kept + (i * kTall + s) * kWidth);
+    }
+  }
+  const T* narrow_w = w.w;
+  float* wide = w.wide;
+  const int64_t k = w.k;
+  for (int64_t left = w.steps; left; --left) {
+    __builtin_prefetch(ahead.a);
+    __builtin_prefetch(ahead.b);
+    step(sums, x, [=](int s, int half) {
+      float* cell = wide + s * kStep + half * kWidth;
+      if constexpr (!widen) return load(cell);
+      const Vector own_w = widened<T>(narrow_w + s * k, half);
+      store(cell, own_w);
+      return own_w;
+    });
+    x += x_step, wide += kTall * kStep, narrow_w += kStep, ahead.a += kStep, ahead.b += kStep;
+  }
+  for (int i = 0; i < few; ++i) {
+    for (int s = 0; s < kTall; ++s) store(kept + (i * kTall + s) * kWidth, sums[i][s]);
+  }
+}
+
+// As many floats as are asked for, from the start of a line of the cache; kept between calls.
+class Room {
+ public:
+  float* of(size_t floats) {
+    constexpr size_t line = 64;
+    if (room_.size() < floats + line) room_.resize(floats + line);
+    const auto at = reinterpret_cast<uintptr_t>(room_.data());
+    return reinterpret_cast<float*>((at + line - 1) / line * line);
+  }
+
+ private:
+  std::vector<float> room_;
+};
+
+template <typename T, bool widen>
+auto adder(int64_t few) {
+  if (few == 2) return add<T, 2, widen>;
+  return few == 3 ? add<T, 3, widen> : add<T, kFew, widen>;
+}
+
+// Adds stripe `i`, `steps` of it from step `from`, by all rows of x to their sums.
+template <typename T>
+void add_rows(const Task<T>& t, int64_t i, int64_t from, int64_t steps, float* wide, float* sums) {
+  const int64_t column = from * kStep;
+  const Stripe<T> stripe{t.w + i * kTall * t.k + column, t.k, steps, wide};
+  const T* next = stripe.w + kTall * t.k;
+  const float* x = t.x + column * t.rows;
+  bool widen = (i + 1) * kTall <= t.n && column + steps * kStep <= t.k;
+  if (!widen) widen_part(stripe, t.n - i * kTall, t.k - column);
+  for (int64_t r = 0, few; r < t.rows; r += few, widen = false) {
+    // Not one alone at the end: it would read w for little work.
+    few = std::min<int64_t>(kFew, t.rows - r);
+    if (t.rows - r - few == 1) --few;
+    // Of the next stripe all rows of x fetch a share.
+    const int64_t first = kTall * r / t.rows;
+    const int64_t last = std::max(first, kTall * (r + few) / t.rows - 1);
+    const Ahead<T> ahead{next + first * t.k, next + last * t.k};
+    (widen ? adder<T, true>(few) : adder<T, false>(few))(
+        stripe, x + r * kStep, t.rows * kStep, sums + r * kTall * kWidth, from == 0, ahead);
+  }
+}
+
+// Writes the totals of stripe `i`.
+template <typename T>
+void finish(const Task<T>& t, int64_t i, const float* sums) {
+  const int64_t j = i * kTall, some = std::min<int64_t>(kTall, t.n - j);
+  for (int64_t r = 0; r < t.rows; ++r, sums += kTall * kWidth) {
+    Vector parts[kTall];
+    for (int s = 0; s < kTall; ++s) parts[s] = load(sums + s * kWidth);
+    float found[kTall];
+    totals<kTall>(parts, found);
+    for (int64_t s = 0; s < some; ++s) t.out[r * t.n + j + s] = narrow<T>(found[s]);
+  }
+}
+
+template <typename T>
+void run_many(const Task<T>& t) {
+  const int64_t steps = (t.k + kStep - 1) / kStep, stripes = (t.n + kTall - 1) / kTall;
+  const int64_t fitting = kCached / (kStep * (t.rows + kTall)) / 2 * 2;  // whole lines of bfloat16
+  const int64_t chunk = std::min(std::max<int64_t>(fitting, 2), steps);
+  const int64_t group = chunk < steps ? kGroup : 1, sums = t.rows * kTall * kWidth;
+  const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(kTall * t.k * t.rows, 1), 1);
+  at::parallel_for(0, stripes, grain, [&](int64_t begin, int64_t end) {
+    thread_local Room of_sums, of_stripe;
+    float* const kept = of_sums.of(group * sums);
+    float* const wide = of_stripe.of(chunk * kTall * kStep);
+    for (int64_t first = begin; first < end; first += group) {
+      const int64_t some = std::min(group, end - first);
+      for (int64_t from = 0; from < steps; from += chunk) {
+        const int64_t now = std::min(chunk, steps - from);
+        for (int64_t i = 0; i < some; ++i) {
+          add_rows(t, first + i, from, now, wide, kept + i * sums);
+        }
+      }
+      for (int64_t i = 0; i < some; ++i) finish(t, first + i, kept + i * sums);
+    }
+  });
+}
+
+// -- any number of rows ---------------------------------------------------------------------------
+
 template <typename T>
 void block(const T* x, const T* w, T* out, int64_t rows, int64_t k, int64_t n) {
-  thread_local std::vector<float> kept;
-  const size_t size = rows * ((k + kStep - 1) / kStep * kStep);
-  if (kept.size() < size) kept.resize(size);
-  prepare<T>(x, kept.data(), rows, k);
-  const Task<T> task{kept.data(), w, out, rows, k, n};
-  constexpr int few = kRegisters == 32 ? 4 : 3;  // 4 * few sums
+  thread_local Room room;
+  float* const prepared = room.of(rows * ((k + kStep - 1) / kStep * kStep));
+  prepare<T>(x, prepared, rows, k);
+  const Task<T> task{prepared, w, out, rows, k, n};
   if (rows == 1 && k * static_cast<int64_t>(sizeof(T)) < kPage) {
     run<T, 1, 1>(task);
   } else if (rows == 1) {
     run<T, 4, 1>(task);
+  } else if (rows == 2) {
+    run<T, 4, 2>(task);
+  } else if (rows == 3) {
+    run<T, kRegisters == 32 ? 4 : 3, 3>(task);
   } else if (rows == 4) {
-    run<T, kRegisters == 32 ? 4 : 2, 4>(task);  // in one go: four rows still wait for memory
+    run<T, kRegisters == 32 ? 4 : 2, 4>(task);
   } else {
-    run<T, 4, few>(task);
+    run_many<T>(task);
   }
 }
 
 // Rows of x that are prepared at a time: what is kept for them is bounded.
-constexpr int64_t kMost = 64;
+constexpr int64_t kMost = 32;
 
 template <typename T>
 void product(const void* x, const void* w, void* out, int64_t rows, int64_t k, int64_t n) {
-  for (int64_t r = 0; r < rows; r += kMost) {
+  const int64_t blocks = (rows + kMost - 1) / kMost;
+  for (int64_t b = 0, r = 0; b < blocks; ++b) {
+    const int64_t some = rows * (b + 1) / blocks - r;
     block<T>(static_cast<const T*>(x) + r * k, static_cast<const T*>(w),
-             static_cast<T*>(out) + r * n, std::min(kMost, rows - r), k, n);
+             static_cast<T*>(out) + r * n, some, k, n);
+    r += some;
   }
 }
 
