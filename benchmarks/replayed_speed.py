@@ -239,6 +239,7 @@ def main() -> None:
     parser.add_argument("--calibrate", action="store_true", help="also predict, by the roofline")
     parser.add_argument("--kernels", default="fixed", help="fixed, measured, or a file")
     parser.add_argument("--scorer-dtype", default="float32", help="of the byte scorer")
+    parser.add_argument("--compile", action="store_true", help="with compiled passes")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.behaviour and options.behaviour.exists():
@@ -253,6 +254,7 @@ def main() -> None:
             write_model(options.folder, "1b")
         run = {"checkpoint": str(options.folder), "dtype": "bfloat16"}
     run |= {"kernels": options.kernels, "scorer_dtype": options.scorer_dtype}
+    run["compile"] = options.compile
     pipeline = Pipeline.from_config({"schema": 1, "run": run})
     for found in time_all(pipeline, shown, options):
         if options.json:
@@ -286,6 +288,7 @@ def time_all(
         "torch": torch.__version__,
         "kernels": model.kernels or options.kernels,
         "scorer_dtype": options.scorer_dtype,
+        "compile": options.compile,
         "new_bytes": options.new,
         "patch_bytes": [statistics.mean(shown.patches), statistics.pstdev(shown.patches)],
         "acceptance": {n: each.by_place for n, each in shown.drafts.items()},

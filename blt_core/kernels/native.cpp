@@ -1,11 +1,11 @@
-// Products x · wᵀ of a few rows. They are bound by reading w, so it is read once, widened to float32
-// as it comes, and summed in float32.
+// Products x · wᵀ of a few rows, summed in float32. Of up to four rows they are bound by reading w,
+// of more by arithmetic: w is read once for up to 32 rows.
 //
 // The bits of a row's product depend on neither the other rows nor the number of threads: each
 // output is a vector of chains of multiply-adds over k, always in the same order, by one thread,
 // then the total of that vector.
 //
-// x (rows, k), w (n, k) and out (rows, n) are row-major. For GCC and Clang: vectors are theirs.
+// x (rows, k), w (n, k) and out (rows, n) are row-major. Vectors are those of GCC.
 
 #include <ATen/Parallel.h>
 
@@ -56,6 +56,9 @@ inline T narrow(float value) {
   if constexpr (!is_half<T>) return value;
 }
 
+// Loops over sums are unrolled early, or compilers keep sums in memory.
+#define UNROLLED _Pragma("GCC unroll 16")
+
 // -- vectors, and a step of weights, which is widened to two of them ------------------------------
 
 #if defined(__AVX512F__)
@@ -73,9 +76,9 @@ inline Vector load(const float* at) { return *reinterpret_cast<const Stored*>(at
 
 inline void store(float* at, const Vector& v) { *reinterpret_cast<Stored*>(at) = v; }
 
-// Adds a · b to a sum, rounded once where the machine can: never left to the compiler, which may
-// round twice in one place and once in another. Of the forms of the instruction it gets the one that
-// writes the sum: with the others it copies sums to and fro until registers run out.
+// Adds a · b to a sum, rounded once on x86-64 with FMA or AVX-512: never left to the compiler, which
+// may round twice in one place and once in another. Of the forms of the instruction it gets the one
+// that writes the sum: with the others it copies sums to and fro until registers run out.
 inline void add_product(Vector& sum, const Vector& a, const Vector& b) {
 #if defined(__AVX512F__)
   __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
@@ -109,20 +112,20 @@ inline __m128 four_parts(const Vector& v) {
 }
 #endif
 
-// The totals of `count` vectors; four at a time where the machine can: short rows have as many sums
-// to total as products to add.
+// The totals of `count` vectors in memory; four at a time where the machine can: short rows have as
+// many sums to total as products to add.
 template <int count>
-inline void totals(const Vector* sums, float* to) {
+inline void totals(const float* sums, float* to) {
   int done = 0;
 #if defined(__AVX__)
-  for (; done + 4 <= count; done += 4) {
-    __m128 a = four_parts(sums[done]), b = four_parts(sums[done + 1]);
-    __m128 c = four_parts(sums[done + 2]), d = four_parts(sums[done + 3]);
+  for (; done + 4 <= count; done += 4, sums += 4 * kWidth) {
+    __m128 a = four_parts(load(sums)), b = four_parts(load(sums + kWidth));
+    __m128 c = four_parts(load(sums + 2 * kWidth)), d = four_parts(load(sums + 3 * kWidth));
     _MM_TRANSPOSE4_PS(a, b, c, d);
     _mm_storeu_ps(to + done, _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d)));
   }
 #endif
-  for (; done < count; ++done) to[done] = total(sums[done]);
+  for (; done < count; ++done, sums += kWidth) to[done] = total(load(sums));
 }
 
 // A half of a step of weights. Of halves the first has the even places, the second the odd ones (on
@@ -171,17 +174,32 @@ struct Task {
 constexpr int64_t kGrain = 32768;
 
 // Adds a step of `some` rows of w by `few` rows of x to their sums; `weights(row, half)` are vectors
-// of w.
+// of w. Sums stay in registers if they are an array that nothing points to, in a function of its own.
 template <int some, int few, typename Weights>
 inline void step(Vector (&sums)[few][some], const float* x, const Weights& weights) {
-  for (int half = 0; half < 2; ++half) {
+  UNROLLED for (int half = 0; half < 2; ++half) {
     Vector own_x[few];
-    for (int i = 0; i < few; ++i) own_x[i] = load(x + i * kStep + half * kWidth);
-    for (int s = 0; s < some; ++s) {
+    UNROLLED for (int i = 0; i < few; ++i) own_x[i] = load(x + i * kStep + half * kWidth);
+    UNROLLED for (int s = 0; s < some; ++s) {
       const Vector own_w = weights(s, half);
-      for (int i = 0; i < few; ++i) add_product(sums[i][s], own_w, own_x[i]);
+      UNROLLED for (int i = 0; i < few; ++i) add_product(sums[i][s], own_w, own_x[i]);
     }
   }
+}
+
+// Writes sums to memory, row by row of x.
+template <int some, int few>
+inline void store_all(float* to, const Vector (&sums)[few][some]) {
+  UNROLLED for (int i = 0; i < few; ++i) {
+    UNROLLED for (int s = 0; s < some; ++s) store(to + (i * some + s) * kWidth, sums[i][s]);
+  }
+}
+
+// Fetches what a step reads of a row of w.
+template <typename T>
+inline void fetch(const T* w) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t at = 0; at < kStep; at += line) __builtin_prefetch(w + at);
 }
 
 // -- up to four rows: w as it comes from memory ---------------------------------------------------
@@ -192,14 +210,14 @@ constexpr int64_t kPage = 4096;
 
 // Rows `j` of w, `some` of them, by all rows of x, of which there are `few`.
 template <typename T, int some, int few>
-inline void tile(const Task<T>& t, int64_t j) {
+__attribute__((noinline)) void tile(const Task<T>& t, int64_t j) {
   const int64_t k = t.k, whole = k / kStep * kStep;
   const T* w = t.w + j * k;
   const int64_t ahead = some == 1 ? kAhead / static_cast<int64_t>(sizeof(*w)) : some * k;
   Vector sums[few][some] = {};
   const float* x = t.x;
   for (int64_t at = 0; at < whole; at += kStep, x += few * kStep) {
-    for (int s = 0; s < some; ++s) __builtin_prefetch(w + s * k + at + ahead);
+    for (int s = 0; s < some; ++s) fetch(w + s * k + at + ahead);
     step(sums, x, [=](int s, int half) { return widened<T>(w + s * k + at, half); });
   }
   if (whole < k) {
@@ -207,10 +225,12 @@ inline void tile(const Task<T>& t, int64_t j) {
     for (int s = 0; s < some; ++s) {
       std::memcpy(last[s], w + s * k + whole, (k - whole) * sizeof(*w));
     }
-    step(sums, x, [&](int s, int half) { return widened<T>(last[s], half); });
+    const T(*rest)[kStep] = last;
+    step(sums, x, [=](int s, int half) { return widened<T>(rest[s], half); });
   }
-  float found[few * some];
-  totals<few * some>(&sums[0][0], found);
+  float kept[few * some * kWidth], found[few * some];
+  store_all(kept, sums);
+  totals<few * some>(kept, found);
   for (int i = 0; i < few; ++i) {
     for (int s = 0; s < some; ++s) t.out[i * t.n + j + s] = narrow<T>(found[i * some + s]);
   }
@@ -249,7 +269,7 @@ struct Stripe {
   float* wide;    // these columns in float32: those of a step of all rows side by side
 };
 
-// The columns of two rows of the next stripe: fetched a step at a time.
+// Columns of two rows that come next: fetched a step at a time.
 template <typename T>
 struct Ahead {
   const T *a, *b;
@@ -271,22 +291,22 @@ void widen_part(const Stripe<T>& w, int64_t rows, int64_t columns) {
 }
 
 // Adds the columns in work by `few` rows of x to their sums in memory, and widens them on the way if
-// that is left to do. A function of its own: where it is inlined compilers run out of registers.
+// that is left to do.
 template <typename T, int few, bool widen>
 __attribute__((noinline)) void add(const Stripe<T>& w, const float* x, int64_t x_step, float* kept,
                                    bool first, Ahead<T> ahead) {
   Vector sums[few][kTall] = {};
   if (!first) {
-    for (int i = 0; i < few; ++i) {
-      for (int s = 0; s < kTall; ++s) sums[i][s] = load(kept + (i * kTall + s) * kWidth);
+    UNROLLED for (int i = 0; i < few; ++i) {
+      UNROLLED for (int s = 0; s < kTall; ++s) sums[i][s] = load(kept + (i * kTall + s) * kWidth);
     }
   }
   const T* narrow_w = w.w;
   float* wide = w.wide;
   const int64_t k = w.k;
   for (int64_t left = w.steps; left; --left) {
-    __builtin_prefetch(ahead.a);
-    __builtin_prefetch(ahead.b);
+    fetch(ahead.a);
+    fetch(ahead.b);
     step(sums, x, [=](int s, int half) {
       float* cell = wide + s * kStep + half * kWidth;
       if constexpr (!widen) return load(cell);
@@ -296,9 +316,7 @@ __attribute__((noinline)) void add(const Stripe<T>& w, const float* x, int64_t x
     });
     x += x_step, wide += kTall * kStep, narrow_w += kStep, ahead.a += kStep, ahead.b += kStep;
   }
-  for (int i = 0; i < few; ++i) {
-    for (int s = 0; s < kTall; ++s) store(kept + (i * kTall + s) * kWidth, sums[i][s]);
-  }
+  store_all(kept, sums);
 }
 
 // As many floats as are asked for, from the start of a line of the cache; kept between calls.
@@ -306,7 +324,10 @@ class Room {
  public:
   float* of(size_t floats) {
     constexpr size_t line = 64;
-    if (room_.size() < floats + line) room_.resize(floats + line);
+    if (room_.size() < floats + line) {
+      room_.clear();  // nothing of it is needed
+      room_.resize(floats + line);
+    }
     const auto at = reinterpret_cast<uintptr_t>(room_.data());
     return reinterpret_cast<float*>((at + line - 1) / line * line);
   }
@@ -321,12 +342,13 @@ auto adder(int64_t few) {
   return few == 3 ? add<T, 3, widen> : add<T, kFew, widen>;
 }
 
-// Adds stripe `i`, `steps` of it from step `from`, by all rows of x to their sums.
+// Adds stripe `i`, `steps` of it from step `from`, by all rows of x to their sums. next: of w, what
+// is added after it.
 template <typename T>
-void add_rows(const Task<T>& t, int64_t i, int64_t from, int64_t steps, float* wide, float* sums) {
+void add_rows(const Task<T>& t, int64_t i, int64_t from, int64_t steps, const T* next, float* wide,
+              float* sums) {
   const int64_t column = from * kStep;
   const Stripe<T> stripe{t.w + i * kTall * t.k + column, t.k, steps, wide};
-  const T* next = stripe.w + kTall * t.k;
   const float* x = t.x + column * t.rows;
   bool widen = (i + 1) * kTall <= t.n && column + steps * kStep <= t.k;
   if (!widen) widen_part(stripe, t.n - i * kTall, t.k - column);
@@ -334,7 +356,7 @@ void add_rows(const Task<T>& t, int64_t i, int64_t from, int64_t steps, float* w
     // Not one alone at the end: it would read w for little work.
     few = std::min<int64_t>(kFew, t.rows - r);
     if (t.rows - r - few == 1) --few;
-    // Of the next stripe all rows of x fetch a share.
+    // All rows of x fetch a share of what comes next.
     const int64_t first = kTall * r / t.rows;
     const int64_t last = std::max(first, kTall * (r + few) / t.rows - 1);
     const Ahead<T> ahead{next + first * t.k, next + last * t.k};
@@ -348,10 +370,8 @@ template <typename T>
 void finish(const Task<T>& t, int64_t i, const float* sums) {
   const int64_t j = i * kTall, some = std::min<int64_t>(kTall, t.n - j);
   for (int64_t r = 0; r < t.rows; ++r, sums += kTall * kWidth) {
-    Vector parts[kTall];
-    for (int s = 0; s < kTall; ++s) parts[s] = load(sums + s * kWidth);
     float found[kTall];
-    totals<kTall>(parts, found);
+    totals<kTall>(sums, found);
     for (int64_t s = 0; s < some; ++s) t.out[r * t.n + j + s] = narrow<T>(found[s]);
   }
 }
@@ -359,8 +379,8 @@ void finish(const Task<T>& t, int64_t i, const float* sums) {
 template <typename T>
 void run_many(const Task<T>& t) {
   const int64_t steps = (t.k + kStep - 1) / kStep, stripes = (t.n + kTall - 1) / kTall;
-  const int64_t fitting = kCached / (kStep * (t.rows + kTall)) / 2 * 2;  // whole lines of bfloat16
-  const int64_t chunk = std::min(std::max<int64_t>(fitting, 2), steps);
+  const int64_t fitting = kCached / (kStep * (t.rows + kTall));  // more than 2, whatever the rows
+  const int64_t chunk = std::min(fitting / 2 * 2, steps);        // whole lines of bfloat16
   const int64_t group = chunk < steps ? kGroup : 1, sums = t.rows * kTall * kWidth;
   const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(kTall * t.k * t.rows, 1), 1);
   at::parallel_for(0, stripes, grain, [&](int64_t begin, int64_t end) {
@@ -370,9 +390,14 @@ void run_many(const Task<T>& t) {
     for (int64_t first = begin; first < end; first += group) {
       const int64_t some = std::min(group, end - first);
       for (int64_t from = 0; from < steps; from += chunk) {
-        const int64_t now = std::min(chunk, steps - from);
-        for (int64_t i = 0; i < some; ++i) {
-          add_rows(t, first + i, from, now, wide, kept + i * sums);
+        const int64_t now = std::min(chunk, steps - from), then = from + now;
+        const auto at = [&](int64_t i, int64_t step) {
+          return t.w + i * kTall * t.k + step * kStep;
+        };
+        for (int64_t i = first; i < first + some; ++i) {
+          const bool goes_on = i + 1 < first + some;
+          const T* next = goes_on ? at(i + 1, from) : then < steps ? at(first, then) : at(i + 1, 0);
+          add_rows(t, i, from, now, next, wide, kept + (i - first) * sums);
         }
       }
       for (int64_t i = 0; i < some; ++i) finish(t, first + i, kept + i * sums);

@@ -139,7 +139,7 @@ def _find_tools(compiler: str) -> None:
     if shutil.which(shlex.split(compiler)[0]) is None:
         raise RunError(
             f"no C++ compiler: {compiler!r} was not found\n"
-            f"  fix: install g++ or clang, or name one in CXX; {without}"
+            f"  fix: install g++, or name it in CXX; {without}"
         )
     if shutil.which("ninja") is None:
         raise RunError(

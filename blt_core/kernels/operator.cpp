@@ -27,7 +27,8 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight) {
   auto shape = x.sizes().vec();
   shape.back() = weight.size(0);
   at::Tensor out = at::empty(shape, x.options());
-  if (out.numel() > 0 && x.numel() > 0) {
+  if (x.numel() == 0) return out.zero_();
+  if (out.numel() > 0) {
     blt_product(dtype == at::kBFloat16, rows.const_data_ptr(), weight.const_data_ptr(),
                 out.mutable_data_ptr(), rows.numel() / x.size(-1), x.size(-1), weight.size(0));
   }

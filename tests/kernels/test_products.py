@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from blt_core.compiling import PassCompiler, load
@@ -20,6 +20,8 @@ from blt_core.storage.user_cache import alone_with, make_private
 
 CLASSES = {"1": (1, 1), "2-4": (2, 4), "5-16": (5, 16), "more": (17, 40)}
 DTYPES = (torch.float32, torch.bfloat16)
+#: Rows of float32 beyond which the native kernel gives way to torch's.
+MOST_FLOATS = 64
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,7 @@ def test_the_native_kernel_gives_the_product(built, rows_class, data):
 def test_a_native_row_is_the_same_bits_beside_any_rows_on_any_threads(
     built, n, k, rows, dtype, seed
 ):
+    assume(dtype == torch.bfloat16 or rows <= MOST_FLOATS)
     weight, x = drawn((n, k), dtype, seed), drawn((rows, k), dtype, seed + 1)
 
     def multiply(rows):
@@ -117,6 +120,14 @@ def test_a_native_product_of_what_is_not_finite_is_torchs(built, rows):
             own, narrow = weight.to(dtype), x.to(dtype)
             want = fixed_product(narrow, own)
             torch.testing.assert_close(built(narrow, own), want, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "n", "k"), [(2, 3, 0), (9, 3, 0), (0, 3, 8), (9, 0, 8)])
+def test_a_native_product_of_nothing_is_torchs(built, dtype, rows, n, k):
+    x, weight = torch.ones(rows, k, dtype=dtype), torch.ones(n, k, dtype=dtype)
+    found = built(x, weight)
+    assert torch.equal(found, torch.nn.functional.linear(x, weight))
 
 
 def chosen_linear(name, dtype=torch.float32):
