@@ -60,23 +60,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--new", type=int, default=150, help="bytes generated of each prompt")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 600], help="of prompts")
+    parser.add_argument("--kernels", default="fixed", help="fixed, measured, or a file")
+    parser.add_argument("--scorer-dtype", default="float32", help="of the byte scorer")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        pipeline = load(options.shape, options.folder or Path(work))
+        pipeline = load(options, options.folder or Path(work))
         found = run(pipeline, options)
     print(table(found))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
 
 
-def load(shape: str, folder: Path) -> Pipeline:
+def load(options: argparse.Namespace, folder: Path) -> Pipeline:
     """The model that is measured."""
     run: dict[str, Any] = {"checkpoint": "demo:python"}
-    if shape == "1b":
+    if options.shape == "1b":
         if not (folder / "config.json").exists():
             write_model(folder, "1b")
         run = {"checkpoint": str(folder), "dtype": "bfloat16"}
+    run |= {"kernels": options.kernels, "scorer_dtype": options.scorer_dtype}
     return Pipeline.from_config({"schema": 1, "run": run})
 
 
@@ -134,6 +137,8 @@ def run(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "shape": options.shape,
         "dtype": pipeline.settings.dtype,
+        "kernels": pipeline.model.kernels or options.kernels,
+        "scorer_dtype": options.scorer_dtype,
         "new_bytes": options.new,
         "prompts": options.sizes,
         "calibrations": [each.to_json() for each in calibrations],

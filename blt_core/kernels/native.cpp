@@ -254,10 +254,9 @@ void run(const Task<T>& t) {
 
 // Rows of w and of x whose sums registers hold.
 constexpr int kTall = 4, kFew = kRegisters == 32 ? 4 : 3;
-// Floats of x and w that stay in the first cache, which bounds the columns of a chunk.
-constexpr int64_t kCached = 6144;
-// Stripes of w that go through a chunk of x before the next chunk; their sums stay in the second
-// cache.
+// Floats of x and w in a chunk of columns, which come from the second cache again and again.
+constexpr int64_t kCached = 12288;
+// Stripes of w that go through a chunk of x before the next chunk; their sums stay in that cache too.
 constexpr int64_t kGroup = 16;
 
 // kTall rows of w, of which some columns are in work.
