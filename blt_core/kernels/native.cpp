@@ -28,22 +28,10 @@ constexpr bool is_half = std::is_same_v<T, Half>;
 
 // -- single numbers -------------------------------------------------------------------------------
 
-inline float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 inline uint32_t to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
-}
-
-template <typename T>
-inline float widen(T value) {
-  if constexpr (is_half<T>) return from_bits(static_cast<uint32_t>(value) << 16);
-  if constexpr (!is_half<T>) return value;
 }
 
 template <typename T>
@@ -142,22 +130,22 @@ inline Vector widened(const T* step, int half) {
 
 // -- products -------------------------------------------------------------------------------------
 
-// Rows of x in float32: those of a step side by side, in the order in which weights are widened;
-// the last step is filled with zeros.
+// Writes a step in float32, of which there are `count` numbers: the rest become zeros.
+template <typename T>
+inline void widen_step(const T* step, int64_t count, float* to) {
+  T part[kStep] = {};
+  if (count < kStep) {
+    if (count > 0) std::memcpy(part, step, count * sizeof(T));
+    step = part;
+  }
+  for (int half = 0; half < 2; ++half) store(to + half * kWidth, widened<T>(step, half));
+}
+
+// Rows of x in float32: those of a step side by side.
 template <typename T>
 void prepare(const T* x, float* to, int64_t rows, int64_t k) {
-  constexpr bool mixed = is_half<T>;
-  const auto value = [&](const T* row, int64_t at) {
-    return at < k ? widen<T>(row[at]) : 0.0f;
-  };
-  for (int64_t r = 0; r < rows; ++r, x += k) {
-    for (int64_t at = 0; at < k; at += kStep) {
-      float* step = to + at * rows + r * kStep;
-      for (int i = 0; i < kWidth; ++i) {
-        step[i] = value(x, at + (mixed ? 2 * i : i));
-        step[i + kWidth] = value(x, at + (mixed ? 2 * i + 1 : i + kWidth));
-      }
-    }
+  for (int64_t at = 0; at < k; at += kStep) {
+    for (int64_t r = 0; r < rows; ++r, to += kStep) widen_step(x + r * k + at, k - at, to);
   }
 }
 
@@ -279,12 +267,7 @@ template <typename T>
 void widen_part(const Stripe<T>& w, int64_t rows, int64_t columns) {
   for (int64_t at = 0; at < w.steps * kStep; at += kStep) {
     for (int64_t s = 0; s < kTall; ++s) {
-      T part[kStep] = {};
-      if (s < rows && at < columns) {
-        std::memcpy(part, w.w + s * w.k + at, std::min(kStep, columns - at) * sizeof(T));
-      }
-      float* cell = w.wide + at * kTall + s * kStep;
-      for (int half = 0; half < 2; ++half) store(cell + half * kWidth, widened<T>(part, half));
+      widen_step(w.w + s * w.k + at, s < rows ? columns - at : 0, w.wide + at * kTall + s * kStep);
     }
   }
 }
@@ -371,7 +354,9 @@ void finish(const Task<T>& t, int64_t i, const float* sums) {
   for (int64_t r = 0; r < t.rows; ++r, sums += kTall * kWidth) {
     float found[kTall];
     totals<kTall>(sums, found);
-    for (int64_t s = 0; s < some; ++s) t.out[r * t.n + j + s] = narrow<T>(found[s]);
+    T ready[kTall];
+    for (int s = 0; s < kTall; ++s) ready[s] = narrow<T>(found[s]);
+    std::memcpy(t.out + r * t.n + j, ready, some * sizeof(T));
   }
 }
 
