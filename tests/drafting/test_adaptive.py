@@ -229,9 +229,9 @@ def test_passes_of_a_draft_count_by_their_price():
 
         denoise = charge = lambda self, *given: None
 
-    counted = Counted(Ops(), [0.0, 0.0], Price(ByRows(), SCALES["3b"]))
+    counted = Counted(Ops(), [0.0, 0.0], Price(ByRows(), SCALES["3b"]), latent=17.0)
     counted.draft_logits([4, 0])
-    counted.denoise(SimpleNamespace(ids=([1] * 6, [1] * 6)), [False, True])
+    counted.denoise(SimpleNamespace(ids=([1] * 6, [1] * 6), provisional=False), [False, True])
     counted.charge([Passes(), Passes(draft=3)], Passes(draft=3))
     assert counted.passes == [4.0, 18 + 1.5]
 

@@ -311,7 +311,28 @@ def test_a_state_drafts_by_its_own_operation():
 def test_passes_that_the_adaptive_drafter_counts_are_those_that_run(by_name):
     state = begun()
     price = Price(PerPass(PerPassParams(), BuildContext()), SCALES["3b"])
-    counted, before = Counted(state, [0.0], price), state.passes(0).decoder
+    counted, before = Counted(state, [0.0], price, 10.0), state.passes(0).decoder
     draft = counted.draft if by_name else lambda *asked: draft_alone(counted, *asked)
     draft([5], Sampling(), Draws((0,)))
     assert counted.passes == [state.passes(0).decoder - before] == [5.0]
+
+
+@pytest.mark.parametrize("closure", ["forced", "none"])
+def test_the_latent_of_a_forced_block_is_counted_once_a_row(closure):
+    state = DecodeState(models.model(models.DENOISING[0]), [[*b"ab ab"]] * 2, [100] * 2)
+    state.next_logits([1, 1])
+    state.append([[97]] * 2)
+    price = Price(PerPass(PerPassParams(), BuildContext()), SCALES["3b"])
+    counted = Counted(state, [0.0, 0.0], price, 10.0)
+
+    def ran():
+        return [(state.passes(row).decoder, state.passes(row).encoder) for row in (0, 1)]
+
+    before = ran()
+    for _ in range(2):
+        block = counted.open_block(4, start="frontier", closure=closure)
+        for active in ([True, False], [True, True], [True, True]):
+            counted.denoise(block, active)
+    new = [(n - m, e - f) for (n, e), (m, f) in zip(ran(), before, strict=True)]
+    assert counted.passes == [decoder + 10.0 * encoder for decoder, encoder in new]
+    assert [encoder for _, encoder in new] == ([2, 2] if closure == "forced" else [0, 0])

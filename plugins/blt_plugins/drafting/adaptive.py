@@ -18,7 +18,7 @@ from blt_core.component import (
 from blt_core.decoding.drafting import propose
 from blt_core.protocols import CostModel, DecodeOps, Drafter
 from blt_core.published import SCALES
-from blt_core.types import Draft, Draws, Passes, Sampling, StopRule
+from blt_core.types import Draft, Draws, OpenBlock, Passes, Sampling, StopRule
 from blt_plugins.drafting.forecast import Price, Prices, Record
 
 #: Lengths to choose from, as far as ``max_bytes`` goes.
@@ -82,7 +82,8 @@ class AdaptiveDrafter:
                 asked[row] = record.choose(lengths, watched=watched)
         if not any(asked):
             return Draft([[] for _ in limit])
-        begin, counted = ops.lengths, Counted(ops, [0.0] * len(limit), self._price)
+        begin = ops.lengths
+        counted = Counted(ops, [0.0] * len(limit), self._price, self.prices.latent[0])
 
         def pays(row: int, beliefs_kV: Tensor) -> tuple[int, bool]:
             kept, goes_on = rule(row, beliefs_kV) if rule is not None else (len(beliefs_kV), True)
@@ -122,14 +123,17 @@ class Memory:
 
 
 class Counted:
-    """A decode state that counts the decoder passes of each row; all else is as it was.
+    """A decode state that counts the passes of each row that drafts; all else is as it was.
 
-    passes: by what they cost, in passes of one row.
+    passes: by what they cost, in decoder passes of one row. latent: what a pass of encoder and
+    global model costs.
     """
 
-    def __init__(self, ops: DecodeOps, passes: list[float], price: Price) -> None:
+    def __init__(self, ops: DecodeOps, passes: list[float], price: Price, latent: float) -> None:
         self._ops, self.passes, self._price = ops, passes, price
-        self._one = price.of_rows(1)
+        self._one, self._latent = price.of_rows(1), latent
+        self._block: OpenBlock | None = None
+        self._closed: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
@@ -141,11 +145,17 @@ class Counted:
 
     draft = DecodeOps.draft  # of these draft_logits
 
-    def denoise(self, block: Any, active: Sequence[bool] | None = None) -> Any:
-        """Counted."""
+    def denoise(self, block: OpenBlock, active: Sequence[bool] | None = None) -> Any:
+        """Counted; of a block that closes the open patch by force, with the latent of that."""
         taking_part = active if active is not None else [bool(ids) for ids in block.ids]
         rows = [len(ids) * on for ids, on in zip(block.ids, taking_part, strict=True)]
         self._count(rows, block=True)
+        if block is not self._block:
+            self._block, self._closed = block, set()
+        if block.provisional:
+            for row in {row for row, count in enumerate(rows) if count} - self._closed:
+                self.passes[row] += self._latent / self._one
+                self._closed.add(row)
         return self._ops.denoise(block, active)
 
     def charge(self, passes: Sequence[Passes], call: Passes) -> None:
