@@ -42,8 +42,9 @@ class BuildContext:
     same device and in the same dtype; raises CheckpointError or ConfigError. nested: what all of
     the components of a kind can do that are nested in the one to be built, as
     ``"drafter.stops_early"``. device, dtype: of the run, as ``"cpu"`` and ``"float32"``, and
-    parameters, the sizes of its model; None where nothing runs. abilities: what the model's parts
-    can do, as ``"decoder.denoises"``.
+    parameters, the sizes of its model; None where nothing runs. variant: how its passes are run
+    besides, as ``"measured kernels, compiled"``; "" by default, and None where nothing runs.
+    abilities: what the model's parts can do, as ``"decoder.denoises"``.
     """
 
     scheme: IdScheme = attrs.field(factory=IdScheme)
@@ -51,6 +52,7 @@ class BuildContext:
     nested: frozenset[str] = frozenset()
     device: str | None = None
     dtype: str | None = None
+    variant: str | None = None
     parameters: Parameters | None = None
     abilities: frozenset[str] = frozenset()
 

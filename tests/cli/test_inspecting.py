@@ -285,3 +285,11 @@ def test_calibrate_cost_stores_what_roofline_prices_with(blt, run_config, tmp_pa
     [record] = [json.loads(line) for line in blt("generate", table, *run[2:]).out.splitlines()]
     assert record["cost_unit"] == "s"
     assert record["cost"] > 0
+    table = run_config('[cost_model]\nuse = "roofline"')
+    assert blt("generate", table, *run[2:]).code == 0
+    refused = blt("generate", table, *run[2:], "--kernels", "measured")
+    assert (refused.code, refused.out) == (2, b"")
+    assert "measured kernels" in refused.err
+    found = json.loads(blt("calibrate-cost", run_config(), "--kernels", "measured", "--json").out)
+    assert found["machine"]["variant"] == "measured kernels"
+    assert blt("generate", table, *run[2:], "--kernels", "measured").code == 0

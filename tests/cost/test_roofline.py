@@ -145,6 +145,21 @@ def test_dtype_is_that_of_the_run_or_the_key_or_else_any(cached):
     assert Roofline(RooflineParams(), BuildContext()).cost(Passes(), SIZES).total == 0
 
 
+def test_passes_that_are_run_in_another_way_are_priced_by_those_that_are_run_so(cached):
+    plain, other = (Machine.here("cpu", "float32", variant) for variant in ("", "compiled"))
+    save(calibration(machine=plain, draft=0.5))
+    save(calibration(machine=other, draft=0.25))
+    found = {
+        variant: Roofline(RooflineParams(), BuildContext(variant=variant)).calibration(SIZES).draft
+        for variant in ("", "compiled")
+    }
+    assert found == {"": 0.5, "compiled": 0.25}
+    nowhere = Roofline(RooflineParams(), BuildContext(variant="measured kernels"))
+    with pytest.raises(DataError, match="measured kernels"):
+        nowhere.calibration(SIZES)
+    assert Roofline(RooflineParams(), BuildContext()).calibration(SIZES).draft in (0.5, 0.25)
+
+
 def test_a_file_is_taken_whatever_machine_it_is_of(cached, tmp_path):
     far = attrs.evolve(Machine.here("cpu", "float32"), cpu="another")
     path = save(calibration(machine=far), tmp_path / "there.json")

@@ -33,27 +33,32 @@ PARTS = ("decoder", "blocks", "encoder", "global_model", "scorer")
 
 @attrs.frozen
 class Machine:
-    """What measured times depend on. device: ``cpu``, or the name of the accelerator."""
+    """What measured times depend on.
+
+    device: ``cpu``, or the name of the accelerator. variant: as of ``Pipeline.variant``.
+    """
 
     cpu: str
     threads: int
     torch: str
     device: str
     dtype: str
+    variant: str = ""
 
     @classmethod
-    def here(cls, device: str, dtype: str) -> Machine:
+    def here(cls, device: str, dtype: str, variant: str = "") -> Machine:
         """This machine, as this process uses it."""
         import torch
 
         name = device
         if device.startswith("cuda") and torch.cuda.is_available():
             name = torch.cuda.get_device_name(torch.device(device))
-        return cls(processor(), torch.get_num_threads(), torch.__version__, name, dtype)
+        return cls(processor(), torch.get_num_threads(), torch.__version__, name, dtype, variant)
 
     def __str__(self) -> str:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{self.cpu}, {threads}, torch {self.torch}, {self.device}, {self.dtype}"
+        told = (self.cpu, threads, f"torch {self.torch}", self.device, self.dtype, self.variant)
+        return ", ".join(filter(None, told))
 
 
 @attrs.frozen

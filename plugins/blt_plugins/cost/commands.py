@@ -55,12 +55,14 @@ def cost(
         _reproduce(model, scale, as_json=as_json)
 
 
-def calibrate_cost(
+def calibrate_cost(  # noqa: PLR0913 -- one parameter an option
     source: Annotated[str, typer.Argument(help="A checkpoint, or a config.")] = inputs.DEMO,
     *,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, as in runs.")] = None,
     device: inputs.DeviceOption = None,
     dtype: inputs.DtypeOption = None,
+    kernels: inputs.KernelsOption = None,
+    compile_passes: inputs.CompileOption = None,
     output_file: Annotated[
         Path | None, typer.Option("--output", help="A file in place of the user's cache.")
     ] = None,
@@ -75,15 +77,10 @@ def calibrate_cost(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    config = inputs.find_source(source).with_run(device=device, dtype=dtype)
+    run = {"device": device, "dtype": dtype, "kernels": kernels, "compile": compile_passes}
+    config = inputs.find_source(source).with_run(**run)
     config = config.with_table("cost_model", {"use": "bandwidth"})
     pipeline = Pipeline.load(config.with_table("sampler", {"use": "ar"}))
-    run = pipeline.settings
-    if output_file is None and (run.compile or run.scorer_dtype or pipeline.model.kernels):
-        raise RequestError(
-            "a calibration with kernels, compile or scorer_dtype is for such runs alone\n"
-            '  fix: --output FILE, and file = "FILE" in their [cost_model]'
-        )
     if output_file is not None and output_file.is_dir():
         raise RequestError(f"--output: {output_file} is a folder\n  fix: name a file in it")
     with progress_bar() as bar:

@@ -62,7 +62,7 @@ def measure(pipeline: Pipeline, source: str, watch: Callable[[], None]) -> Calib
     total = sum(p.nbytes for p in model.module_dict().parameters())
     seen_bytes, seen_operations = best_rates(parts, pipeline.parameter_counts)
     return Calibration(
-        machine=Machine.here(str(model.device), pipeline.settings.dtype),
+        machine=Machine.here(str(model.device), pipeline.settings.dtype, pipeline.variant),
         source=source,
         parameters=pipeline.parameter_counts,
         bandwidth=max(read_bandwidth(device, total), seen_bytes),

@@ -46,6 +46,7 @@ class Roofline:
         self._file = params.file
         self._device = params.device or context.device or "cpu"
         self._dtype = params.dtype or context.dtype
+        self._variant = context.variant
 
     def cost(self, passes: Passes, parameters: Parameters) -> Cost:
         """Total seconds and its lines. Raises DataError where this machine was not measured."""
@@ -78,21 +79,21 @@ class Roofline:
     def _calibrations(self) -> tuple[Calibration, ...]:
         if self._file is not None:
             return (read(Path(self._file)),)
-        machine = Machine.here(self._device, self._dtype or "any dtype")
+        machine = Machine.here(self._device, self._dtype or "any dtype", self._variant or "")
         found = tuple(each for each in stored() if self._fits(each.machine, machine))
         if not found:
             raise DataError(
                 f"roofline: no passes were measured on this machine ({machine})\n"
                 f"  fix: blt calibrate-cost SOURCE --threads {machine.threads}, with a checkpoint "
-                "or a config of that dtype and device, or set OMP_NUM_THREADS to what was measured"
+                "or a config of that dtype and device, and kernels, compile and scorer_dtype as of "
+                "the run; or set OMP_NUM_THREADS to what was measured"
             )
         return found
 
     def _fits(self, stored: Machine, here: Machine) -> bool:
-        return attrs.evolve(stored, dtype=here.dtype) == here and self._dtype in (
-            None,
-            stored.dtype,
-        )
+        same = attrs.evolve(stored, dtype=here.dtype, variant=here.variant) == here
+        of_run = ((self._dtype, stored.dtype), (self._variant, stored.variant))
+        return same and all(asked in (None, found) for asked, found in of_run)
 
 
 def _engine(found: Calibration, passes: Passes) -> float:
