@@ -37,6 +37,9 @@ def measure(pipeline: Pipeline, source: str, watch: Callable[[], None]) -> Calib
     most = min(FAR, model.context_bytes // 2)
     least = min(NEAR, most // 4)
     list(prompt_passes(pipeline, least, 1, watch))  # the first is slow in any process
+    if pipeline.settings.compile:  # passes that nothing times make the programs
+        run(pipeline, least, lead, 0.0, watch)
+        run(pipeline, min(most, FAR_IF_SLOW), far, 0.0, watch)
     near = run(pipeline, least, lead, probing.SECONDS, watch)
     slow = sum(each.seconds for _, each in near.prompt) > SLOW
     sizes = [] if slow else [least, (least + most) // 3, most]
