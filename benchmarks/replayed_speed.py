@@ -6,7 +6,8 @@ The weights are random (bfloat16, those of transformers_speed.py), so no draft w
 drafts are right is taken from demo:python instead, on its held-out prompts at temperature 0.8,
 where texts hardly repeat themselves, and so are the lengths of patches: see replaying.py. All
 passes are run; their number is held against a closed form. Samplers take turns; what comes after
-the first byte is timed. Repeats that FILE has already count too.
+the first byte is timed. Repeats that FILE has already count too. --kernels, --scorer-dtype and
+--compile are as in runs.
 """
 
 from __future__ import annotations

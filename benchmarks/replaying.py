@@ -8,6 +8,7 @@ patches have the lengths that its patches had. One text at a time.
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -191,14 +192,15 @@ class ReplayedVerification:
 
 
 class ReplayedPatcher:
-    """A real patcher, whose patches have given lengths, in turn."""
+    """A real patcher, whose patches have given lengths, shuffled: those of a text go together."""
 
     def __init__(self, inner: Patcher, lengths: Sequence[int], size: int) -> None:
         self.inner = inner
         self.starts = {0, 1}  # BOS is a patch of its own
+        mixed = random.Random(0).sample(lengths, len(lengths))
         at = 1
         while at < size:
-            for length in lengths:
+            for length in mixed:
                 at += length
                 self.starts.add(at)
 

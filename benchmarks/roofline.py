@@ -9,7 +9,7 @@ each sampler generates once from each prompt. What comes after the first byte is
 Both medians are over the repeats, so that a drift of the machine's speed meets both; no figure of a
 sampler reaches the model that predicts it. Repeats that FILE has already count too: a long run can
 be cut into several. DIR is where transformers_speed.py keeps its random weights of the 1B shape, or
-where they are written now (9.3 GB).
+where they are written now (9.3 GB). --kernels, --scorer-dtype and --compile are as in runs.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 600], help="of prompts")
     parser.add_argument("--kernels", default="fixed", help="fixed, measured, or a file")
     parser.add_argument("--scorer-dtype", default="float32", help="of the byte scorer")
+    parser.add_argument("--compile", action="store_true", help="with compiled passes")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -80,6 +81,7 @@ def load(options: argparse.Namespace, folder: Path) -> Pipeline:
             write_model(folder, "1b")
         run = {"checkpoint": str(folder), "dtype": "bfloat16"}
     run |= {"kernels": options.kernels, "scorer_dtype": options.scorer_dtype}
+    run["compile"] = options.compile
     return Pipeline.from_config({"schema": 1, "run": run})
 
 
@@ -139,6 +141,7 @@ def run(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, Any]:
         "dtype": pipeline.settings.dtype,
         "kernels": pipeline.model.kernels or options.kernels,
         "scorer_dtype": options.scorer_dtype,
+        "compile": options.compile,
         "new_bytes": options.new,
         "prompts": options.sizes,
         "calibrations": [each.to_json() for each in calibrations],

@@ -43,7 +43,7 @@ class BuildContext:
     the components of a kind can do that are nested in the one to be built, as
     ``"drafter.stops_early"``. device, dtype: of the run, as ``"cpu"`` and ``"float32"``, and
     parameters, the sizes of its model; None where nothing runs. variant: how its passes are run
-    besides, as ``"measured kernels, compiled"``; "" by default, and None where nothing runs.
+    besides (kernels, compiled passes, the scorer's dtype), as ``Model.variant`` tells it.
     abilities: what the model's parts can do, as ``"decoder.denoises"``.
     """
 

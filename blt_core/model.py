@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import attrs
@@ -64,6 +65,23 @@ class Model:
         for parameter in self.module_dict().parameters():
             return parameter.device
         return torch.device("cpu")
+
+    @property
+    def variant(self) -> str:
+        """How passes are run beyond device and dtype: measured kernels, compiled, scorer's dtype.
+
+        As ``"measured kernels, compiled, bfloat16 scorer"``; empty by default.
+        """
+        parts = self.module_dict()
+        dtypes = {kind: first.dtype for kind, part in parts.items() for first in _first(part)}
+        usual = part_dtype("patcher", dtypes.get("decoder", torch.float32))
+        scorer = dtypes.get("patcher", usual)
+        told = {
+            "measured kernels": self.kernels is not None,
+            "compiled": any(getattr(part, "compiles", None) for part in parts.modules()),
+            f"{str(scorer).removeprefix('torch.')} scorer": scorer != usual,
+        }
+        return ", ".join(name for name, on in told.items() if on)
 
     def parameter_counts(self) -> Parameters:
         """Parameter counts by part; the byte scorer, and an encoder's look-up tables, apart.
@@ -124,6 +142,11 @@ def part_dtype(
         return scorer_dtype
     narrow = torch.finfo(dtype).bits < torch.finfo(torch.float32).bits
     return torch.float32 if kind == "patcher" and narrow else dtype
+
+
+def _first(part: nn.Module) -> list[Tensor]:
+    """The first parameter, if there is one."""
+    return list(islice(part.parameters(), 1))
 
 
 def _size(part: object) -> int:

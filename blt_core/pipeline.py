@@ -158,22 +158,10 @@ class Pipeline:
             load,
             device=device,
             dtype=dtype,
-            variant=self.variant,
+            variant=self.model.variant,
             parameters=self.parameter_counts,
             abilities=self.plan.abilities,
         )
-
-    @property
-    def variant(self) -> str:
-        """How passes are run beyond their device and dtype: "" by default."""
-        run = self.settings
-        own_scorer = run.scorer_dtype if run.scorer_dtype != "float32" else None
-        told = {
-            "measured kernels": self.model.kernels,
-            "compiled": run.compile,
-            f"{own_scorer} scorer": own_scorer,
-        }
-        return ", ".join(name for name, on in told.items() if on)
 
     def _look_over(self) -> None:
         """Find before any work what a cost model may not say; warn of blocks that are too long."""

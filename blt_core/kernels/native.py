@@ -135,7 +135,7 @@ def _find_tools(compiler: str) -> None:
     """Raise RunError unless there is what compiles C++ extensions of torch."""
     without = "or go on without it: kernels of torch serve everywhere"
     if sys.platform == "win32":
-        raise RunError(f"the native kernel is for GCC and Clang, not for Windows\n  fix: {without}")
+        raise RunError(f"the native kernel is compiled by g++, not on Windows\n  fix: {without}")
     if shutil.which(shlex.split(compiler)[0]) is None:
         raise RunError(
             f"no C++ compiler: {compiler!r} was not found\n"

@@ -9,6 +9,7 @@ import attrs
 import pytest
 import torch
 
+from blt_core import compiling, loading
 from blt_core.component import BuildContext
 from blt_core.errors import DataError, RunError
 from blt_core.evaluation.protocol import Answer
@@ -157,7 +158,22 @@ def test_passes_that_are_run_in_another_way_are_priced_by_those_that_are_run_so(
     nowhere = Roofline(RooflineParams(), BuildContext(variant="measured kernels"))
     with pytest.raises(DataError, match="measured kernels"):
         nowhere.calibration(SIZES)
-    assert Roofline(RooflineParams(), BuildContext()).calibration(SIZES).draft in (0.5, 0.25)
+    anywhere = Roofline(RooflineParams(), BuildContext())
+    assert anywhere.calibration(SIZES).draft == 0.5
+
+
+def test_where_nothing_runs_another_variant_is_better_than_none(cached):
+    save(calibration(machine=Machine.here("cpu", "float32", "compiled"), draft=0.25))
+    assert Roofline(RooflineParams(), BuildContext()).calibration(SIZES).draft == 0.25
+
+
+def test_what_was_stored_before_there_were_variants_is_replaced(cached):
+    tables = calibration(draft=0.5).to_json()
+    del tables["machine"]["variant"]
+    path = save(calibration())
+    path.write_text(json.dumps(tables))
+    assert read(path).machine == calibration().machine
+    assert save(calibration()) == path
 
 
 def test_a_file_is_taken_whatever_machine_it_is_of(cached, tmp_path):
@@ -248,6 +264,36 @@ def pipeline(tmp_path_factory):
     return Pipeline.from_config({"schema": 1, "run": {"checkpoint": str(path)}})
 
 
+@pytest.mark.parametrize(
+    ("run", "variant"),
+    [
+        ({}, ""),
+        ({"dtype": "float64"}, ""),
+        ({"dtype": "bfloat16"}, ""),
+        ({"scorer_dtype": "float32"}, ""),
+        ({"scorer_dtype": "bfloat16"}, "bfloat16 scorer"),
+        ({"dtype": "float64", "scorer_dtype": "float32"}, "float32 scorer"),
+        ({"kernels": "measured"}, "measured kernels"),
+        ({"kernels": "measured", "compile": True}, "measured kernels, compiled"),
+    ],
+)
+def test_a_variant_says_how_passes_are_run(pipeline, cached, monkeypatch, run, variant):
+    def compile_passes(module, device):
+        for part in module.modules():
+            if hasattr(part, "compiles"):
+                part.compiles = object()
+
+    monkeypatch.setattr(loading, "compile_passes", compile_passes)
+    tables = {"schema": 1, "run": {"checkpoint": pipeline.settings.checkpoint, **run}}
+    assert Pipeline.from_config(tables).model.variant == variant
+
+
+def test_passes_that_no_compiler_was_there_for_are_not_told_as_compiled(pipeline, monkeypatch):
+    monkeypatch.setattr(compiling, "_missing", lambda device: "no compiler")
+    tables = {"schema": 1, "run": {"checkpoint": pipeline.settings.checkpoint, "compile": True}}
+    assert Pipeline.from_config(tables).model.variant == ""
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """As few passes as can be."""
@@ -276,6 +322,24 @@ def test_single_passes_of_a_model_are_measured_and_leave_it_as_it_was(pipeline, 
     assert priced.lines["global_model"] == found.seconds(
         "global_model", found.parameters.global_model, before.passes.shapes.global_model
     )
+
+
+def test_of_compiled_passes_all_kinds_run_before_any_is_timed(pipeline, quick, monkeypatch):
+    ran, plain = [], measuring.run
+
+    def watched(pipeline, before, turns, seconds, watch):
+        ran.append((tuple(turns), seconds))
+        return plain(pipeline, before, turns, seconds, watch)
+
+    monkeypatch.setattr(measuring, "run", watched)
+    monkeypatch.setattr(probing, "SECONDS", 1e-9)
+    measure(pipeline, "tiny", lambda: None)
+    timed = [*ran]
+    assert [seconds > 0 for _, seconds in timed] == [True, True]
+    ran.clear()
+    monkeypatch.setattr(pipeline.plan, "run", attrs.evolve(pipeline.plan.run, compile=True))
+    measure(pipeline, "tiny", lambda: None)
+    assert ran == [*((turns, 0.0) for turns, _ in timed), *timed]
 
 
 def test_a_part_that_passes_do_not_go_through_is_named(pipeline, quick, monkeypatch):

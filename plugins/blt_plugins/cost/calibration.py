@@ -35,7 +35,7 @@ PARTS = ("decoder", "blocks", "encoder", "global_model", "scorer")
 class Machine:
     """What measured times depend on.
 
-    device: ``cpu``, or the name of the accelerator. variant: as of ``Pipeline.variant``.
+    device: ``cpu``, or the name of the accelerator. variant: as of ``Model.variant``.
     """
 
     cpu: str
@@ -192,7 +192,10 @@ def save(found: Calibration, path: Path | None = None) -> Path:
     path: where else than in the user's cache. RunError where it cannot be written.
     """
     if path is None:
-        key = [attrs.asdict(found.machine), attrs.asdict(found.parameters)]
+        machine = attrs.asdict(found.machine)
+        if not found.machine.variant:
+            del machine["variant"]  # what was kept before there were variants has no other name
+        key = [machine, attrs.asdict(found.parameters)]
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         path = folder() / f"{name[:16]}.json"
     with file_errors(path, RunError):

@@ -37,7 +37,7 @@ def measure(pipeline: Pipeline, source: str, watch: Callable[[], None]) -> Calib
     most = min(FAR, model.context_bytes // 2)
     least = min(NEAR, most // 4)
     list(prompt_passes(pipeline, least, 1, watch))  # the first is slow in any process
-    if pipeline.settings.compile:  # passes that nothing times make the programs
+    if pipeline.settings.compile:  # programs are compiled here, in passes that are not timed
         run(pipeline, least, lead, 0.0, watch)
         run(pipeline, min(most, FAR_IF_SLOW), far, 0.0, watch)
     near = run(pipeline, least, lead, probing.SECONDS, watch)
@@ -65,7 +65,7 @@ def measure(pipeline: Pipeline, source: str, watch: Callable[[], None]) -> Calib
     total = sum(p.nbytes for p in model.module_dict().parameters())
     seen_bytes, seen_operations = best_rates(parts, pipeline.parameter_counts)
     return Calibration(
-        machine=Machine.here(str(model.device), pipeline.settings.dtype, pipeline.variant),
+        machine=Machine.here(str(model.device), pipeline.settings.dtype, model.variant),
         source=source,
         parameters=pipeline.parameter_counts,
         bandwidth=max(read_bandwidth(device, total), seen_bytes),

@@ -21,7 +21,8 @@ SECONDS = "s"
 class RooflineParams:
     """file: a calibration to price with (None: the one that is stored for this machine).
 
-    dtype, device: of the calibration to look for (None: those of the run).
+    dtype, device: of the calibration to look for (None: those of the run). Where nothing runs,
+    passes are priced as they are run by default, if that was measured.
     """
 
     file: str | None = attrs.field(
@@ -88,7 +89,8 @@ class Roofline:
                 "or a config of that dtype and device, and kernels, compile and scorer_dtype as of "
                 "the run; or set OMP_NUM_THREADS to what was measured"
             )
-        return found
+        plain = tuple(each for each in found if not each.machine.variant)
+        return plain or found
 
     def _fits(self, stored: Machine, here: Machine) -> bool:
         same = attrs.evolve(stored, dtype=here.dtype, variant=here.variant) == here
