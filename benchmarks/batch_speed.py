@@ -2,7 +2,7 @@
 
     python benchmarks/batch_speed.py [--rows 1 8 32] [--commit REV] [--pairs FILE] [--json]
 
-Each measurement is a process of its own, and they take turns; the time of the prompts is left out.
+Samplers take turns in one process, and commits in several; the time of the prompts is left out.
 Texts continue the held-out prompts of ``benchmarks/prompts``, cut at several lengths, at
 ``--temperature 0.8``: greedy ones of so small a model repeat themselves. With ``--pairs`` they
 translate the sources of a JSON Lines file, greedily. Up to 8 rows the same 8 texts are generated,
@@ -33,29 +33,35 @@ SAMPLERS = {
 #: Texts of a measurement, at least: one alone says little.
 FEWEST = 8
 
-#: Run in a process with a commit's own code: bytes/s of batches after their first rounds, repeats.
+#: Run in a process with a commit's own code: for each sampler bytes/s of batches after their first
+#: rounds, and the share of repeats. A batch of each sampler is measured before the next batch is.
 MEASURE = """
 import json, sys, time
 from blt_core import Pipeline
 
-sampler, model, prompts, rows, request = (json.loads(text) for text in sys.argv[1:])
-pipeline = Pipeline.from_config({"schema": 1, "run": {"checkpoint": model}, "sampler": sampler})
-for step in pipeline.steps(prompts[:2], max_new_bytes=8):
-    pass
-seconds, count, runs = 0.0, 0, []
+samplers, model, prompts, rows, request = (json.loads(text) for text in sys.argv[1:])
+tables = [{"schema": 1, "run": {"checkpoint": model}, "sampler": each} for each in samplers]
+pipelines = [Pipeline.from_config(table) for table in tables]
+for pipeline in pipelines:
+    for step in pipeline.steps(prompts[:2], max_new_bytes=8):
+        pass
+seconds, count, runs = ([0.0] * len(samplers), [0] * len(samplers), [[] for _ in samplers])
 for at in range(0, len(prompts), rows):
-    batch, began = prompts[at : at + rows], None
+    batch = prompts[at : at + rows]
     seeds = list(range(at, at + len(batch)))
-    for step in pipeline.steps(batch, seed=seeds, **request):
-        if began is None:
-            began = time.perf_counter()
-        else:
-            count += sum(len(each) for each in step.new)
-    seconds += time.perf_counter() - began
-    texts = [each.output for each in step.progress]
-    runs += [[text[i : i + 16] for i in range(len(text) - 15)] for text in texts]
-repeated = sum(len(each) - len(set(each)) for each in runs)
-print(json.dumps([count / seconds, repeated / max(sum(map(len, runs)), 1)]))
+    for index, pipeline in enumerate(pipelines):
+        began = None
+        for step in pipeline.steps(batch, seed=seeds, **request):
+            if began is None:
+                began = time.perf_counter()
+            else:
+                count[index] += sum(len(each) for each in step.new)
+        seconds[index] += time.perf_counter() - began
+        texts = [each.output for each in step.progress]
+        runs[index] += [[text[i : i + 16] for i in range(len(text) - 15)] for text in texts]
+repeated = [sum(len(each) - len(set(each)) for each in own) for own in runs]
+shares = [many / max(sum(map(len, own)), 1) for many, own in zip(repeated, runs)]
+print(json.dumps([[n / s for n, s in zip(count, seconds)], shares]))
 """
 
 
@@ -95,11 +101,12 @@ def of_rows(
     speeds = {name: {tree: list[float]() for tree in trees} for name in options.samplers}
     shares = []
     for repeat in range(options.repeats):
-        for place in range(len(speeds)):
-            name = options.samplers[(place + repeat) % len(speeds)]
-            asked = (SAMPLERS[name], model, prompts, rows, request)
-            for tree, site in trees.items():
-                speed, share = measure(MEASURE, site, *(json.dumps(each) for each in asked))
+        turn = repeat % len(speeds)
+        names = [*options.samplers[turn:], *options.samplers[:turn]]
+        asked = ([SAMPLERS[name] for name in names], model, prompts, rows, request)
+        for tree, site in trees.items():
+            found = measure(MEASURE, site, *(json.dumps(each) for each in asked))
+            for name, speed, share in zip(names, *found, strict=True):
                 speeds[name][tree].append(speed)
                 shares += [share] if (name, tree) == ("ar", "here") else []
     return {"texts": len(prompts), "repeats": statistics.median(shares), "speeds": speeds}

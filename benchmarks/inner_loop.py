@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLERS = {
@@ -33,7 +34,8 @@ COMPILED: dict[str, dict[str, object]] = {
     "native": {"compile": True, "kernels": "measured"},
 }
 
-#: Run in a process with a commit's own code: bytes/s of greedy texts, and what two first ones took.
+#: Run in a process with a commit's own code: bytes/s of greedy texts after their first bytes, what
+#: two first texts took, and the mean seconds of a first byte.
 MEASURE = """
 import json, sys, time
 from pathlib import Path
@@ -46,12 +48,13 @@ prompts = [path.read_bytes() for path in sorted(folder.glob("*.txt"))]
 began = time.perf_counter()
 for prompt in prompts[:2]:
     pipeline.generate(prompt, max_new_bytes=new)
-waited, seconds, count = time.perf_counter() - began, 0, 0
+waited, seconds, count, first = time.perf_counter() - began, 0, 0, 0
 for prompt in prompts:
     found = pipeline.generate(prompt, max_new_bytes=new)
     count += len(found.output)
     seconds += len(found.output) / found.bytes_per_second
-print(json.dumps([count / seconds, waited]))
+    first += found.prefill_seconds
+print(json.dumps([count / seconds, waited, first / len(prompts)]))
 """
 
 #: Compiles the native kernel, if there is a compiler.
@@ -108,13 +111,14 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         trees = {options.commit: install(options.commit, Path(folder)), "here": None}
-        speeds, starts = compare(trees, options, Path(folder) / "compiled")
+        speeds, starts, firsts = compare(trees, options, Path(folder) / "compiled")
         rounds = ragged(options)
     if options.json:
-        told = {"bytes_per_second": speeds, "compiled_start_seconds": starts}
-        print(json.dumps({**told, "round_seconds": rounds}))
+        told = {"bytes_per_second": speeds, "first_byte_seconds": firsts}
+        told |= {"compiled_start_seconds": starts, "round_seconds": rounds}
+        print(json.dumps(told))
     else:
-        report(speeds, starts, rounds, options.commit)
+        report(speeds, starts, firsts, rounds, options.commit)
 
 
 def install(commit: str, folder: Path) -> Path:
@@ -129,10 +133,11 @@ def install(commit: str, folder: Path) -> Path:
 
 def compare(
     trees: dict[str, Path | None], options: argparse.Namespace, kept: Path
-) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[float]]]:
-    """For each sampler and commit, the bytes/s of each repeat, and how long two first texts took.
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[float]], dict[str, list[float]]]:
+    """The bytes/s of each repeat; two first texts' seconds; seconds to a first byte.
 
-    That is of compiled passes, which are kept in a folder.
+    Of each sampler and commit; of each sampler with compiled passes, which are kept in a folder; of
+    each commit, with the first sampler.
     """
     cases: dict[str, tuple[Path | None, dict[str, object]]] = {
         **{name: (site, {}) for name, site in trees.items()},
@@ -140,6 +145,7 @@ def compare(
     }
     speeds = {s: {name: list[float]() for name in cases} for s in options.samplers}
     starts = {s: list[float]() for s in options.samplers}
+    firsts = {name: list[float]() for name in cases}
     prompts = str(ROOT / "benchmarks/prompts")
     for sampler in options.samplers:
         measure(BUILD, None, kept=kept / sampler)
@@ -148,16 +154,18 @@ def compare(
             for name, (site, settings) in cases.items():
                 table = json.dumps(SAMPLERS[sampler])
                 arguments = (table, str(options.new), prompts, json.dumps(settings))
-                speed, waited = measure(MEASURE, site, *arguments, kept=kept / sampler)
+                speed, waited, first = measure(MEASURE, site, *arguments, kept=kept / sampler)
                 speeds[sampler][name].append(speed)
+                if sampler == options.samplers[0]:
+                    firsts[name].append(first)
                 if name == "compiled":
                     starts[sampler].append(waited)
-    return speeds, starts
+    return speeds, starts, firsts
 
 
 def ragged(options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of a round of two long texts, and of a long and a short one."""
-    cases = ((3800, 3800), (10, 3800))
+    cases = ((3900, 3900), (10, 3900))
     turns = [measure(ROUND, None, json.dumps(cases), "80") for _ in range(options.repeats)]
     return {
         ",".join(map(str, case)): list(each)
@@ -167,7 +175,7 @@ def ragged(options: argparse.Namespace) -> dict[str, list[float]]:
 
 def measure(
     program: str, site: Path | None, *arguments: str, kept: Path | None = None
-) -> list[float]:
+) -> list[Any]:
     """What a process prints that runs ``program`` with the packages in ``site`` (None: these)."""
     folders = [ROOT, ROOT / "plugins"] if site is None else [site]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
@@ -180,7 +188,7 @@ def measure(
         )
     if done.returncode:
         raise SystemExit(done.stderr)
-    figures: list[float] = json.loads(done.stdout)
+    figures: list[Any] = json.loads(done.stdout)
     return figures
 
 
@@ -192,6 +200,7 @@ def run(*command: str) -> None:
 def report(
     speeds: dict[str, dict[str, list[float]]],
     starts: dict[str, list[float]],
+    firsts: dict[str, list[float]],
     rounds: dict[str, list[float]],
     commit: str,
 ) -> None:
@@ -203,6 +212,9 @@ def report(
         for name, each in found.items():
             ratio = statistics.median(each) / statistics.median(found[commit])
             print(f"    {name:<10} {told(each)}   {ratio:.2f} x")
+    print("milliseconds to the first byte, of the first sampler")
+    for name, each in firsts.items():
+        print(f"  {name:<12} {told([1e3 * first for first in each])}")
     print("seconds of two first texts with compiled passes: the first process, later ones")
     for sampler, waited in starts.items():
         print(f"  {sampler:<14} {waited[0]:6.1f}  {', '.join(f'{w:.1f}' for w in waited[1:])}")

@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--sampler", default="ar")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--new", type=int, default=200, help="bytes generated")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--caches", type=Path, help="where kernels and choices are kept")
     parser.add_argument("--json", action="store_true")

@@ -233,7 +233,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, help="of the weights; default: the demo's own")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--new", type=int, default=96, help="bytes that are timed")
     parser.add_argument("--prompt", type=int, default=32, help="bytes of the prompt")
     parser.add_argument("--behaviour", type=Path, help="keep what the trained model showed here")

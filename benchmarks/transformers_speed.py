@@ -30,6 +30,7 @@ from typing import Any
 import attrs
 import torch
 
+from blt_core.kernels.machine import machine
 from blt_core.pipeline import Generation, Pipeline
 from blt_core.types import Rows
 
@@ -55,6 +56,8 @@ SAMPLERS = ("ar", "blt-s draft_bytes=4", "blt-s draft_bytes=8")
 SIZES = (64, 512, 2000)
 NEW_BYTES = {"5m": 64, "1b": 32}
 LEAST_MEMORY = 16e9
+#: More of ``[run]`` for blt-core.
+OWN: dict[str, Any] = {}
 
 
 def main() -> None:
@@ -64,12 +67,16 @@ def main() -> None:
     )
     parser.add_argument("--shape", choices=SHAPES, default="5m")
     parser.add_argument("--folder", type=Path, help="where the model is, or is written and kept")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--kernels", default="fixed", help="fixed, measured, or a file")
+    parser.add_argument("--scorer-dtype", default="float32", help="of the byte scorer")
+    parser.add_argument("--compile", action="store_true", help="with compiled passes")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # what a process of its own measures
     options = parser.parse_args()
+    OWN.update(kernels=options.kernels, scorer_dtype=options.scorer_dtype, compile=options.compile)
     if options.only:
-        print(json.dumps(measure_alone(options.only, options.folder)))
+        print(json.dumps(measure_alone(options.only, options.folder, options.repeats)))
         return
     if options.shape == "1b" and memory() < LEAST_MEMORY:
         sys.exit(f"skipped: the 1B shape wants 16 GB of memory, and there are {memory() / 1e9:.0f}")
@@ -77,8 +84,10 @@ def main() -> None:
         folder = options.folder or Path(work)
         if not (folder / "config.json").exists():
             write_model(folder, options.shape)
-        figures = small(folder, options.repeats) if options.shape == "5m" else big(folder)
-    counts = {"threads": torch.get_num_threads(), "new_bytes": NEW_BYTES[options.shape]}
+        repeats = options.repeats
+        figures = small(folder, repeats) if options.shape == "5m" else big(folder, repeats)
+    counts = {"cpu": machine().cpu, "threads": torch.get_num_threads()}
+    counts |= {"new_bytes": NEW_BYTES[options.shape]}
     figures = {**counts, **figures}
     print(json.dumps(figures) if options.json else table(figures))
 
@@ -129,7 +138,7 @@ def prompt(size: int) -> bytes:
 def load(folder: Path, sampler: str, dtype: str | None = None) -> Pipeline:
     """The model with one of the samplers."""
     dtype = dtype or json.loads((folder / "config.json").read_text())["dtype"]
-    run = {"checkpoint": str(folder), "dtype": dtype}
+    run = {"checkpoint": str(folder), "dtype": dtype, **OWN}
     return Pipeline.from_config({"schema": 1, "run": run}).with_sampler(sampler)
 
 
@@ -246,9 +255,11 @@ def agreement(folder: Path, exact: Any) -> dict[str, float]:
 # -- the 1B shape, a process for each measurement ------------------------------
 
 
-def big(folder: Path) -> dict[str, Any]:
+def big(folder: Path, repeats: int) -> dict[str, Any]:
     """Each measurement in a process of its own, so that only one holds the weights."""
-    here = [sys.executable, __file__, "--folder", str(folder), "--only"]
+    here = [sys.executable, __file__, "--folder", str(folder), "--repeats", str(repeats)]
+    here += ["--kernels", OWN["kernels"], "--scorer-dtype", OWN["scorer_dtype"]]
+    here += ["--compile", "--only"] if OWN["compile"] else ["--only"]
     found = {}
     for name in (*SAMPLERS, "transformers"):
         done = subprocess.run([*here, name], check=True, stdout=subprocess.PIPE, text=True)
@@ -257,8 +268,8 @@ def big(folder: Path) -> dict[str, Any]:
     return {"measured": found}
 
 
-def measure_alone(name: str, folder: Path) -> dict[str, Any]:
-    """Speed of one way to generate after a 64-byte prompt, the second of two calls."""
+def measure_alone(name: str, folder: Path, repeats: int) -> dict[str, Any]:
+    """Speed of one way to generate after a 64-byte prompt: medians of calls after a first one."""
     text, count = prompt(64), NEW_BYTES["1b"]
     if name == "transformers":
         case = partial(call_reference, load_reference(folder), text, count)
@@ -266,10 +277,12 @@ def measure_alone(name: str, folder: Path) -> dict[str, Any]:
         pipeline = load(folder, name)
         case = partial(call_own, pipeline, text, count)
     case()
-    done = case()
+    calls = [case() for _ in range(repeats)]
+    done, speeds = calls[0], [call.speed for call in calls]
     figures: dict[str, Any] = {
-        "bytes_per_second": done.speed,
-        "first_byte_seconds": done.first,
+        "bytes_per_second": statistics.median(speeds),
+        "least_and_most": [min(speeds), max(speeds)],
+        "first_byte_seconds": statistics.median(call.first for call in calls),
         "peak_gigabytes": peak() / 1e9,
     }
     if done.result is None:
@@ -350,14 +363,18 @@ def peak() -> float:
 
 def table(figures: dict[str, Any]) -> str:
     """The figures for people."""
-    lines = [f"{figures['threads']} threads, {figures['new_bytes']} new bytes a call"]
+    lines = [
+        f"{figures['cpu']}, {figures['threads']} threads, {figures['new_bytes']} new bytes a call"
+    ]
     if "measured" in figures:
         measured = figures["measured"]
         base = measured["transformers"]["bytes_per_second"]
         for name, each in measured.items():
             ratio = each["bytes_per_second"] / base
             lines.append(
-                f"  {name:<20} {each['bytes_per_second']:7.3f} bytes/s  {ratio:6.1f} x"
+                f"  {name:<20} {each['bytes_per_second']:7.3f} bytes/s"
+                f" ({' to '.join(f'{speed:.2f}' for speed in each['least_and_most'])})"
+                f"  {ratio:6.1f} x"
                 f"  first byte {each['first_byte_seconds']:.1f} s"
                 f"  peak {each['peak_gigabytes']:.1f} GB"
                 + (f"  accepted {each['accepted']}" if "accepted" in each else "")

@@ -10,10 +10,11 @@ Axes: b batch rows, r rows of a pass, m patches, n blocks, B bytes of a block, V
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from math import isnan
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -27,6 +28,8 @@ from blt_core.types import Blocks, DecoderOutput, Latents, OpenBlock, Patches, R
 
 #: Where the patches of a batch row start, in ascending order; a last one may be provisional.
 Bounds = list[int]
+#: Numbers that a pass sends to the device: rows of one length.
+Table = Sequence[Sequence[int]]
 
 
 class ModelPasses:
@@ -74,18 +77,19 @@ class ModelPasses:
         self._check_lengths("patcher", self._patcher, [row.scored for row in self._rows])
         self._count("scorer", "scorer", begins, counts)
 
-    def encode(self, ends: Sequence[int], ids_br: Tensor | None = None) -> None:
+    def encode(self, ends: Sequence[int], rows: Rows | None = None) -> None:
         """The encoder's byte states of the rows before ``ends[b]``.
 
-        ids_br: those of the new rows, if they are none of the text yet.
+        rows: the new ones, if they are none of the text yet.
         """
         begins = [row.encoded for row in self._rows]
         counts = _counts(begins, ends)
         if not any(counts):
             return
-        rows = self._byte_rows(begins, counts) if ids_br is None else Rows(ids_br, counts)
+        rows = self._byte_rows(begins, counts) if rows is None else rows
         states = self._model.encoder.byte_states(rows, self._encoder)
-        span = self._states.extend(counts, states.shape[1], states.device)
+        width, device = states.shape[1], states.device
+        span = self._states.extend(counts, width, device, rows.extents_2b)
         self._states.write("states", span, states)
         for row, count in zip(self._rows, counts, strict=True):
             row.encoded += count
@@ -108,15 +112,19 @@ class ModelPasses:
         ]
         self.encode([at[-1] if at else 0 for at in new])
         firsts = [at[0] if at else 0 for at in new]
-        patches = Patches(
-            self._tensor(_padded([start - at[0] for start in at[:-1]] for at in new)),
-            self._tensor(_padded([b - a for a, b in pairwise(at)] for at in new)),
-            counts,
+        sizes = [[b - a for a, b in pairwise(at)] for at in new]
+        start_bm, size_bm, extents_2b, first_1b = self._sent(
+            _padded([start - at[0] for start in at[:-1]] for at in new),
+            _padded(sizes),
+            (done, counts),
+            (firsts,),
         )
-        states = self._states.take("states", firsts, max(at[-1] - at[0] for at in new if at))
+        patches = Patches(start_bm, size_bm, counts, max(max(row) for row in sizes if row))
+        count = max(at[-1] - at[0] for at in new if at)
+        states = self._states.take("states", firsts, count, first_1b[0])
         embeddings = self._model.encoder.patch_embeddings(states, patches)
         part, shape = self._model.global_model, (len(counts), max(counts))
-        values = part.forward(Latents(embeddings, counts), self._global)
+        values = part.forward(Latents(embeddings, counts, extents_2b), self._global)
         if not isinstance(values, Tensor) or values.shape[:2] != shape:
             raise broken(
                 part,
@@ -125,20 +133,27 @@ class ModelPasses:
             )
         self._check_lengths("global_model", self._global, _sums(done, counts))
         self._count("encoder", "global_model", done, counts)
-        return Latents(values, counts)
+        return Latents(values, counts, extents_2b)
 
     def decode(
         self,
         begins: Sequence[int],
         ends: Sequence[int],
+        rows: Sequence[int],
         bounds: Sequence[Bounds],
         latents: Latents | None,
     ) -> Tensor:
-        """Logits (b, r, V) of the decoder's clean rows [begins, ends); new latents are read too.
+        """Logits of the decoder's clean rows [begins, ends); new latents are read too.
 
-        As the decoder gives them; see :meth:`without_banned`.
+        (b, max(rows), V): of the last ``rows[b]`` of each, as the decoder gives them; see
+        :meth:`without_banned`.
         """
-        return self._logits(begins, self._clean_rows(begins, ends, bounds), latents)
+        skipped = [e - b - on for b, e, on in zip(begins, ends, rows, strict=True)]
+        clean, (skipped_1b,) = self._clean_rows(begins, ends, bounds, (skipped,))
+        logits = self._logits(begins, clean, latents)
+        if len(set(skipped)) == 1:
+            return logits[:, skipped[0] : skipped[0] + max(rows)]
+        return take(logits, skipped_1b[0], max(rows))
 
     def write_on(self, logits_b1V: Tensor, limits: Sequence[int]) -> list[list[int]]:
         """The likeliest id of each row, and of each further pass the one after it.
@@ -151,17 +166,20 @@ class ModelPasses:
         nothing after an EOS, which a text meets once, are counted, for they ran.
         """
         left, eos = list(limits), self._model.scheme.eos
-        latent_b1 = self._tensor([[max(row.latents - 1, 0)] for row in self._rows])
+        places = DraftPlaces.of(self._rows, limits, self._sent)
         chosen = logits_b1V.max(-1)
         highest, best = [chosen.values], [chosen.indices]
         while True:
             if not self.waits:
                 ended = [token == eos for [token] in best[-1].tolist()]
-                left = [min(n, len(best)) if end else n for n, end in zip(left, ended, strict=True)]
+                if any(ended):
+                    most = zip(left, ended, strict=True)
+                    left = [min(n, len(best)) if end else n for n, end in most]
+                    places = places.stopped(best[-1][:, 0] == eos, len(best))
             counts = tuple(int(most > len(best)) for most in left)
             if not any(counts):
                 break
-            chosen = self._after(best[-1], counts, latent_b1).max(-1)
+            chosen = self._after(best[-1], counts, places, len(best)).max(-1)
             highest.append(chosen.values)
             best.append(chosen.indices)
         # What is no number counts as the highest, so the highest tells of it.
@@ -175,14 +193,20 @@ class ModelPasses:
             self._drop([len(ran) - len(new) for ran, new in zip(ids, kept, strict=True)])
         return kept
 
-    def _after(self, ids_b1: Tensor, counts: tuple[int, ...], latent_b1: Tensor) -> Tensor:
-        """Logits (b, 1, V) after one id more in the rows with ``counts[b] == 1``."""
+    def _after(
+        self, ids_b1: Tensor, counts: tuple[int, ...], places: DraftPlaces, number: int
+    ) -> Tensor:
+        """Logits (b, 1, V) after id ``number`` of a draft in the rows with ``counts[b] == 1``."""
         begins, states = [row.decoded for row in self._rows], None
+        extents_2b = places.extents(places.decoded_b, number)
         if self._model.decoder.reads_byte_states:
             ends = zip(self._rows, counts, strict=True)
-            self.encode([row.encoded + count for row, count in ends], ids_b1)
-            states = self._states.take("states", begins, 1)
-        logits = self._logits(begins, Rows(ids_b1, counts, latent_b1, states), None)
+            new = Rows(ids_b1, counts, extents_2b=places.extents(places.encoded_b, number))
+            self.encode([row.encoded + count for row, count in ends], new)
+            first_b = None if extents_2b is None else extents_2b[0]
+            states = self._states.take("states", begins, 1, first_b)
+        clean = Rows(ids_b1, counts, places.latent_b1, states, extents_2b)
+        logits = self._logits(begins, clean, None)
         for row, count in zip(self._rows, counts, strict=True):
             row.decoded += count
         return logits + self._banned(logits)
@@ -214,7 +238,6 @@ class ModelPasses:
         latents: Latents | None,
     ) -> Tensor:
         """Logits (b, B, V) of the block's rows, after the clean rows [begins, ends), if any."""
-        clean = self._clean_rows(begins, ends, bounds) if any(_counts(begins, ends)) else None
         size = max(len(ids) for ids in block.ids)
         # A row that takes no part stands where its cache ends: no place beyond it exists.
         starts = [
@@ -222,14 +245,32 @@ class ModelPasses:
             for row, start, on in zip(self._rows, block.start, active, strict=True)
         ]
         reads = [latent_before(at, start) for at, start in zip(bounds, starts, strict=True)]
+        before = _counts(begins, ends)
+        cached = [
+            e if n else row.decoded for row, e, n in zip(self._rows, ends, before, strict=True)
+        ]
+        tables: tuple[Table, ...] = (
+            [ids or [0] * size for ids in block.ids],
+            [[start] for start in starts],
+            [[n] if on else [0] for n, on in zip(reads, active, strict=True)],
+            (cached,),
+            ([row for row, on in enumerate(active) if on],),
+        )
+        clean, sent = (
+            self._clean_rows(begins, ends, bounds, *tables)
+            if any(before)
+            else (None, self._sent(*tables))
+        )
+        ids_bB, start_b1, latent_b1, cached_1b, active_1a = sent
         blocks = Blocks(
-            self._tensor([[ids or [0] * size] for ids in block.ids]),
-            self._tensor([[start] for start in starts]),
-            self._tensor([[n] if on else [0] for n, on in zip(reads, active, strict=True)]),
+            ids_bB[:, None],
+            start_b1,
+            latent_b1,
             active=tuple(active),
+            active_a=active_1a[0],
+            cached_b=cached_1b[0],
         )
         output = self._run_decoder(clean, blocks, latents).blocks
-        before = _counts(begins, ends)
         firsts = [start - count for start, count in zip(block.start, before, strict=True)]
         rows = [size + count if on else 0 for count, on in zip(before, active, strict=True)]
         self._count("decoder", "blocks", firsts, rows)
@@ -298,9 +339,16 @@ class ModelPasses:
     # -- what the parts are given ----------------------------------------------------------------
 
     def _clean_rows(
-        self, begins: Sequence[int], ends: Sequence[int], bounds: Sequence[Bounds]
-    ) -> Rows:
-        """Decoder rows [begins, ends), in place of any that are cached from ``begins[b]`` on."""
+        self,
+        begins: Sequence[int],
+        ends: Sequence[int],
+        bounds: Sequence[Bounds],
+        *tables: Table,
+    ) -> tuple[Rows, list[Tensor]]:
+        """Decoder rows [begins, ends), in place of any that are cached from ``begins[b]`` on.
+
+        And other tables for the same pass, which are sent with them.
+        """
         counts = _counts(begins, ends)
         kept = [
             begin if count else row.decoded
@@ -312,14 +360,17 @@ class ModelPasses:
             [latent_before(at, i + 1) for i in range(begin, begin + count)]
             for at, begin, count in zip(bounds, begins, counts, strict=True)
         )
+        ids_br, latent_br, extents_2b, *sent = self._sent(
+            self._ids(begins, counts), reads, (kept, counts), *tables
+        )
         states = None
         if self._model.decoder.reads_byte_states:
-            states = self._states.take("states", begins, max(counts))
-        ids_br, latent_br = self._tensor([self._ids(begins, counts), reads])
-        return Rows(ids_br, counts, latent_br, states)
+            states = self._states.take("states", begins, max(counts), extents_2b[0])
+        return Rows(ids_br, counts, latent_br, states, extents_2b), sent
 
     def _byte_rows(self, begins: Sequence[int], counts: Sequence[int]) -> Rows:
-        return Rows(self._tensor(self._ids(begins, counts)), tuple(counts))
+        ids_br, extents_2b = self._sent(self._ids(begins, counts), (begins, counts))
+        return Rows(ids_br, tuple(counts), extents_2b=extents_2b)
 
     def _ids(self, begins: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
         texts = zip(self._rows, begins, counts, strict=True)
@@ -337,7 +388,8 @@ class ModelPasses:
         """(V): -inf for ids that are never output, 0 for others; in the dtype of ``logits``."""
         if self._ban is None or self._ban.dtype != logits.dtype:
             self._ban = logits.new_zeros(logits.shape[-1])
-            self._ban[list(self._model.scheme.never_output)] = float("-inf")
+            for token in self._model.scheme.never_output:
+                self._ban[token] = float("-inf")
         return self._ban
 
     def _count(self, field: str, part: str, begins: Sequence[int], counts: Sequence[int]) -> None:
@@ -349,8 +401,55 @@ class ModelPasses:
                 read += begin
         self.tally.count(field, part, sum(counts), read)
 
-    def _tensor(self, values: Sequence[object]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
+    def _sent(self, *tables: Table) -> list[Tensor]:
+        """Tables of numbers, the rows of each of one length, as int64 tensors: one copy."""
+        flat = [number for table in tables for row in table for number in row]
+        sent = torch.tensor(flat, dtype=torch.long, device=self._device)
+        shapes = [(len(table), len(table[0])) for table in tables]
+        parts = sent.split([height * width for height, width in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+@attrs.frozen(eq=False)
+class DraftPlaces:
+    """Where the rows of a draft go, on the device, so that its passes send nothing.
+
+    latent_b1: the latent that each reads. decoded_b, encoded_b: rows before the first pass.
+    limits_b: how many ids each batch row gets, of which the first needs no pass.
+    """
+
+    latent_b1: Tensor
+    decoded_b: Tensor
+    encoded_b: Tensor
+    limits_b: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[RowState],
+        limits: Sequence[int],
+        sent: Callable[[Table], list[Tensor]],
+    ) -> DraftPlaces:
+        """Those of drafts that begin at ``rows``; ``sent`` copies a table to the device."""
+        latents = [max(row.latents - 1, 0) for row in rows]
+        begun = [[row.decoded for row in rows], [row.encoded for row in rows]]
+        (table,) = sent([latents, *begun, limits])
+        return cls(table[0, :, None], *table[1:])
+
+    def stopped(self, ended_b: Tensor, number: int) -> DraftPlaces:
+        """The same, where batch rows have ended with id ``number`` of their drafts."""
+        fewer_b = self.limits_b.clamp(max=number).where(ended_b, self.limits_b)
+        return attrs.evolve(self, limits_b=fewer_b)
+
+    def extents(self, begun_b: Tensor, number: int) -> Tensor | None:
+        """(2, b): where the rows of id ``number`` begin, and which batch rows have one.
+
+        None for one text, where nobody asks for them.
+        """
+        if len(begun_b) == 1:
+            return None
+        passed_b = (self.limits_b - 1).clamp(0, number - 1)
+        return torch.stack((begun_b + passed_b, (self.limits_b > number).long()))
 
 
 def take(x_br: Tensor, first_b: Tensor, count: int) -> Tensor:

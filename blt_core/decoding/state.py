@@ -16,7 +16,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from blt_core.decoding.passes import Bounds, ModelPasses, rewind_to, settle_at, take
+from blt_core.decoding.passes import Bounds, ModelPasses, rewind_to, settle_at
 from blt_core.decoding.rows import RowState
 from blt_core.errors import EngineError
 from blt_core.model import Model
@@ -248,12 +248,9 @@ class DecodeState:
     ) -> Tensor:
         """The decoder up to ``ends``, from ``done`` on or from the first row asked for."""
         begins = [min(n, end - on) for n, end, on in zip(done, ends, rows, strict=True)]
-        logits = self._passes.decode(begins, ends, self._bounds(rows), latents)
+        logits = self._passes.decode(begins, ends, rows, self._bounds(rows), latents)
         self._advance(begins, ends, None)
-        skip = [e - b - on for b, e, on in zip(begins, ends, rows, strict=True)]
-        if len(set(skip)) == 1:
-            return logits[:, skip[0] : skip[0] + max(rows)]
-        return take(logits, torch.tensor(skip, device=logits.device), max(rows))
+        return logits
 
     # -- passes over blocks ----------------------------------------------------------------------
 

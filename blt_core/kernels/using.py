@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,8 +87,11 @@ def _completed(found: Choice, weights: dict[str, list[Tensor]], path: Path | Non
     lacking = found.lacking(weights)
     if not lacking:
         return found
+    began = time.perf_counter()
+    some = spread(lacking, cut=True)
+    times = measure(some, budget=BUDGET - (time.perf_counter() - began))
     # What there was no time for is by fixed rule from now on: later runs give the same bytes.
-    found = found.changed_by(measure(spread(lacking, cut=True), budget=BUDGET)).filled(lacking)
+    found = found.changed_by(times).filled(lacking)
     if path is not None:
         try:
             found.write(path)

@@ -1,6 +1,13 @@
 """Torch layers that the model parts share; third-party parts may build on them too."""
 
-from blt_core.nn.attention import attend, attend_blocks, rotary_angles, rotate, span_angles
+from blt_core.nn.attention import (
+    attend,
+    attend_blocks,
+    known_angles,
+    rotary_angles,
+    rotate,
+    span_angles,
+)
 from blt_core.nn.bare import (
     NORM_EPS,
     BareAttention,
@@ -88,6 +95,7 @@ __all__ = [
     "gradient_checkpointing",
     "initialise",
     "is_plain",
+    "known_angles",
     "lane_of",
     "new_span",
     "norm",

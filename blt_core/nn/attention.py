@@ -35,10 +35,15 @@ def span_angles(span: Span, head_dim: int, theta: float) -> Tensor:
     """``rotary_angles`` of a span's rows: (b or 1, r, 1, d/2)."""
     if span.size is None:
         return rotary_angles(span.positions_br, head_dim, theta)
-    table = _angles(_table_rows(span.end), head_dim, theta, span.device)
     if span.start is not None:
+        table = _angles(_table_rows(span.end), head_dim, theta, span.device)
         return table[None, span.start : span.end]
-    return table[span.positions_br]
+    return known_angles(span.positions_br, span.end, head_dim, theta)
+
+
+def known_angles(positions: Tensor, end: int, head_dim: int, theta: float) -> Tensor:
+    """``rotary_angles`` of positions below ``end``, from a table that all passes share."""
+    return _angles(_table_rows(end), head_dim, theta, positions.device)[positions]
 
 
 #: Angles are made for so many positions at first, then for twice as many, and so on.

@@ -13,12 +13,11 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import attrs
-import numpy as np
 import torch
 from torch import Tensor
 
 from blt_core.errors import EngineError
-from blt_core.nn.packing import Packing, row_places
+from blt_core.nn.packing import Packing, row_places, take_rows
 
 if TYPE_CHECKING:
     from blt_core.nn.bare import EndWeights
@@ -91,7 +90,8 @@ class Span:
 
     starts: position of the first new row of each batch row; counts: how many are new. width: r, of
     which rows beyond the count are padding. size: places of the cache's lanes, None without one.
-    packing: between attentions the rows are packed so (None: padded).
+    packing: between attentions the rows are packed so (None: padded). sent_2b: starts and counts,
+    where they are on the device already.
     """
 
     starts: tuple[int, ...]
@@ -101,6 +101,7 @@ class Span:
     device: torch.device
     size: int | None = None
     packing: Packing | None = None
+    sent_2b: Tensor | None = None
 
     @classmethod
     def whole(
@@ -127,6 +128,13 @@ class Span:
         return max(self.starts) + self.width
 
     @cached_property
+    def extents_2b(self) -> Tensor:
+        """(2, b) int64: starts and counts, on the device."""
+        if self.sent_2b is not None:
+            return self.sent_2b
+        return torch.tensor((self.starts, self.counts), device=self.device)
+
+    @cached_property
     def positions_br(self) -> Tensor:
         """(b or 1, r) int64; padding repeats the last valid position."""
         steps = torch.arange(self.width, device=self.device)
@@ -134,10 +142,9 @@ class Span:
             return (steps + self.start)[None]
         if self.size is None:
             return steps[None]
+        starts, counts = self.extents_2b[..., None]
         # So that the softmax of a padding row is never over nothing.
-        last = [max(s + n - 1, 0) for s, n in zip(self.starts, self.counts, strict=True)]
-        bounds = torch.tensor((self.starts, last), device=self.device)[..., None]
-        return torch.minimum(bounds[0] + steps, bounds[1])
+        return torch.minimum(starts + steps, (starts + counts - 1).clamp(min=0))
 
     @cached_property
     def seen(self) -> slice:
@@ -190,14 +197,18 @@ class Span:
     @cached_property
     def slots(self) -> Slots:
         """Where the valid rows of all batch rows go."""
-        counts = np.array(self.counts)
-        batch = np.repeat(np.arange(len(counts)), counts)
-        step = np.arange(len(batch)) - np.repeat(counts.cumsum() - counts, counts)
-        place = (np.repeat(np.array(self.starts), counts) + step) % (self.size or 1)
-        found = torch.from_numpy(np.stack((batch, place, batch * self.width + step)))
-        batch_p, places_p, rows_p = found.to(self.device)
+        (starts, counts), total = self.extents_2b, sum(self.counts)
+        batch_p = torch.repeat_interleave(counts, output_size=total)
+        before = counts.cumsum(0) - counts
+        step_p = torch.arange(total, device=self.device) - before[batch_p]
+        places_p = (starts[batch_p] + step_p) % (self.size or 1)
         whole = all(n == self.width for n in self.counts)
-        return Slots(batch_p, places_p, None if whole else rows_p)
+        return Slots(batch_p, places_p, None if whole else batch_p * self.width + step_p)
+
+    def packed(self) -> Span:
+        """The same, with a packing if there is enough padding."""
+        packing = Packing.of(self.counts, self.width, lambda: self.slots.rows_p)
+        return self if packing is None else attrs.evolve(self, packing=packing)
 
 
 @cache
@@ -267,15 +278,25 @@ class RowCache:
         """Places of each lane."""
         return self._size
 
-    def extend(self, counts: Sequence[int], width: int, device: torch.device) -> Span:
-        """Make room for ``counts[b]`` new rows (padded to ``width``) and say what they see."""
+    def extend(
+        self,
+        counts: Sequence[int],
+        width: int,
+        device: torch.device,
+        extents_2b: Tensor | None = None,
+    ) -> Span:
+        """Make room for ``counts[b]`` new rows (padded to ``width``) and say what they see.
+
+        extents_2b: where they begin and how many they are, if the device knows already.
+        """
         starts = tuple(self.lengths)
         ends = [start + count for start, count in zip(starts, counts, strict=True)]
         fitting = self._fitting(ends)
         if fitting > self._size:
             self._resize(fitting)
         self.lengths = ends
-        return Span(starts, tuple(counts), width, self.window, device, self._size)
+        new = starts, tuple(counts)
+        return Span(*new, width, self.window, device, self._size, sent_2b=extents_2b)
 
     def write(self, lane: str, span: Span, values_br: Tensor, *, heads: bool = False) -> None:
         """Store the new rows ``values_br`` (b, r, …) of one lane.
@@ -305,28 +326,37 @@ class RowCache:
         lanes = self._lanes[lane]
         return lanes.narrow(1, 0, min(self._size, max(self.lengths)))
 
-    def positions(self, device: torch.device) -> Tensor:
-        """(b, t): the position that each place of ``used`` stands for; below 0: for none."""
+    def positions(self, device: torch.device, lengths_b: Tensor | None = None) -> Tensor:
+        """(b, t): the position that each place of ``used`` stands for; below 0: for none.
+
+        lengths_b: how many rows there are, if the device knows already.
+        """
         places = torch.arange(min(self._size, max(self.lengths)), device=device)
-        return ring_positions(self.last(device), places, self._size)
+        return ring_positions(self.last(device, lengths_b), places, self._size)
 
-    def last(self, device: torch.device) -> Tensor:
-        """(b, 1): the position of the last row of each."""
-        return torch.tensor(self.lengths, device=device)[:, None] - 1
+    def last(self, device: torch.device, lengths_b: Tensor | None = None) -> Tensor:
+        """(b, 1): the position of the last row of each; ``lengths_b`` as for ``positions``."""
+        if lengths_b is None:
+            lengths_b = torch.tensor(self.lengths, device=device)
+        return lengths_b[:, None] - 1
 
-    def take(self, lane: str, firsts: Sequence[int], count: int) -> Tensor:
+    def take(
+        self, lane: str, firsts: Sequence[int], count: int, first_b: Tensor | None = None
+    ) -> Tensor:
         """(b, count, …): the rows of one lane at positions ``firsts[b]`` and after it.
 
-        What stands at positions that hold no row is of no meaning.
+        What stands at positions that hold no row is of no meaning. first_b: these positions, if the
+        device knows them already.
         """
         stored, size = self._lanes[lane], self._size
         first = firsts[0]
         place = first % size
         if place + count <= size and all(each == first for each in firsts):
             return stored.narrow(1, place, count)
-        places = [b * size + (f + i) % size for b, f in enumerate(firsts) for i in range(count)]
-        rows = stored.flatten(0, 1).index_select(0, torch.tensor(places, device=stored.device))
-        return rows.view(len(firsts), count, *stored.shape[2:])
+        if first_b is None:
+            first_b = torch.tensor(firsts, device=stored.device)
+        places = (first_b[:, None] + torch.arange(count, device=stored.device)) % size
+        return take_rows(stored, places)
 
     def rows(self, lane: str) -> Tensor:
         """(b · t, …): one lane, batch row after batch row; see ``places``."""
@@ -384,8 +414,9 @@ class RowCache:
             for b, (settled, length) in enumerate(zip(self._settled, self.lengths, strict=True))
         ]
         device = next(iter(self._lanes.values())).device
-        rows = torch.cat([torch.full((end - first,), b) for b, first, end in runs]).to(device)
-        kept = torch.cat([torch.arange(first, end) for _, first, end in runs]).to(device)
+        at: dict[str, Any] = {"device": device}
+        rows = torch.cat([torch.full((end - first,), b, **at) for b, first, end in runs])
+        kept = torch.cat([torch.arange(first, end, **at) for _, first, end in runs])
         for name, lane in self._lanes.items():
             moved = _blank(lane, len(runs), size, heads=_keeps_heads(lane))
             moved.index_put_((rows, kept % size), lane[rows, kept % before])

@@ -111,9 +111,8 @@ class StaticRows(NamedTuple):
         lanes = _lanes(cache, layers)
         if lanes is None:
             return None
-        positions = [[*range(start, start + span.width)] for start in span.starts]
         return cls(
-            torch.tensor(positions, device=span.device),
+            span.positions_br.expand(len(span.starts), -1).contiguous(),
             real_angles(span.end, head_dim, theta, span.device),
             lanes,
             _used(cache, span.end, span.device),
@@ -135,7 +134,7 @@ class StaticRows(NamedTuple):
             lanes,
             _used(cache, max(cache.lengths), device),
             cache.window,
-            cache.last(device),
+            cache.last(device, blocks.cached_b),
         )
 
     def of_layers(self, piece: slice) -> StaticRows:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -232,9 +231,18 @@ class Transformer(nn.Module):
         layers = bare_layers(self.layers, BareLayer.of, BARE_KINDS)
         return LayerCache(layers, batch, self.window, keep, ends)
 
-    def forward(self, x: Tensor, counts: tuple[int, ...], cache: RowCache | None) -> Tensor:
-        """New rows (b, r, D), ``counts[b]`` of them valid, to their states (b, r, D)."""
-        span = new_span(x, counts, cache, self.window)
+    def forward(
+        self,
+        x: Tensor,
+        counts: tuple[int, ...],
+        cache: RowCache | None,
+        extents_2b: Tensor | None = None,
+    ) -> Tensor:
+        """New rows (b, r, D), ``counts[b]`` of them valid, to their states (b, r, D).
+
+        extents_2b: where they begin and how many they are, if the device knows already.
+        """
+        span = new_span(x, counts, cache, self.window, extents_2b)
         return self.run(x, span, cache)
 
     def predict(
@@ -243,9 +251,10 @@ class Transformer(nn.Module):
         counts: tuple[int, ...],
         cache: RowCache | None,
         ends: tuple[nn.Embedding, RMSNorm, Linear],
+        extents_2b: Tensor | None = None,
     ) -> Tensor:
         """Logits (b, r, V) of new ids, with modules before the stack and after it."""
-        span = new_span(ids_br, counts, cache, self.window)
+        span = new_span(ids_br, counts, cache, self.window, extents_2b)
         if isinstance(cache, LayerCache) and cache.ends is not None:
             logits = self._run_compiled(ids_br, span, cache, cache.ends)
             if logits is not None:
@@ -262,9 +271,9 @@ class Transformer(nn.Module):
         ):
             return done
         angles = span_angles(span, self.head_dim, self.rope_theta)
-        packing = Packing.of(span.counts, x.shape[1], x.device)
-        if packing is not None:
-            span, x = attrs.evolve(span, packing=packing), packing.pack(x)
+        span = span.packed()
+        if (packing := span.packing) is not None:
+            x = packing.pack(x)
         if isinstance(cache, LayerCache) and cache.layers and runs_bare(x):
             for index, bare in enumerate(cache.layers):
                 x = bare(x, angles, span, cache, lane_of(index))
@@ -313,12 +322,19 @@ def run_layers(
 
 
 def new_span(
-    x: Tensor, counts: tuple[int, ...], cache: RowCache | None, window: int | None
+    x: Tensor,
+    counts: tuple[int, ...],
+    cache: RowCache | None,
+    window: int | None,
+    extents_2b: Tensor | None = None,
 ) -> Span:
-    """The span of new rows ``x`` (b, r, …), continuing ``cache`` or, without one, from row 0."""
+    """The span of new rows ``x`` (b, r, …), continuing ``cache`` or, without one, from row 0.
+
+    extents_2b: where they begin and how many they are, if the device knows already.
+    """
     if cache is None:
         return Span.whole(counts, x.shape[1], window, x.device)
-    return cache.extend(counts, x.shape[1], x.device)
+    return cache.extend(counts, x.shape[1], x.device, extents_2b)
 
 
 def check_heads(dim: int, heads: int, kv_heads: int) -> None:

@@ -5,7 +5,7 @@ Axes: b batch rows, r rows, p valid rows of all batch rows, one after another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 import torch
@@ -24,13 +24,17 @@ class Packing:
     places_p: Tensor
 
     @classmethod
-    def of(cls, counts: Sequence[int], width: int, device: torch.device) -> Packing | None:
-        """The packing of ``counts[b]`` valid rows each; None if there is too little padding."""
+    def of(
+        cls, counts: Sequence[int], width: int, places: Callable[[], Tensor | None]
+    ) -> Packing | None:
+        """The packing of ``counts[b]`` valid rows each; None if there is too little padding.
+
+        places: gives where they lie, if there is padding; asked for only then.
+        """
         if sum(counts) > (1 - _LEAST_PADDING) * len(counts) * width:
             return None
-        runs = [range(b * width, b * width + count) for b, count in enumerate(counts)]
-        places = torch.cat([torch.arange(run.start, run.stop) for run in runs])
-        return cls(len(counts), width, places.to(device))
+        places_p = places()
+        return None if places_p is None else cls(len(counts), width, places_p)
 
     def pack(self, x_br: Tensor) -> Tensor:
         """(b, r, …) to (1, p, …)."""
@@ -51,12 +55,19 @@ class Subset:
     rows_a: Tensor
 
     @classmethod
-    def of(cls, active: Sequence[bool] | None, device: torch.device) -> Subset | None:
-        """Those that take part; None if too few do not to be worth copies."""
+    def of(
+        cls, active: Sequence[bool] | None, device: torch.device, rows_a: Tensor | None = None
+    ) -> Subset | None:
+        """Those that take part; None if too few do not to be worth copies.
+
+        rows_a: their numbers, if the device knows them already.
+        """
         if active is None or sum(active) > (1 - _LEAST_PADDING) * len(active):
             return None
-        rows = [row for row, on in enumerate(active) if on]
-        return cls(len(active), torch.tensor(rows, dtype=torch.long, device=device))
+        if rows_a is None:
+            rows = [row for row, on in enumerate(active) if on]
+            rows_a = torch.tensor(rows, dtype=torch.long, device=device)
+        return cls(len(active), rows_a)
 
     def take(self, x_b: Tensor) -> Tensor:
         """(b, …) to (a, …)."""

@@ -18,6 +18,10 @@ class Rows:
     that each row reads (decoder only). states_brD: the encoder's byte states, for decoders that
     read them instead of embedding bytes themselves (``reads_byte_states``).
 
+    extents_2b: int64, on the device: where the new rows of each batch row begin, and how many they
+    are. The cache and ``lengths`` say so too; from here it needs no copy to the device. None: there
+    is one text, or nobody sent them.
+
     With a cache the first new row continues where the cache ends; without one it is byte 0.
     """
 
@@ -25,6 +29,7 @@ class Rows:
     lengths: tuple[int, ...]
     latent_br: Tensor | None = None
     states_brD: Tensor | None = None
+    extents_2b: Tensor | None = None
 
 
 @attrs.frozen(eq=False)
@@ -36,6 +41,9 @@ class Blocks:
     see their own block up to themselves only (None: no block is). Row j of a causal block predicts
     the byte after its own, of any other block the byte at its own position. active: which batch
     rows take part (None: all); what comes of the others means nothing, and need not be computed.
+
+    On the device, or None where nobody sent them: active_a, the batch rows that take part;
+    cached_b, how many clean rows the cache holds of each, with those that come with the blocks.
     """
 
     ids_bnB: Tensor
@@ -43,26 +51,34 @@ class Blocks:
     latent_bn: Tensor
     causal_bn: Tensor | None = None
     active: tuple[bool, ...] | None = None
+    active_a: Tensor | None = None
+    cached_b: Tensor | None = None
 
 
 @attrs.frozen(eq=False)
 class Patches:
     """Patches to embed: patch j of row b is bytes [start, start + size) of that row.
 
-    start_bm, size_bm: int64; size 0 is padding. counts: patches of each batch row.
+    start_bm, size_bm: int64; size 0 is padding. counts: patches of each batch row. longest: bytes
+    of the longest (None: nobody counted).
     """
 
     start_bm: Tensor
     size_bm: Tensor
     counts: tuple[int, ...]
+    longest: int | None = None
 
 
 @attrs.frozen(eq=False)
 class Latents:
-    """Global-model inputs or outputs of new patches: values_bmD and the patches of each row."""
+    """Global-model inputs or outputs of new patches: values_bmD and the patches of each row.
+
+    extents_2b: as those of :class:`Rows`, of patches.
+    """
 
     values_bmD: Tensor
     counts: tuple[int, ...]
+    extents_2b: Tensor | None = None
 
 
 @attrs.frozen(eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from math import isnan
 from typing import TYPE_CHECKING
 
 import attrs
@@ -105,9 +104,10 @@ class Sampling:
         if self.greedy:
             # What is no number counts as the highest, so the highest tells of it.
             highest, best = logits_brV.max(-1)
-            if any(isnan(each) for row in highest.tolist() for each in row):
+            read = best.masked_fill(highest.isnan(), -1).tolist()
+            if any(-1 in ids for ids in read):
                 raise RunError(NO_NUMBERS)
-            return [ids[:count] for ids, count in zip(best.tolist(), rows, strict=True)]
+            return [ids[:count] for ids, count in zip(read, rows, strict=True)]
         at = [(row, place) for row, count in enumerate(rows) for place in range(count)]
         scores = self.probabilities(logits_brV).log()
         if len(at) < scores.shape[0] * scores.shape[1]:

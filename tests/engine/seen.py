@@ -38,6 +38,9 @@ DEMANDED = (
     "prompt with NUL",
     "prompt longer than a window",
     "a ring longer than usual",
+    "a rewind by more than a ring holds",
+    "a block whose window lies across the end of a ring",
+    "rows for two rings at once",
     "batch of unequal prompts",
     "patcher entropy",
     "patcher static",
@@ -58,6 +61,7 @@ DEMANDED = (
     "a draft of unequal lengths",
     "EOS ends a draft before its limit",
     "EOS in a draft that is read late",
+    "a tensor for each pass",
     *(f"draft of {length}" for length in range(1, 17)),
 )
 

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blt_core import compiling as compiling_module
+from blt_core.compare import explain
 from blt_core.compiling import PassCompiler, compile_passes
 from blt_core.decoding.engine import Request
 from blt_core.model import Model
@@ -279,9 +280,13 @@ def stack_in_turns(stack: Transformer, x: torch.Tensor, rows: int) -> torch.Tens
 
 
 @NO_COMPILER
-def test_a_compiled_stack_goes_on_over_turns_of_its_ring_and_is_kept(tmp_path, capsys):
+@pytest.mark.parametrize("window", [5, None])
+def test_a_compiled_stack_goes_on_over_turns_of_its_ring_and_growing_lanes_and_is_kept(
+    window, tmp_path, capsys
+):
     torch.manual_seed(0)
-    stack = Transformer(dim=16, layers=1, heads=2, hidden=24, window=5, rope_theta=1e4).double()
+    sizes: dict[str, Any] = {"dim": 16, "layers": 1, "heads": 2, "hidden": 24, "window": window}
+    stack = Transformer(**sizes, rope_theta=1e4).double()
     x = torch.randn(1, 160, 16, dtype=torch.float64)
     folder = tmp_path / "blt-core" / "compiled"
     make_private(folder)
@@ -317,11 +322,14 @@ def test_a_compiled_model_gives_the_same_bytes_and_is_compiled_once(tmp_path, ow
     plain = Pipeline.from_config(tables)
     fast = Pipeline.from_config({**tables, "run": {**tables["run"], "compile": True}})
     prompts = [b"a prompt", b"one that is longer than the windows of its model are, by far"]
-    fast.generate(prompts[0])
-    fast.with_sampler("ar").generate(prompts[0])
+    samplers = ("blt-s draft_bytes=4", "ar", "blt-d block_bytes=4", "blt-dv")
+    for sampler in samplers:
+        fast.with_sampler(sampler).generate(prompts[0], max_new_bytes=20)
+    fast.generate(prompts, max_new_bytes=20)
     assert "a pass is compiled" in capsys.readouterr().err
+    # Turns of rings, lanes that grow, other prompts and drafts: nothing is compiled for them.
     for prompt in prompts:
-        for sampler in ("blt-s draft_bytes=4", "ar", "blt-d block_bytes=4", "blt-dv"):
+        for sampler in samplers:
             made, wanted = (
                 each.with_sampler(sampler).generate(prompt, max_new_bytes=200)
                 for each in (fast, plain)
@@ -329,6 +337,24 @@ def test_a_compiled_model_gives_the_same_bytes_and_is_compiled_once(tmp_path, ow
             assert (made.ids, made.passes) == (wanted.ids, wanted.passes)
     made, wanted = (each.generate(prompts, max_new_bytes=60) for each in (fast, plain))
     assert [each.ids for each in made] == [each.ids for each in wanted]
+    assert "a pass is compiled" not in capsys.readouterr().err
+
+
+@NO_COMPILER
+@pytest.mark.nightly(reason="a whole model is compiled, twice: some minutes")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_in_fewer_digits_compiled_passes_part_from_others_at_near_ties_alone(
+    dtype, tmp_path, own_cache
+):
+    checkpoint = str(write_checkpoint(tmp_path / "model"))
+    run = {"checkpoint": checkpoint, "dtype": dtype, "max_new_bytes": 200}
+    plain = Pipeline.from_config({"schema": 1, "run": run})
+    fast = Pipeline.from_config({"schema": 1, "run": {**run, "compile": True}})
+    for prompt in (b"a prompt", b"another one, which is longer", b"", b"0123456789" * 8):
+        made, wanted = (each.generate(prompt).ids for each in (fast, plain))
+        if made != wanted:
+            difference = explain(plain.model, prompt, wanted, made)
+            assert difference.near_tie, difference
 
 
 def test_without_a_compiler_one_warning_is_given_and_nothing_is_compiled(monkeypatch, capsys):

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blt_core.decoding.state import DecodeState
+from blt_core.nn.cache import ring_size
 from blt_core.testing.reference import block_logits, row_logits, true_flags
 from tests.engine import models
 from tests.engine.programs import Machine, same_logits
+from tests.engine.seen import saw
 from tests.engine.strategies import denoising_indices, examples, model_indices, programs, prompts
 from tests.nightly import nightly_or
 
@@ -56,21 +58,30 @@ def test_long_texts_byte_by_byte_equal_the_full_forward(index):
     flags = true_flags(model, ids)
     want = row_logits(model, ids, flags)
     state = DecodeState(model, [ids[1:5], ids[1:2]], [400, 400])
-    short = 20
+    window = models.shape(index).decoder_window
+    ring, short, new = ring_size(window or 0), 20, 1
+    many = 2 * ring  # of which a true pass reads all at once, amid the text
     while (n := state.lengths[0]) < len(ids):
         on = state.lengths[1] < short
-        got = state.next_logits([1, int(on)])
-        same_logits(model, got[0, 0], want[n - 1])
+        got = state.next_logits([new, int(on)])
+        same_logits(model, got[0, :new], want[n - new : n])
         if on:
             same_logits(model, got[1, 0], want[state.lengths[1] - 1])
-        if model.decoder.denoises and n % 13 == 0:
-            _check_blocks(state, model, ids[:n], flags[: n + 1], n)
-        state.append([ids[n : n + 1 + n % 3], ids[state.lengths[1] :][: int(on)]])
+        if model.decoder.denoises and (n % 13 == 0 or 0 < n % ring < 4):
+            start = _check_blocks(state, model, ids[:n], flags[: n + 1], n)
+            across = window and (start - window) // ring != (start - 1) // ring
+            saw("a block whose window lies across the end of a ring", across)
+        step = 1 + n % 3
+        if n > short and many:
+            step, many = many, 0
+            saw("rows for two rings at once")
+        new = min(step, len(ids) - n)
+        state.append([ids[n : n + new], ids[state.lengths[1] :][: int(on)]])
         state.settle()
 
 
 def _check_blocks(state, model, ids, flags, number):
-    """A block at each kind of start on the long row, the short one idle."""
+    """A block at each kind of start on the long row, the short one idle; where it starts."""
     start, closure = (("aligned", "none"), FORCED, ("frontier", "none"))[number // 13 % 3]
     block = state.open_block(12, start=start, closure=closure, active=[True, False])
     got = state.denoise(block)[0]
@@ -78,3 +89,4 @@ def _check_blocks(state, model, ids, flags, number):
         flags = [*flags[:-1], True]
     want = block_logits(model, ids, flags, block.ids[0], block.start[0])
     same_logits(model, got, want)
+    return block.start[0]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 from random import Random
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from blt_core.errors import EngineError
 from blt_core.nn import RowCache, Span, attend
 from blt_core.nn.cache import SLACK, ring_size
 from tests.engine.layouts import TOLERANCE
@@ -72,12 +74,16 @@ def test_a_cache_that_settles_and_grows_equals_dense_windows(window, kv_heads, h
     cache, settled = RowCache(batch, window), [0] * batch
     patience = rng.choice((2, 2, 60))  # passes between promises
     speed = [rng.choice((1, 3, 9)) for _ in range(batch)]
+    # Once, more rows than a ring holds come at a time.
+    long, many = rng.randrange(40, 100), 2 * ring_size(window or 0)
     while max(cache.lengths) < most:
         starts = list(cache.lengths)
         counts = [
             min(rng.randint(0, s), most - at) if rng.randrange(4) else 0
             for s, at in zip(speed, starts, strict=True)
         ]
+        if starts[0] >= long and many:
+            counts[0], many = min(many, most - starts[0]), 0
         if not any(counts):
             continue
         width = max(counts) + rng.randrange(2)
@@ -96,19 +102,17 @@ def test_a_cache_that_settles_and_grows_equals_dense_windows(window, kv_heads, h
             keys, values = (cache.read(lane, span) for lane in ("k", "v"))
         got = attend(chunk(q), keys, values, span)
         assert got.isfinite().all()
+        saw("a ring longer than usual", window and cache.size > ring_size(window))
         for b, (at, count) in enumerate(zip(starts, counts, strict=True)):
             assert_close(got[b, :count], want[b, at : at + count], **TOLERANCE)
-        if rng.randrange(3) == 0:
-            cache.rewind(
-                [rng.randint(max(s, n - 5), n) for s, n in zip(settled, cache.lengths, strict=True)]
-            )
+        rewind_some(cache, window, rng, settled)
         if rng.randrange(patience) == 0:
             settled = [
                 max(s, n - rng.randint(0, 6)) for s, n in zip(settled, cache.lengths, strict=True)
             ]
             cache.settle(settled)
+            check_size(cache, window, settled)
         check_places(cache, k, window, rng, settled)
-        check_size(cache, window, settled)
     if window is None:
         assert cache.nbytes <= 2 * (k.nbytes + v.nbytes), "half of a lane is used"
     else:
@@ -144,10 +148,23 @@ def test_lanes_keep_their_order_in_memory_whatever_is_done_to_them(window, heads
             assert all((at[i] == text[i]).all() for i in range(first, len(text)))
 
 
+def rewind_some(cache, window, rng, settled):
+    """By a few rows or none, or by all that are unsettled; by one more is refused."""
+    if settled[0]:
+        with pytest.raises(EngineError, match=f"rows below {settled[0]} are settled"):
+            cache.rewind([settled[0] - 1, *cache.lengths[1:]])
+    if rng.randrange(3):
+        return
+    ends, far = tuple(cache.lengths), rng.randrange(8) == 0
+    both = zip(settled, ends, strict=True)
+    cache.rewind([s if far else rng.randint(max(s, n - 5), n) for s, n in both])
+    deepest = max(n - s for n, s in zip(ends, cache.lengths, strict=True))
+    saw("a rewind by more than a ring holds", window and deepest > ring_size(window))
+
+
 def check_size(cache, window, settled):
     """A window bounds the lanes, unless much is unsettled."""
     unsettled = max(n - s for s, n in zip(settled, cache.lengths, strict=True))
-    saw("a ring longer than usual", window is not None and unsettled > SLACK)
     if window is not None and unsettled <= SLACK:
         assert cache.used("k").shape[1] <= 2 * ring_size(window)
 

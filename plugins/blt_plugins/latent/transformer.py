@@ -59,7 +59,8 @@ class GlobalTransformer(nn.Module):
 
     def forward(self, embeddings: Latents, cache: RowCache | None) -> Tensor:
         """Latents (b, m, D) of new patches."""
-        return self.stack(embeddings.values_bmD, embeddings.counts, cache)
+        counts, extents_2b = embeddings.counts, embeddings.extents_2b
+        return self.stack(embeddings.values_bmD, counts, cache, extents_2b)
 
 
 GLOBAL_TRANSFORMER = Component(

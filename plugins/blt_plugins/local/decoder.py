@@ -42,6 +42,7 @@ from blt_core.nn import (
     check_heads,
     end_weights,
     initialise,
+    known_angles,
     lane_of,
     new_span,
     norm,
@@ -209,7 +210,7 @@ class LocalDecoder(nn.Module):
         rows = cache.rows if cache is not None else None
         x, row_plan, span = None, None, None
         if clean is not None:
-            span = new_span(clean.ids_br, clean.lengths, rows, self.window)
+            span = new_span(clean.ids_br, clean.lengths, rows, self.window, clean.extents_2b)
         if rows is not None and self.compiles is not None:
             done = self._run_compiled(clean, span, blocks, slots, memory, rows)
             if done is not None:
@@ -281,13 +282,9 @@ class LocalDecoder(nn.Module):
         x = clean.states_brD if self.embed is None else self.embed(clean.ids_br)
         angles = span_angles(span, self.head_dim, self.rope_theta)
         places = memory.places(clean.latent_br)
-        packing = None if cache is None else Packing.of(clean.lengths, x.shape[1], x.device)
-        if packing is not None:
-            span, x, places = (
-                attrs.evolve(span, packing=packing),
-                packing.pack(x),
-                packing.pack(places),
-            )
+        span = span if cache is None else span.packed()
+        if (packing := span.packing) is not None:
+            x, places = packing.pack(x), packing.pack(places)
         return x, RowPlan(span, angles, places)
 
     def _plan_blocks(
@@ -297,18 +294,20 @@ class LocalDecoder(nn.Module):
         if cache is None:  # neighbours see nearly the same keys
             blocks, order_bn = sort_blocks(blocks)
         device, size = blocks.start_bn.device, blocks.ids_bnB.shape[2]
-        subset = None if cache is None else Subset.of(blocks.active, device)
+        subset = None if cache is None else Subset.of(blocks.active, device, blocks.active_a)
         take = subset.take if subset is not None else _as_it_is
         start_bn = take(blocks.start_bn)
         positions = start_bn[..., None] + torch.arange(size, device=device)
-        angles = rotary_angles(positions, self.head_dim, self.rope_theta)
+        sizes = self.head_dim, self.rope_theta
         sight: BlockSight
         if cache is None:
+            angles = rotary_angles(positions, *sizes)
             sight = whole_sight(
                 blocks, window=self.window, rows=clean.shape[1], dtype=product_dtype(clean)
             )
         else:
-            keys_bnt = take(cache.positions(device))[:, None]
+            angles = known_angles(positions, max(cache.lengths) + size, *sizes)
+            keys_bnt = take(cache.positions(device, blocks.cached_b))[:, None]
             causal_bn = None if blocks.causal_bn is None else take(blocks.causal_bn)
             sight = BlockMasks(*block_masks(start_bn, causal_bn, size, keys_bnt, self.window))
         places_bn = take(memory.places(blocks.latent_bn))

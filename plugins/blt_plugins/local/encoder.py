@@ -105,7 +105,7 @@ class LocalEncoder(nn.Module):
 
     def byte_states(self, rows: Rows, cache: RowCache | None) -> Tensor:
         """(b, r, D): causal states of new bytes."""
-        span = new_span(rows.ids_br, rows.lengths, cache, self.stack.window)
+        span = new_span(rows.ids_br, rows.lengths, cache, self.stack.window, rows.extents_2b)
         x = self.embed(rows.ids_br)
         if self.ngrams is not None:
             x = x + self.ngrams(rows.ids_br, span, cache)
@@ -151,7 +151,8 @@ def patch_places(patches: Patches, rows: int) -> tuple[Tensor, Tensor]:
     A padding patch of size 0 counts as its first row, so that nothing is pooled over nothing.
     """
     sizes = patches.size_bm.clamp(min=1)
-    offsets = torch.arange(int(sizes.max()), device=sizes.device)
+    longest = int(sizes.max()) if patches.longest is None else max(patches.longest, 1)
+    offsets = torch.arange(longest, device=sizes.device)
     inside = offsets < sizes[..., None]
     return (patches.start_bm[..., None] + offsets).clamp(max=rows - 1), inside
 

@@ -10,7 +10,16 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from blt_core.nn import Linear, RMSNorm, RowCache, check_heads, norm, product, row_places
+from blt_core.nn import (
+    Linear,
+    RMSNorm,
+    RowCache,
+    check_heads,
+    new_span,
+    norm,
+    product,
+    row_places,
+)
 from blt_core.types import Latents
 
 
@@ -112,7 +121,7 @@ class LatentMemory:
         self._new = 0 if latents is None else latents.values_bmD.shape[1]
         self._cache = cache
         self._span = (
-            cache.extend(latents.counts, latents.values_bmD.shape[1], latents.values_bmD.device)
+            new_span(latents.values_bmD, latents.counts, cache, None, latents.extents_2b)
             if cache is not None and latents is not None
             else None
         )

@@ -79,13 +79,14 @@ class HashNgrams(nn.Module):
                 cache.write("symbols", span, symbols_br)
             return nn.functional.pad(symbols_br, (context, 0))
         cache.write("symbols", span, symbols_br)
-        firsts = [start - context for start in span.starts]
-        stored = cache.take("symbols", firsts, context + symbols_br.shape[1])
+        firsts, count = [start - context for start in span.starts], context + symbols_br.shape[1]
+        first_b = None if span.start is not None else span.extents_2b[0] - context
+        stored = cache.take("symbols", firsts, count, first_b)
         if min(firsts) >= 0:
             return stored
-        begun = torch.tensor(firsts, device=stored.device)[:, None]
-        begun = begun + torch.arange(stored.shape[1], device=stored.device)
-        return stored.masked_fill(begun < 0, 0)
+        places = torch.arange(count, device=stored.device)
+        positions = places + (firsts[0] if first_b is None else first_b[:, None])
+        return stored.masked_fill(positions < 0, 0)
 
 
 def _hashes(symbols: Tensor, sizes: Sequence[int], base: int) -> Iterator[tuple[int, Tensor]]:

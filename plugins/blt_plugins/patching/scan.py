@@ -107,7 +107,10 @@ def _since(opens_br: Tensor, begun_b: Tensor) -> Tensor:
 def scan(
     rows: Rows, history: PatchHistory[PatchState] | None, max_patch_bytes: int | None, wants: Rule
 ) -> Tensor:
-    """Flags (b, r) of the new bytes: set by the rule, after BOS, and where a patch is full."""
+    """Flags (b, r) of the new bytes: set by the rule, after BOS, and where a patch is full.
+
+    With a history they are on the CPU, where they were found.
+    """
     ids = rows.ids_br.tolist()
     flags = [[False] * rows.ids_br.shape[1] for _ in rows.lengths]
     for b, count in enumerate(rows.lengths):
@@ -121,4 +124,5 @@ def scan(
             first = False
             flags[b][i] = opens
             past.append((size, mark, opens))
-    return torch.tensor(flags, dtype=torch.bool, device=rows.ids_br.device)
+    found = torch.tensor(flags, dtype=torch.bool)
+    return found if history is not None else found.to(rows.ids_br.device)
