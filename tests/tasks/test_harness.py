@@ -19,6 +19,7 @@ from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.running import run_task
 from blt_core.evaluation.store import Store
 from blt_plugins.tasks.harness import ByteModel, _group_figures
+from blt_plugins.tasks.held_out import HeldOut, HeldOutParams
 from blt_plugins.tasks.lm_eval import LmEval, LmEvalParams
 
 CHOICES = [
@@ -103,7 +104,7 @@ def test_choices_are_made_by_likelihood(pipeline, yaml):
     assert model.passes is None
 
 
-def test_rolling_bits_are_those_of_held_out_text_without_eos(pipeline, yaml):
+def test_rolling_bits_are_those_of_held_out_text_without_eos(pipeline, yaml, tmp_path):
     [found] = run(pipeline, yaml, "our_rolling")
     texts = [each["text"] for each in TEXTS]
     assert max(len(text.encode()) for text in texts) > pipeline.model.context_bytes
@@ -113,6 +114,13 @@ def test_rolling_bits_are_those_of_held_out_text_without_eos(pipeline, yaml):
     assert scores["bits_per_byte"].value == pytest.approx(bits, rel=1e-12)
     assert scores["byte_perplexity"].value == pytest.approx(2**bits, rel=1e-12)
     assert scores["bits_per_byte"].low < bits < scores["bits_per_byte"].high
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "texts" / f"{number}.txt").write_text(text)
+    task = HeldOut(HeldOutParams(path=str(tmp_path / "texts")), BuildContext())
+    [held_out] = run_task(pipeline, "held-out", task, [], RunOptions())
+    without = held_out.samplers[0].scores["bits_per_byte_without_eos"].value
+    assert scores["bits_per_byte"].value == pytest.approx(without, rel=1e-12)
 
 
 def test_texts_are_generated_by_each_sampler(pipeline, yaml):

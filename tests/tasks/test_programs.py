@@ -13,10 +13,8 @@ from blt_core.component import BuildContext
 from blt_core.errors import DataError
 from blt_core.evaluation.options import RunOptions
 from blt_core.evaluation.running import run_task
-from blt_core.evaluation.sandbox import why_not
 from blt_plugins.tasks.programs import ProgramParams, make_humaneval, make_mbpp, pass_at
-
-needs_namespaces = pytest.mark.skipif(bool(why_not()), reason=f"no namespaces here: {why_not()}")
+from tests.tasks.namespaces import needs_namespaces
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from blt_core.evaluation.running import run_task
 from blt_core.execution import AtHand, torch_threads
 from blt_core.pipeline import Pipeline
 from blt_core.published import SCALES
+from tests.tasks.namespaces import needs_namespaces
 
 PROMPTS = [b"def f(x):", b"import os\n", b"x = ", b"class A:\n    def", b"for i in", b"", b"print("]
 
@@ -364,7 +365,10 @@ def test_a_picture_is_drawn_of_each_part(pipeline, tmp_path):
     paths = [tmp_path / "frontier.png", tmp_path / "frontier.svg"]
     draw(found, paths)
     assert paths[0].read_bytes().startswith(b"\x89PNG")
-    assert "sizes/first, 1 items" in paths[1].read_text() or "<svg" in paths[1].read_text()
+    shown = paths[1].read_text()
+    for each in found:
+        assert f"{each.name}, {each.items} items" in shown
+    assert "blt-s draft_bytes=3" in shown
     assert sorted(tmp_path.iterdir()) == paths
 
 
@@ -404,9 +408,12 @@ def test_the_command_prints_a_table_and_the_record_that_scripts_rely_on(
         assert {"value", "low", "high"} == set(each["scores"]["bleu"])
         for key in ("n_dec", "n_enc", "gigabytes", "bytes_per_second", "agreement", "repeats"):
             assert each[key] >= 0
+        assert each["relative_gigabytes"] > 0
+        assert each["relative_gigabytes_paper"] > 0
         assert each["identical_to_ar"] is True
-    names = [each["name"] for each in record["tasks"][-1]["samplers"]]
-    assert names == ["ar", "blt-s"]
+    named = [(each["name"], each["spec"]) for each in record["tasks"][-1]["samplers"]]
+    assert named == [("ar", "ar"), ("blt-s", "blt-s draft_bytes=2")]
+    assert record["tasks"][-1]["samplers"][0]["relative_gigabytes"] == 1
 
 
 def test_an_executor_answers_as_this_process_does(blt, checkpoint, pairs, tmp_path):
@@ -488,7 +495,9 @@ def test_held_out_text_as_a_task_is_what_evaluate_scores(blt, checkpoint, tmp_pa
     done = blt("evaluate", checkpoint, "--task", f"held-out path={folder}", "--json")
     scores = json.loads(done.out)["tasks"][0]["samplers"][0]["scores"]
     plain = json.loads(blt("evaluate", checkpoint, folder, "--rounds", "0", "--json").out)
-    assert scores["bits_per_byte"]["value"] == pytest.approx(plain["bits_per_byte"], rel=1e-5)
+    for name in ("bits_per_byte", "bits_per_byte_without_eos"):
+        assert scores[name]["value"] == pytest.approx(plain[name], rel=1e-5)
+    assert plain["bits_per_byte_without_eos"] < plain["bits_per_byte"]
 
 
 def test_programs_run_only_where_they_are_allowed(checkpoint, write, capsys):
@@ -501,3 +510,25 @@ def test_programs_run_only_where_they_are_allowed(checkpoint, write, capsys):
     assert run_command([*arguments, "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)["tasks"][0]["samplers"][0]["scores"]
     assert set(scores) == {"python", "bits_per_byte"}
+
+
+@needs_namespaces
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_the_command_runs_programs_and_tells_in_which_sandbox(checkpoint, write, capsys, unsafe):
+    rest = {"prompt": "def f():\n", "entry_point": "f"}
+    whole = {**rest, "task_id": "a/0", "test": "def check(f):\n    pass"}
+    wrong = {**rest, "task_id": "a/1", "test": "def check(f):\n    assert 0"}
+    problems = write("problems.jsonl", [whole, wrong])
+    shown = {"text": "", "code": "pass", "test_setup_code": "", "test_list": ["assert 1"]}
+    basic = write("mbpp.jsonl", [{**shown, "task_id": number} for number in (2, 3, 4, 11)])
+    tasks = (f"humaneval path={problems}", f"mbpp path={basic}")
+    arguments = ["evaluate", str(checkpoint), "--allow-code-execution", "--json"]
+    for task in tasks:
+        arguments += ["--task", f"{task} max_new_bytes=4 seconds=20"]
+    assert run_command([*arguments, "--unsafe-no-sandbox"] if unsafe else arguments) == 0
+    found = json.loads(capsys.readouterr().out)["tasks"]
+    assert [(each["task"], each["items"]) for each in found] == [("humaneval", 2), ("mbpp", 1)]
+    for each in found:
+        assert each["sandbox"] == ("none" if unsafe else "namespaces")
+        assert 0 <= each["samplers"][0]["scores"]["pass@1"]["value"] <= 1
+    assert found[0]["samplers"][0]["scores"]["pass@1"]["value"] <= 0.5, "one cannot be solved"

@@ -11,9 +11,9 @@ import pytest
 
 from blt_core.errors import DataError
 from blt_core.evaluation import sandbox
-from blt_core.evaluation.sandbox import Sandbox, make_sandbox, why_not
+from blt_core.evaluation.sandbox import Sandbox, make_sandbox
+from tests.tasks.namespaces import needs_namespaces
 
-needs_namespaces = pytest.mark.skipif(bool(why_not()), reason=f"no namespaces here: {why_not()}")
 SECONDS = 3.0
 
 PASSING = {
@@ -21,6 +21,7 @@ PASSING = {
     "a test": "def f(x):\n    return x + 1\nassert f(1) == 2",
     "modules": "import decimal, hashlib, math, random, re, sqlite3\nassert math.pi > 3",
     "its own files": "open('/tmp/x', 'w').write('a')\nassert open('/tmp/x').read() == 'a'",
+    "an empty folder": "import os\nassert os.listdir('/tmp') == os.listdir('.') == []",
     "output": "import sys\nprint('x' * 10**6)\nsys.stderr.write('y' * 10**6)",
     "an attempt on its parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
     "threads": "import threading\nfor _ in range(5):\n    threading.Thread(target=print).start()",
@@ -305,13 +306,17 @@ def test_an_attack_fails_and_leaves_nothing(name, canary, jail):
 
 @needs_namespaces
 @pytest.mark.parametrize("name", LOOKS)
-def test_what_looks_for_what_vouches_is_refused_and_would_find_it(name, tmp_path, monkeypatch):
+def test_what_looks_for_what_vouches_is_refused_and_would_find_it(name, canary, jail, monkeypatch):
     program = LOOKS[name] + OPEN_LOCKS
+    began = time.monotonic()
     assert not Sandbox(seconds=SECONDS).passes(program)
     assert not Sandbox(seconds=SECONDS).passes(DISARMING + program)
+    assert time.monotonic() - began < 2 * (SECONDS + 2)
+    assert not processes_of(jail)
+    assert canary.read_text() == "alive"
     source = Path(sandbox._JAIL).read_text()
     assert source.count("        hide()\n") == 1
-    bare = tmp_path / "jail.py"
+    bare = jail.with_name("bare.py")
     bare.write_text(source.replace("        hide()\n", ""))
     monkeypatch.setattr(sandbox, "_JAIL", bare)
     assert Sandbox(seconds=20).passes(program)

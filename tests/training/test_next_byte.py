@@ -90,3 +90,4 @@ def test_a_scorer_that_knows_nothing_costs_log2_of_the_ids(model):
     text = b"x" * 63
     result = evaluate_scorer(scorer, [batch_of([text], model)], model.scheme)
     assert result.bits_per_byte == pytest.approx(math.log2(259) * 64 / 63)
+    assert result.bits_per_byte_without_eos == pytest.approx(math.log2(259))

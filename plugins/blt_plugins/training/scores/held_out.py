@@ -29,13 +29,15 @@ class HeldOut:
 
     bits_per_byte: nats of all bytes and EOS, by ln 2 and the number of bytes. top1: share of bytes
     and EOS that the model would output greedily. mean_patch_bytes: of the patches
-    after BOS.
+    after BOS. bits_per_byte_without_eos: by the nats of the bytes alone, as rolling perplexity
+    elsewhere.
     """
 
     bits_per_byte: float
     bytes: int
     top1: float
     mean_patch_bytes: float | None = None
+    bits_per_byte_without_eos: float | None = None
 
 
 @torch.no_grad()
@@ -84,24 +86,26 @@ def _bytes(batch: Batch, scheme: IdScheme) -> Tensor:
 
 def _sums(
     logits: Callable[[Batch], Tensor], batches: Iterable[Batch], scheme: IdScheme
-) -> tuple[float, int, int, int]:
-    """Nats; then how many targets are bytes, how many are named right, and how many there are."""
-    nats, size, right, scored = 0.0, 0, 0, 0
+) -> tuple[float, float, int, int, int]:
+    """Nats, those of EOS; targets that are bytes, that are named right, and how many there are."""
+    nats, ends, size, right, scored = 0.0, 0.0, 0, 0, 0
     for batch in batches:
         targets = batch.targets_br.flatten()
         found = logits(batch).flatten(0, 1)
         found = found if found.dtype == torch.float64 else found.float()
         losses = functional.cross_entropy(found, targets, ignore_index=UNSCORED, reduction="none")
         nats += float(losses.cpu().double().sum())
+        ends += float(losses[targets == scheme.eos].cpu().double().sum())
         right += int((greedy_ids(found, scheme) == targets).sum())
         scored += int((targets != UNSCORED).sum())
         size += int(_bytes(batch, scheme).sum())
-    return nats, size, right, scored
+    return nats, ends, size, right, scored
 
 
 def _score(sums: Sequence[float]) -> HeldOut:
     """The score of what :func:`_sums` gives, added up; a mean of processes may round counts."""
-    nats, (size, right, scored) = sums[0], map(round, sums[1:])
+    (nats, ends), (size, right, scored) = sums[:2], map(round, sums[2:])
     if size == 0:
         raise DataError("no held-out text to score: the documents are empty")
-    return HeldOut(nats / math.log(2) / size, size, right / scored)
+    bits, bits_of_bytes = (each / math.log(2) / size for each in (nats, nats - ends))
+    return HeldOut(bits, size, right / scored, bits_per_byte_without_eos=bits_of_bytes)
