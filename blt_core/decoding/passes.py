@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from blt_core.decoding.rows import RowState, Tally, latent_before
-from blt_core.errors import NO_NUMBERS, RunError
+from blt_core.errors import NO_NUMBERS, EngineError, RunError
 from blt_core.faults import broken
 from blt_core.model import Model
 from blt_core.nn import RowCache
@@ -124,7 +124,9 @@ class ModelPasses:
         states = self._states.take("states", firsts, count, first_1b[0])
         embeddings = self._model.encoder.patch_embeddings(states, patches)
         part, shape = self._model.global_model, (len(counts), max(counts))
-        values = part.forward(Latents(embeddings, counts, extents_2b), self._global)
+        closed = [bisect_left(row.starts, row.settled) for row in self._rows]
+        known = extents_2b, self._promise(done, closed)
+        values = part.forward(Latents(embeddings, counts, *known), self._global)
         if not isinstance(values, Tensor) or values.shape[:2] != shape:
             raise broken(
                 part,
@@ -133,7 +135,7 @@ class ModelPasses:
             )
         self._check_lengths("global_model", self._global, _sums(done, counts))
         self._count("encoder", "global_model", done, counts)
-        return Latents(values, counts, extents_2b)
+        return Latents(values, counts, *known)
 
     def decode(
         self,
@@ -239,6 +241,10 @@ class ModelPasses:
     ) -> Tensor:
         """Logits (b, B, V) of the block's rows, after the clean rows [begins, ends), if any."""
         size = max(len(ids) for ids in block.ids)
+        if any(len(ids) not in (0, size) for ids in block.ids):
+            raise EngineError(
+                f"the rows of a block have {[*map(len, block.ids)]} ids, not one size"
+            )
         # A row that takes no part stands where its cache ends: no place beyond it exists.
         starts = [
             start if on else row.decoded
@@ -366,11 +372,18 @@ class ModelPasses:
         states = None
         if self._model.decoder.reads_byte_states:
             states = self._states.take("states", begins, max(counts), extents_2b[0])
-        return Rows(ids_br, counts, latent_br, states, extents_2b), sent
+        known = extents_2b, self._promise(kept, [row.settled for row in self._rows])
+        return Rows(ids_br, counts, latent_br, states, *known), sent
 
     def _byte_rows(self, begins: Sequence[int], counts: Sequence[int]) -> Rows:
         ids_br, extents_2b = self._sent(self._ids(begins, counts), (begins, counts))
-        return Rows(ids_br, tuple(counts), extents_2b=extents_2b)
+        settled = self._promise(begins, [row.prompt for row in self._rows])
+        return Rows(ids_br, tuple(counts), extents_2b=extents_2b, settled=settled)
+
+    @staticmethod
+    def _promise(begins: Sequence[int], settled: Sequence[int]) -> tuple[int, ...] | None:
+        """Where no rewind goes below, for the first rows of all texts."""
+        return None if any(begins) else tuple(settled)
 
     def _ids(self, begins: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
         texts = zip(self._rows, begins, counts, strict=True)

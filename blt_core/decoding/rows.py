@@ -60,6 +60,7 @@ class RowState:
     the rest stale or provisional. A row is true if its flag was known and all rows before it were
     true. settled: no rewind goes below the patch that starts here. committed: ids that were
     there at the last ``commit``; dropped: the last of them, which rewinds have cut off since.
+    prompt: ids of the prompt, BOS included, into which no rewind goes once it is read.
     """
 
     ids: list[int]
@@ -71,6 +72,7 @@ class RowState:
     settled: int = 0
     committed: int = 0
     dropped: list[int] = attrs.field(factory=list)
+    prompt: int = 0
     tally: Tally = attrs.field(factory=Tally)
 
     @property
@@ -86,6 +88,20 @@ class RowState:
     def start_before(self, position: int) -> int:
         """The first byte of the patch of an id, or of the last one, as far as flags are known."""
         return self.starts[bisect_right(self.starts, min(position, len(self.ids) - 1)) - 1]
+
+    @property
+    def kept(self) -> int:
+        """How many ids no rewind cuts: up to the first of the settled patch, and a read prompt.
+
+        The first byte of the settled patch stays, so that its patch is that of the last id.
+        """
+        read = self.scored or self.encoded or self.decoded
+        return max(self.settled + 1, self.prompt if read else 0)
+
+    def settle_prompt(self) -> None:
+        """Settle the patch that the prompt ends in, once its flags are known."""
+        if self.scored >= self.prompt - 1:
+            self.settled = max(self.settled, self.start_before(self.prompt - 1))
 
     def copy(self) -> RowState:
         """A row of its own with the same text and the same progress."""
@@ -115,6 +131,7 @@ class RowState:
             self.dropped[:0] = self.ids[length:intact]
         del self.ids[length:]
         del self.starts[bisect_right(self.starts, length) :]
+        self.prompt = min(self.prompt, length)
         self.scored = min(self.scored, length)
         self.encoded = min(self.encoded, length)
         self.decoded = min(self.decoded, length)

@@ -57,13 +57,15 @@ class DecodeState:
         keeps_predictions: bool = False,
     ) -> None:
         self._model = model
-        self._rows = [RowState([model.scheme.bos, *prompt]) for prompt in prompts]
+        texts = [[model.scheme.bos, *prompt] for prompt in prompts]
+        self._rows = [RowState(ids, prompt=len(ids)) for ids in texts]
         self._passes = ModelPasses(model, self._rows)
         self._remaining = list(limits)
         self._fresh = True
         self._block: OpenBlock | None = None
         self._begun: list[bool] = []
         self._edits = 0
+        self._promised = [0] * len(texts)  # where caches were settled
         self._attached: dict[int, tuple[object, Cache]] = {}
         self._predicted: Predicted | None = None
         self._keeps_predictions = keeps_predictions
@@ -142,11 +144,10 @@ class DecodeState:
     def rewind(self, lengths: Sequence[int]) -> None:
         """Cut each batch row back to ``lengths[b]`` ids (longer than it is: no change)."""
         for index, (row, length) in enumerate(zip(self._rows, lengths, strict=True)):
-            # The first byte of the settled patch stays, so that its patch is that of the last id.
-            if length <= row.settled:
+            if length < row.kept:
                 raise EngineError(
                     f"batch row {index}: cannot rewind to {length} ids; "
-                    f"the first {row.settled + 1} are settled"
+                    f"the first {row.kept} are settled"
                 )
         self._drop_provisional()
         self._edits += 1
@@ -163,14 +164,15 @@ class DecodeState:
 
         upto: positions, a batch row each, above which nothing is promised.
         """
-        before = [row.settled for row in self._rows]
         for index, row in enumerate(self._rows):
             last = row.open_start if upto is None else row.start_before(upto[index])
             row.settled = max(row.settled, last)
-        if before != [row.settled for row in self._rows]:
+        settled = [row.settled for row in self._rows]
+        if self._promised != settled:
             self._passes.settle()
+            self._promised = settled
         for _, cache in self._attached.values():
-            settle_at(cache, [row.settled for row in self._rows])
+            settle_at(cache, settled)
 
     def commit(self) -> None:
         """Note what each text is now, for :meth:`rewritten`."""
@@ -205,6 +207,7 @@ class DecodeState:
         self._predicted = None
         self._drop_drafts()
         self._passes.score(ends)
+        self._settle_prompts()
         self._passes.encode_read(ends)
         latents = self._passes.close(self._bounds(rows))
         logits = self._decode([row.true for row in self._rows], ends, rows, latents)
@@ -330,6 +333,7 @@ class DecodeState:
             return [min(r.decoded, e) for r, e in zip(self._rows, ends, strict=True)], ends, None
         if block.scored:
             self._passes.score([max(end - 1, 0) for end in ends])
+            self._settle_prompts()
         latents = self._passes.close(self._bounds(new, block))
         # The row before the block reads the provisional latent, even where it was true.
         begins = [
@@ -413,6 +417,12 @@ class DecodeState:
             # A forced closure makes row n - 1 read a provisional latent: that row is not true.
             known = min(row.scored, len(row.ids) - 1) if self._closes(row, block) else row.scored
             row.true = min(end, known) if begin <= row.true else row.true
+
+    def _settle_prompts(self) -> None:
+        """Settle prompts while they are read, so that windows need not hold all of them."""
+        if self._fresh:
+            for row in self._rows:
+                row.settle_prompt()
 
     def _drop_provisional(self) -> None:
         """Leave the block, and with it a latent that was provisional."""

@@ -88,10 +88,12 @@ class Slots:
 class Span:
     """New rows on their way into a cache (or into none): which positions, and what they see.
 
+    Of a prompt that is longer than a ring, which sees its own keys, the cache keeps the end.
+
     starts: position of the first new row of each batch row; counts: how many are new. width: r, of
     which rows beyond the count are padding. size: places of the cache's lanes, None without one.
     packing: between attentions the rows are packed so (None: padded). sent_2b: starts and counts,
-    where they are on the device already.
+    where they are on the device already. stored: the slots, where they are known already.
     """
 
     starts: tuple[int, ...]
@@ -102,6 +104,7 @@ class Span:
     size: int | None = None
     packing: Packing | None = None
     sent_2b: Tensor | None = None
+    stored: Slots | None = None
 
     @classmethod
     def whole(
@@ -196,19 +199,37 @@ class Span:
 
     @cached_property
     def slots(self) -> Slots:
-        """Where the valid rows of all batch rows go."""
-        (starts, counts), total = self.extents_2b, sum(self.counts)
-        batch_p = torch.repeat_interleave(counts, output_size=total)
-        before = counts.cumsum(0) - counts
-        step_p = torch.arange(total, device=self.device) - before[batch_p]
-        places_p = (starts[batch_p] + step_p) % (self.size or 1)
-        whole = all(n == self.width for n in self.counts)
+        """Where the valid rows of all batch rows go, or the last ones, if a ring holds no more."""
+        if self.stored is not None:
+            return self.stored
+        size = self.size or self.width
+        batch_p, step_p = self._valid(size)
+        places_p = (self.extents_2b[0][batch_p] + step_p) % size
+        whole = all(n == self.width <= size for n in self.counts)
         return Slots(batch_p, places_p, None if whole else batch_p * self.width + step_p)
 
     def packed(self) -> Span:
         """The same, with a packing if there is enough padding."""
-        packing = Packing.of(self.counts, self.width, lambda: self.slots.rows_p)
-        return self if packing is None else attrs.evolve(self, packing=packing)
+        packing = Packing.of(self.counts, self.width, self._valid_places)
+        if packing is None:
+            return self
+        sent_2b, stored = self.extents_2b, self.slots
+        return attrs.evolve(self, packing=packing, sent_2b=sent_2b, stored=stored)
+
+    def _valid_places(self) -> Tensor:
+        """(p): which of (b · r) the valid rows are."""
+        if self.slots.rows_p is not None and self.width <= (self.size or self.width):
+            return self.slots.rows_p
+        batch_p, step_p = self._valid(self.width)
+        return batch_p * self.width + step_p
+
+    def _valid(self, most: int) -> tuple[Tensor, Tensor]:
+        """(p), (p): batch rows and steps of the valid rows, of each batch row the last ``most``."""
+        counts_b, total = self.extents_2b[1], sum(min(n, most) for n in self.counts)
+        kept_b = counts_b.clamp(max=most)
+        batch_p = torch.repeat_interleave(kept_b, output_size=total)
+        skipped_b = counts_b - kept_b.cumsum(0)  # the rest of the row, less what stands before it
+        return batch_p, torch.arange(total, device=self.device) + skipped_b[batch_p]
 
 
 @cache
@@ -227,10 +248,11 @@ class RowCache:
     """Lanes of remembered rows for a batch; see the module's docstring.
 
     ``window`` W (None: all): a row at position p sees (p - W, p]; what lies more than W and
-    ``keep`` behind the settled length is overwritten. Lanes hold everything else, whatever the
-    passes were: with a window they have one length for almost all of their life. They grow where
-    more than SLACK rows are unsettled, and shrink when that is over and they are more than twice as
-    long as they need to be: so drafts that are always long resize nothing. Without a window they
+    ``keep`` behind the settled length is overwritten, or never written, of a prompt. Lanes hold
+    everything else, whatever the passes were: with a window they have one length for almost all of
+    their life. They grow where more than SLACK rows are unsettled, and shrink when that is over and
+    they are more than twice as long as they need to be: so drafts that are always long resize
+    nothing. Without a window they
     grow by powers of two.
     """
 
@@ -284,13 +306,17 @@ class RowCache:
         width: int,
         device: torch.device,
         extents_2b: Tensor | None = None,
+        settled: Sequence[int] | None = None,
     ) -> Span:
         """Make room for ``counts[b]`` new rows (padded to ``width``) and say what they see.
 
-        extents_2b: where they begin and how many they are, if the device knows already.
+        extents_2b: where they begin and how many they are, if the device knows already. settled:
+        with the first rows of all texts, a promise as of :meth:`settle` that goes for them too.
         """
         starts = tuple(self.lengths)
         ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        if settled is not None and not any(starts):
+            self._settled = [min(n, end) for n, end in zip(settled, ends, strict=True)]
         fitting = self._fitting(ends)
         if fitting > self._size:
             self._resize(fitting)
@@ -309,9 +335,10 @@ class RowCache:
         if stored is None:
             stored = self._lanes[lane] = _blank(values_br, len(self.lengths), self._size, heads)
         if span.start is not None:
-            place = span.start % self._size
-            if place + span.width <= self._size:
-                stored.narrow(1, place, span.width).copy_(values_br)
+            kept = min(span.width, self._size)
+            place = (span.end - kept) % self._size
+            if place + kept <= self._size:
+                stored.narrow(1, place, kept).copy_(values_br[:, span.width - kept :])
                 return
         slots = span.slots
         stored.index_put_((slots.batch_p, slots.places_p), slots.valid(values_br))
@@ -349,14 +376,15 @@ class RowCache:
         device knows them already.
         """
         stored, size = self._lanes[lane], self._size
-        first = firsts[0]
-        place = first % size
-        if place + count <= size and all(each == first for each in firsts):
-            return stored.narrow(1, place, count)
+        first, steps = firsts[0], torch.arange(count, device=stored.device)
+        if all(each == first for each in firsts):
+            place = first % size
+            if place + count <= size:
+                return stored.narrow(1, place, count)
+            return stored.index_select(1, (steps + first) % size)
         if first_b is None:
             first_b = torch.tensor(firsts, device=stored.device)
-        places = (first_b[:, None] + torch.arange(count, device=stored.device)) % size
-        return take_rows(stored, places)
+        return take_rows(stored, (first_b[:, None] + steps) % size)
 
     def rows(self, lane: str) -> Tensor:
         """(b · t, …): one lane, batch row after batch row; see ``places``."""

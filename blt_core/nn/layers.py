@@ -237,12 +237,13 @@ class Transformer(nn.Module):
         counts: tuple[int, ...],
         cache: RowCache | None,
         extents_2b: Tensor | None = None,
+        settled: tuple[int, ...] | None = None,
     ) -> Tensor:
         """New rows (b, r, D), ``counts[b]`` of them valid, to their states (b, r, D).
 
-        extents_2b: where they begin and how many they are, if the device knows already.
+        extents_2b, settled: see :class:`blt_core.types.Rows`.
         """
-        span = new_span(x, counts, cache, self.window, extents_2b)
+        span = new_span(x, counts, cache, self.window, extents_2b, settled)
         return self.run(x, span, cache)
 
     def predict(
@@ -252,9 +253,10 @@ class Transformer(nn.Module):
         cache: RowCache | None,
         ends: tuple[nn.Embedding, RMSNorm, Linear],
         extents_2b: Tensor | None = None,
+        settled: tuple[int, ...] | None = None,
     ) -> Tensor:
         """Logits (b, r, V) of new ids, with modules before the stack and after it."""
-        span = new_span(ids_br, counts, cache, self.window, extents_2b)
+        span = new_span(ids_br, counts, cache, self.window, extents_2b, settled)
         if isinstance(cache, LayerCache) and cache.ends is not None:
             logits = self._run_compiled(ids_br, span, cache, cache.ends)
             if logits is not None:
@@ -327,14 +329,15 @@ def new_span(
     cache: RowCache | None,
     window: int | None,
     extents_2b: Tensor | None = None,
+    settled: tuple[int, ...] | None = None,
 ) -> Span:
     """The span of new rows ``x`` (b, r, …), continuing ``cache`` or, without one, from row 0.
 
-    extents_2b: where they begin and how many they are, if the device knows already.
+    extents_2b, settled: see :class:`blt_core.types.Rows`.
     """
     if cache is None:
         return Span.whole(counts, x.shape[1], window, x.device)
-    return cache.extend(counts, x.shape[1], x.device, extents_2b)
+    return cache.extend(counts, x.shape[1], x.device, extents_2b, settled)
 
 
 def check_heads(dim: int, heads: int, kv_heads: int) -> None:

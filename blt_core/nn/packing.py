@@ -24,17 +24,14 @@ class Packing:
     places_p: Tensor
 
     @classmethod
-    def of(
-        cls, counts: Sequence[int], width: int, places: Callable[[], Tensor | None]
-    ) -> Packing | None:
+    def of(cls, counts: Sequence[int], width: int, places: Callable[[], Tensor]) -> Packing | None:
         """The packing of ``counts[b]`` valid rows each; None if there is too little padding.
 
         places: gives where they lie, if there is padding; asked for only then.
         """
         if sum(counts) > (1 - _LEAST_PADDING) * len(counts) * width:
             return None
-        places_p = places()
-        return None if places_p is None else cls(len(counts), width, places_p)
+        return cls(len(counts), width, places())
 
     def pack(self, x_br: Tensor) -> Tensor:
         """(b, r, …) to (1, p, …)."""

@@ -51,12 +51,14 @@ class Program:
         self.state = DecodeState(model, prompts, [1000, 1000])
         self.texts = [[model.scheme.bos, *ids] for ids in prompts]
         self.known = [0, 0]
+        self.prompts = [len(text) for text in self.texts]
         self.settled = [0, 0]
         self._true: dict[tuple[int, ...], list[bool]] = {}
 
     def run(self, steps: Sequence[Step]) -> None:
-        """All operations; a first pass reads the prompts."""
+        """All operations; a first pass reads the prompts, and settles the patches they end in."""
         self.next([1, 1])
+        self.settle([])
         for name, numbers in steps:
             getattr(self, name)(numbers)
             for row, text in enumerate(self.texts):
@@ -78,10 +80,12 @@ class Program:
             text.extend(ids)
 
     def rewind(self, numbers: Sequence[int]) -> None:
-        """By up to seven bytes, not into what is settled."""
+        """By up to seven bytes, not into what is settled, nor into the prompt."""
         lengths = [
-            max(len(text) - number % 8, kept + 1)
-            for text, number, kept in zip(self.texts, numbers, self.settled, strict=True)
+            max(len(text) - number % 8, kept + 1, prompt)
+            for text, number, kept, prompt in zip(
+                self.texts, numbers, self.settled, self.prompts, strict=True
+            )
         ]
         self.state.rewind(lengths)
         for row, length in enumerate(lengths):

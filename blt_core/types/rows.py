@@ -19,8 +19,9 @@ class Rows:
     read them instead of embedding bytes themselves (``reads_byte_states``).
 
     extents_2b: int64, on the device: where the new rows of each batch row begin, and how many they
-    are. The cache and ``lengths`` say so too; from here it needs no copy to the device. None: there
-    is one text, or nobody sent them.
+    are. The cache and ``lengths`` say so too; from here it needs no copy to the device. None: a
+    draft of one text, or nobody sent them. settled: of the first rows of texts: no rewind will go
+    below these positions, so a cache with a window need not hold all of a prompt (None: not known).
 
     With a cache the first new row continues where the cache ends; without one it is byte 0.
     """
@@ -30,6 +31,7 @@ class Rows:
     latent_br: Tensor | None = None
     states_brD: Tensor | None = None
     extents_2b: Tensor | None = None
+    settled: tuple[int, ...] | None = None
 
 
 @attrs.frozen(eq=False)
@@ -73,12 +75,13 @@ class Patches:
 class Latents:
     """Global-model inputs or outputs of new patches: values_bmD and the patches of each row.
 
-    extents_2b: as those of :class:`Rows`, of patches.
+    extents_2b, settled: as those of :class:`Rows`, of patches.
     """
 
     values_bmD: Tensor
     counts: tuple[int, ...]
     extents_2b: Tensor | None = None
+    settled: tuple[int, ...] | None = None
 
 
 @attrs.frozen(eq=False)

@@ -195,7 +195,8 @@ class RowSpec:
     """One batch row by the definition of the operations.
 
     known: flags 0..known are known. true: clean rows [0, true) are computed and true. latents:
-    closed patches whose latents are computed. settled: as the engine promised.
+    closed patches whose latents are computed. settled: as the engine promised. prompt: its ids, BOS
+    included.
     """
 
     ids: list[int]
@@ -203,6 +204,7 @@ class RowSpec:
     true: int = 0
     latents: int = 0
     settled: int = 0
+    prompt: int = 0
     idle: int = 0
     decoder: int = 0
     encoder: int = 0
@@ -217,7 +219,8 @@ class Machine:
         watched_model, self.log = watched(model)
         encoded = [model.scheme.encode(prompt) for prompt in prompts]
         self.state = DecodeState(watched_model, encoded, [100] * len(prompts))
-        self.rows = [RowSpec([model.scheme.bos, *ids]) for ids in encoded]
+        self.rows = [RowSpec([model.scheme.bos, *ids], prompt=1 + len(ids)) for ids in encoded]
+        self.fresh = True
         self.computed = False
         self._flags: dict[tuple[int, ...], list[bool]] = {}
         for prompt in prompts:
@@ -285,11 +288,12 @@ class Machine:
         self._nothing_ran()
 
     def rewind(self, rng: Random) -> None:
-        """To any length above what is settled."""
+        """To any length above what is settled, and not into a prompt that is read."""
         lengths = []
         for row in self.rows:
             n = len(row.ids)
-            low = max(row.settled + 1, n - rng.choice((1, 4, 9)))
+            read = row.scorer or row.decoder
+            low = max(row.settled + 1, row.prompt if read else 0, n - rng.choice((1, 4, 9)))
             length = rng.randint(low, n) if rng.randrange(4) else n
             if length < n and length <= row.known:
                 boundary = self.flags(row)[length]
@@ -299,6 +303,7 @@ class Machine:
         self.state.rewind(lengths)
         for row, length in zip(self.rows, lengths, strict=True):
             del row.ids[length:]
+            row.prompt = min(row.prompt, length)
             row.known = min(row.known, length)
             row.true = min(row.true, length)
             row.latents = min(row.latents, len(patches_of(self.flags(row))))
@@ -340,6 +345,7 @@ class Machine:
             row.encoder += self._closed(b, len(patches_of(flags)))
             row.decoder += 1
         assert (self.log.scorer, self.log.decoder) == (int(pending), 1)
+        self._prompts_settle()
 
     def draft(self, rng: Random) -> None:
         """The decoder alone: what is unknown reads the newest latent."""
@@ -437,12 +443,17 @@ class Machine:
                     self._after_block(b, row, block, first=first[b])
                 else:
                     self._idle(b)
-            assert self.log.decoder == 1
-            if not any(first) or not forced:
-                self._decoder_alone()
+            self._block_ran(first, block)
             for ids, given in zip(block.ids, block.given, strict=True):
                 for j in range(given, len(ids)):
                     ids[j] = rng.choice((ids[j], rng.randrange(256), self.model.scheme.mask))
+
+    def _block_ran(self, first: Sequence[bool], block) -> None:
+        assert self.log.decoder == 1
+        if not any(first) or not block.provisional:
+            self._decoder_alone()
+        if block.scored:
+            self._prompts_settle()
 
     @staticmethod
     def _some(active: Sequence[bool], rng: Random) -> list[bool]:
@@ -489,6 +500,14 @@ class Machine:
     def _open_start(self, row: RowSpec) -> int:
         """First byte of the patch of the last byte, as far as flags are known."""
         return max(i for i, flag in enumerate(self.flags(row)[:-1]) if flag)
+
+    def _prompts_settle(self) -> None:
+        """The pass that reads prompts settles the patches that they end in."""
+        for row in self.rows if self.fresh else ():
+            if row.known >= row.prompt - 1:
+                flags = self.flags(row)
+                row.settled = max(i for i in range(row.prompt) if flags[i])
+        self.fresh = False
 
     # -- what ran ----------------------------------------------------------------------------
 

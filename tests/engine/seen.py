@@ -38,6 +38,7 @@ DEMANDED = (
     "prompt with NUL",
     "prompt longer than a window",
     "a ring longer than usual",
+    "a prompt longer than a ring",
     "a rewind by more than a ring holds",
     "a block whose window lies across the end of a ring",
     "rows for two rings at once",

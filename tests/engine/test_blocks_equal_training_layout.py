@@ -25,8 +25,9 @@ sizes = st.integers(3, 12)
 
 
 def prefix_state(model, ids):
-    """A state that has read ``ids``."""
-    state = DecodeState(model, [ids[1:]], [100])
+    """A state that has read ``ids``, all after an empty prompt, so that it can be rewound."""
+    state = DecodeState(model, [[]], [100])
+    state.append([ids[1:]])
     state.next_logits([1])
     return state
 

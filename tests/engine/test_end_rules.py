@@ -266,19 +266,23 @@ def test_rewinding_below_what_is_settled_raises(index, prompt):
     with pytest.raises(EngineError, match="settled"):
         state.rewind([0])
     state.next_logits([1])
-    flags = true_flags(models.model(index), state.text(0))
-    opened = max(i for i in range(len(prompt) + 1) if flags[i])
-    state.settle()
-    for length in range(opened + 1):
-        with pytest.raises(EngineError, match="settled"):
-            state.rewind([length])
-    assert state.lengths == (len(prompt) + 1,)
-    for length in range(len(prompt) + 1, opened, -1):
+    state.append([[*b" and more"]])
+    state.next_logits([1])
+    flags, end = true_flags(models.model(index), state.text(0)), len(prompt) + 10
+    for most in (len(prompt) + 1, end):  # the prompt settles as it is read, the rest if asked to
+        opened = max(i for i in range(most) if flags[i])
+        kept = max(opened + 1, len(prompt) + 1)
+        for length in range(kept):
+            with pytest.raises(EngineError, match=f"the first {kept} are settled"):
+                state.rewind([length])
+        assert state.lengths == (end,)
+        if opened:
+            with pytest.raises(EngineError, match=f"rows before {opened} are settled"):
+                state.next_logits([end - opened + 1])
+        state.settle()
+    for length in range(end, kept - 1, -1):
         state.rewind([length])
         state.next_logits([1])
-    if opened:
-        with pytest.raises(EngineError, match="settled"):
-            state.next_logits([2])
 
 
 def test_a_rewind_that_is_refused_changes_no_row():

@@ -119,6 +119,44 @@ def test_a_cache_that_settles_and_grows_equals_dense_windows(window, kv_heads, h
         assert most > 3 * ring_size(window), "the ring turns three times at least"
 
 
+@examples(20)
+@given(
+    st.sampled_from([None, 1, 4, 8]), st.sampled_from([1, 4]), st.booleans(), st.integers(0, 999)
+)
+def test_of_a_settled_prompt_a_window_keeps_the_end(window, kv_heads, heads, seed):
+    """Prompts of all lengths read at once, then rows one by one; lanes are as long as ever."""
+    rng, batch, more = Random(seed), 3, 60
+    counts = [rng.choice((0, 1, 9, 47, 48, 49, 150)) for _ in range(batch)]
+    counts[rng.randrange(batch)] = 200
+    q = random_rows(batch, 200 + more, HEADS, seed)
+    k, v = (random_rows(batch, 200 + more, kv_heads, seed + i) for i in (1, 2))
+    settled = [max(count - rng.randint(0, 20), 0) for count in counts]
+    cache, width = RowCache(batch, window), max(counts) + rng.randrange(2)
+    span = cache.extend(counts, width, CPU, settled=settled)
+    for lane, values in (("k", k), ("v", v)):
+        cache.write(lane, span, values[:, :width], heads=heads)
+    got = attend(q[:, :width], k[:, :width], v[:, :width], span)
+    want = [dense(q[b], k[b], v[b], window) for b in range(batch)]
+    for b, count in enumerate(counts):
+        assert_close(got[b, :count], want[b][:count], **TOLERANCE)
+    assert cache.size <= (256 if window is None else 2 * ring_size(window))
+    check_places(cache, k, window, rng, settled)
+    rewind_some(cache, window, rng, settled)
+    for _ in range(more):
+        starts = list(cache.lengths)
+        span = cache.extend([1] * batch, 1, CPU)
+        for lane, values in (("k", k), ("v", v)):
+            cache.write(lane, span, take(values, starts), heads=heads)
+        got = attend(take(q, starts), cache.read("k", span), cache.read("v", span), span)
+        for b, at in enumerate(starts):
+            assert_close(got[b, 0], want[b][at], **TOLERANCE)
+
+
+def take(x, starts):
+    """(b, 1, …): a row of each text."""
+    return torch.stack([x[b, at : at + 1] for b, at in enumerate(starts)])
+
+
 @examples(30)
 @given(st.sampled_from([None, 4, 8]), st.booleans(), st.integers(0, 999))
 def test_lanes_keep_their_order_in_memory_whatever_is_done_to_them(window, heads, seed):

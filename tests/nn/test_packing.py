@@ -6,8 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blt_core.nn import Transformer, take_rows
-from blt_core.nn.packing import Packing
+from blt_core.nn import Span, Transformer, take_rows
 
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any)
 
@@ -15,7 +14,7 @@ COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any)
 @given(COUNTS, st.integers(0, 3))
 def test_packing_drops_padding_and_unpacking_puts_rows_back(counts, surplus):
     width = max(counts) + surplus
-    packing = Packing.of(counts, width, torch.device("cpu"))
+    packing = Span.whole(counts, width, None, torch.device("cpu")).packed().packing
     if packing is None:
         assert sum(counts) > 0.9 * len(counts) * width
         return

@@ -59,8 +59,8 @@ class GlobalTransformer(nn.Module):
 
     def forward(self, embeddings: Latents, cache: RowCache | None) -> Tensor:
         """Latents (b, m, D) of new patches."""
-        counts, extents_2b = embeddings.counts, embeddings.extents_2b
-        return self.stack(embeddings.values_bmD, counts, cache, extents_2b)
+        known = embeddings.extents_2b, embeddings.settled
+        return self.stack(embeddings.values_bmD, embeddings.counts, cache, *known)
 
 
 GLOBAL_TRANSFORMER = Component(

@@ -210,7 +210,8 @@ class LocalDecoder(nn.Module):
         rows = cache.rows if cache is not None else None
         x, row_plan, span = None, None, None
         if clean is not None:
-            span = new_span(clean.ids_br, clean.lengths, rows, self.window, clean.extents_2b)
+            known = clean.extents_2b, clean.settled
+            span = new_span(clean.ids_br, clean.lengths, rows, self.window, *known)
         if rows is not None and self.compiles is not None:
             done = self._run_compiled(clean, span, blocks, slots, memory, rows)
             if done is not None:

@@ -105,7 +105,8 @@ class LocalEncoder(nn.Module):
 
     def byte_states(self, rows: Rows, cache: RowCache | None) -> Tensor:
         """(b, r, D): causal states of new bytes."""
-        span = new_span(rows.ids_br, rows.lengths, cache, self.stack.window, rows.extents_2b)
+        known = rows.extents_2b, rows.settled
+        span = new_span(rows.ids_br, rows.lengths, cache, self.stack.window, *known)
         x = self.embed(rows.ids_br)
         if self.ngrams is not None:
             x = x + self.ngrams(rows.ids_br, span, cache)

@@ -121,16 +121,19 @@ class LatentMemory:
         self._new = 0 if latents is None else latents.values_bmD.shape[1]
         self._cache = cache
         self._span = (
-            new_span(latents.values_bmD, latents.counts, cache, None, latents.extents_2b)
+            new_span(latents.values_bmD, latents.counts, cache, None, *_known(latents))
             if cache is not None and latents is not None
             else None
         )
 
+        # The first ones are read as they are: of a long prompt the cache keeps the last alone.
+        self._reads_new = cache is None or (self._span is not None and self._span.from_start)
+
     def places(self, latent_bn: Tensor) -> Tensor:
         """Where latents are in what ``of`` gives; for new ones too."""
-        if self._cache is not None:
-            return self._cache.places(latent_bn)
-        return row_places(latent_bn, self._new)
+        if self._cache is None or self._reads_new:
+            return row_places(latent_bn, self._new)
+        return self._cache.places(latent_bn)
 
     def of(self, attention: LatentAttention, slots_bmkD: Tensor | None, lane: str) -> Tensor:
         """(t, k, 2h, d) of all batch rows for one layer.
@@ -144,4 +147,10 @@ class LatentMemory:
             return new.flatten(0, 1)
         if new is not None and self._span is not None:
             self._cache.write(lane, self._span, new)
+            if self._reads_new:
+                return new.flatten(0, 1)
         return self._cache.rows(lane)
+
+
+def _known(latents: Latents) -> tuple[Tensor | None, tuple[int, ...] | None]:
+    return latents.extents_2b, latents.settled

@@ -68,7 +68,8 @@ class TransformerScorer(nn.Module):
     def logits(self, rows: Rows, cache: RowCache | None) -> Tensor:
         """(b, r, V): row i predicts byte i + 1."""
         ends = self.embed, self.norm, self.head
-        return self.stack.predict(rows.ids_br, rows.lengths, cache, ends, rows.extents_2b)
+        known = rows.extents_2b, rows.settled
+        return self.stack.predict(rows.ids_br, rows.lengths, cache, ends, *known)
 
 
 TRANSFORMER_SCORER = Component(
