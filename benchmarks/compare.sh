@@ -17,7 +17,7 @@ for size in 8 16 24; do
 done
 samplers+=("speculative drafter.use=lookup")
 for size in 8 16 24 32; do samplers+=("blt-lookup draft_bytes=$size"); done
-for size in 16 24 32; do samplers+=("blt-cascade draft_bytes=$size"); done
+for size in 8 16 24 32; do samplers+=("blt-cascade draft_bytes=$size"); done
 for bound in 0.7 0.5 0.3; do
     samplers+=("speculative drafter.use=until drafter.probability=$bound drafter.drafter.draft_bytes=16")
 done
