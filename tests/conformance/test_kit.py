@@ -373,6 +373,7 @@ def test_a_rewind_that_is_refused_for_one_text_cuts_none():
     state = DecodeState(model, [[97, 98, 99], [97] * 12], [9, 9])
     state.next_logits([1, 1])
     state.settle()
+    state.append([[97], [97]])
     before = state.lengths
     with pytest.raises(EngineError, match="batch row 1: cannot rewind to 1 ids"):
         state.rewind([before[0] - 1, 1])
