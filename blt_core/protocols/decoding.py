@@ -56,7 +56,10 @@ class DecodeOps(Protocol):
         ...
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """Cut each row back. Computes nothing; never below what is settled (EngineError)."""
+        """Cut each row back. Computes nothing.
+
+        Never below what is settled, nor into a prompt that was read (EngineError).
+        """
         ...
 
     def next_logits(self, rows: Sequence[int]) -> Tensor:
