@@ -125,7 +125,7 @@ class ModelPasses:
         embeddings = self._model.encoder.patch_embeddings(states, patches)
         part, shape = self._model.global_model, (len(counts), max(counts))
         closed = [bisect_left(row.starts, row.settled) for row in self._rows]
-        known = extents_2b, self._promise(done, closed)
+        known = extents_2b, _promise(done, counts, closed)
         values = part.forward(Latents(embeddings, counts, *known), self._global)
         if not isinstance(values, Tensor) or values.shape[:2] != shape:
             raise broken(
@@ -372,18 +372,13 @@ class ModelPasses:
         states = None
         if self._model.decoder.reads_byte_states:
             states = self._states.take("states", begins, max(counts), extents_2b[0])
-        known = extents_2b, self._promise(kept, [row.settled for row in self._rows])
+        known = extents_2b, _promise(kept, counts, [row.settled for row in self._rows])
         return Rows(ids_br, counts, latent_br, states, *known), sent
 
     def _byte_rows(self, begins: Sequence[int], counts: Sequence[int]) -> Rows:
         ids_br, extents_2b = self._sent(self._ids(begins, counts), (begins, counts))
-        settled = self._promise(begins, [row.prompt for row in self._rows])
+        settled = _promise(begins, counts, [row.prompt for row in self._rows])
         return Rows(ids_br, tuple(counts), extents_2b=extents_2b, settled=settled)
-
-    @staticmethod
-    def _promise(begins: Sequence[int], settled: Sequence[int]) -> tuple[int, ...] | None:
-        """Where no rewind goes below, for the first rows of all texts."""
-        return None if any(begins) else tuple(settled)
 
     def _ids(self, begins: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
         texts = zip(self._rows, begins, counts, strict=True)
@@ -489,6 +484,13 @@ def rewind_to(cache: Cache, lengths: Sequence[int], owner: object = None, kind: 
 def settle_at(cache: Cache, lengths: Sequence[int]) -> None:
     """Settle a cache at ``lengths``, as far as it reaches."""
     cache.settle([min(n, m) for n, m in zip(cache.lengths, lengths, strict=True)])
+
+
+def _promise(
+    begins: Sequence[int], counts: Sequence[int], settled: Sequence[int]
+) -> tuple[int, ...] | None:
+    """Where no rewind goes below, of the first rows of all texts; None for later ones."""
+    return None if any(begins) else tuple(map(min, settled, counts))
 
 
 def _shown(value: object) -> str:

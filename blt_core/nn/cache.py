@@ -252,8 +252,7 @@ class RowCache:
     everything else, whatever the passes were: with a window they have one length for almost all of
     their life. They grow where more than SLACK rows are unsettled, and shrink when that is over and
     they are more than twice as long as they need to be: so drafts that are always long resize
-    nothing. Without a window they
-    grow by powers of two.
+    nothing. Without a window they grow by powers of two.
     """
 
     def __init__(self, batch: int, window: int | None = None, keep: int = 0) -> None:
@@ -311,7 +310,8 @@ class RowCache:
         """Make room for ``counts[b]`` new rows (padded to ``width``) and say what they see.
 
         extents_2b: where they begin and how many they are, if the device knows already. settled:
-        with the first rows of all texts, a promise as of :meth:`settle` that goes for them too.
+        with the first rows of all texts, a promise as of :meth:`settle` that goes for them too:
+        lanes with a window keep the end alone, and the rows must see their own keys.
         """
         starts = tuple(self.lengths)
         ends = [start + count for start, count in zip(starts, counts, strict=True)]
@@ -344,7 +344,13 @@ class RowCache:
         stored.index_put_((slots.batch_p, slots.places_p), slots.valid(values_br))
 
     def read(self, lane: str, span: Span) -> Tensor:
-        """(b, t, …): the places of one lane that the rows of ``span`` see."""
+        """(b, t, …): the places of one lane that the rows of ``span`` see.
+
+        Raises EngineError for those of a prompt of which the lane keeps the end alone: such rows
+        see their own.
+        """
+        if span.from_start and max(span.counts) > self._size:
+            raise EngineError(f"{max(span.counts)} first rows, of which {self._size} were kept")
         seen = span.seen
         return self._lanes[lane].narrow(1, seen.start, seen.stop - seen.start)
 
@@ -376,11 +382,11 @@ class RowCache:
         device knows them already.
         """
         stored, size = self._lanes[lane], self._size
-        first, steps = firsts[0], torch.arange(count, device=stored.device)
-        if all(each == first for each in firsts):
-            place = first % size
-            if place + count <= size:
-                return stored.narrow(1, place, count)
+        first, alike = firsts[0], all(each == firsts[0] for each in firsts)
+        if alike and first % size + count <= size:
+            return stored.narrow(1, first % size, count)
+        steps = torch.arange(count, device=stored.device)
+        if alike:
             return stored.index_select(1, (steps + first) % size)
         if first_b is None:
             first_b = torch.tensor(firsts, device=stored.device)

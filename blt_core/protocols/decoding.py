@@ -66,7 +66,9 @@ class DecodeOps(Protocol):
         """True passes: (b, max(rows), V), the last ``rows[b]`` rows of each batch row.
 
         One scorer pass over pending bytes, one encoder + global pass if a patch closed, one decoder
-        pass. Row j of batch row b predicts the byte at position length - rows[b] + j + 1.
+        pass. Row j of batch row b predicts the byte at position length - rows[b] + j + 1. Raises
+        EngineError for rows before the settled patch; that which a prompt ends in settles with the
+        pass that reads it.
         """
         ...
 

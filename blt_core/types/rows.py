@@ -20,8 +20,9 @@ class Rows:
 
     extents_2b: int64, on the device: where the new rows of each batch row begin, and how many they
     are. The cache and ``lengths`` say so too; from here it needs no copy to the device. None: a
-    draft of one text, or nobody sent them. settled: of the first rows of texts: no rewind will go
-    below these positions, so a cache with a window need not hold all of a prompt (None: not known).
+    draft of one text, or nobody sent them. settled: of the first rows of all texts: no rewind will
+    go below these positions, so a cache with a window need not hold all of a prompt (None: not
+    known). May be ignored.
 
     With a cache the first new row continues where the cache ends; without one it is byte 0.
     """

@@ -83,6 +83,21 @@ def test_long_texts_byte_by_byte_equal_the_full_forward(index):
         state.settle()
 
 
+@pytest.mark.parametrize("index", models.DENOISING[:9])
+def test_blocks_beside_long_prompts_that_windows_keep_the_end_of(index):
+    """Read by a forced block or a true pass; texts that are alike, and one that is read later."""
+    text, window = (
+        bytes(Random(index).choices(b"ab 1(\n", k=130)),
+        models.shape(index).decoder_window,
+    )
+    for number in range(4):
+        machine = Machine(models.model(index), [text, b"ab ", text, text[:70]], window)
+        saw("a forced block on a prompt longer than a ring", window)
+        first = "block" if number % 2 else "next"
+        steps = f"{first} block draft append block rewind next settle append block draft next block"
+        machine.run([(name, 31 * number + i) for i, name in enumerate(steps.split())])
+
+
 def _check_blocks(state, model, ids, flags, number):
     """A block at each kind of start on the long row, the short one idle; where it starts."""
     start, closure = (("aligned", "none"), FORCED, ("frontier", "none"))[number // 13 % 3]

@@ -141,6 +141,9 @@ def test_of_a_settled_prompt_a_window_keeps_the_end(window, kv_heads, heads, see
         assert_close(got[b, :count], want[b][:count], **TOLERANCE)
     assert cache.size <= (256 if window is None else 2 * ring_size(window))
     check_places(cache, k, window, rng, settled)
+    if max(counts) > cache.size:
+        with pytest.raises(EngineError, match=f"of which {cache.size} were kept"):
+            cache.read("k", span)
     rewind_some(cache, window, rng, settled)
     for _ in range(more):
         starts = list(cache.lengths)

@@ -95,7 +95,7 @@ def _sums(
         found = found if found.dtype == torch.float64 else found.float()
         losses = functional.cross_entropy(found, targets, ignore_index=UNSCORED, reduction="none")
         nats += float(losses.cpu().double().sum())
-        ends += float(losses[targets == scheme.eos].cpu().double().sum())
+        ends += float(losses.masked_fill(targets != scheme.eos, 0.0).cpu().double().sum())
         right += int((greedy_ids(found, scheme) == targets).sum())
         scored += int((targets != UNSCORED).sum())
         size += int(_bytes(batch, scheme).sum())
