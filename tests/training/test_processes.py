@@ -15,6 +15,7 @@ import tomli_w
 
 from blt_core.loading import read_checkpoint
 from blt_core.plugins.loading import load_plugins
+from blt_plugins.training.corpora import sources
 from tests.training.forks import Forks
 
 pytestmark = pytest.mark.slow
@@ -234,6 +235,10 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(lasting_tables, tmp_path_factory, forks):
+    texts = Path(lasting_tables["corpus"]["path"]).iterdir()
+    # Until a file has settled each process reads it anew, for it may have changed unseen.
+    settled = max(text.stat().st_ctime_ns for text in texts) + sources.SETTLED
+    time.sleep(max(settled - time.time_ns() + 10**8, 0) / 1e9)
     return Runs(tmp_path_factory.mktemp("runs"), lasting_tables, forks)
 
 
