@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every sampler of the paper's table and of ours on a task: quality against weight traffic at the
-# paper's 3B sizes. What a run finds is kept item by item in OUT, and the same command goes on.
+# paper's 3B sizes. What a run finds is kept batch by batch in --out, and the same command goes on.
 #
 #     benchmarks/table.sh demo:translate translation --out runs/translation
 #     benchmarks/table.sh demo:python "humaneval execute=false" --out runs/humaneval
