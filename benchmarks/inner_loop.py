@@ -2,9 +2,10 @@
 
 Each commit is installed into a temporary folder, with its own plugins and weights; each measurement
 is a process of its own, and those of the two take turns. Ratios of medians are what counts. The
-rounds of ragged batches are those of this checkout alone. "compiled" is this checkout with
-``[run] compile``, and "native" with ``kernels = "measured"`` and the native one besides; the first
-process of these is told apart from later ones by what they wait for.
+rounds of ragged batches are those of this checkout alone. "here" has measured kernels, the native
+one among them, where a compiler is there; "fixed" has ``kernels = "fixed"``, and "compiled" is
+"here" with ``[run] compile``: its first process is told apart from later ones by what they wait
+for.
 
     python benchmarks/inner_loop.py [--commit 37a7142] [--repeats 5] [--samplers ar] [--json]
 """
@@ -28,10 +29,11 @@ SAMPLERS = {
     "cascade": {"use": "speculative", "drafter": {"use": "cascade", "draft_bytes": 16}},
 }
 
-#: ``[run]`` of the passes that are compiled.
-COMPILED: dict[str, dict[str, object]] = {
-    "compiled": {"compile": True},
-    "native": {"compile": True, "kernels": "measured"},
+#: ``[run]`` of this checkout.
+MODES: dict[str, dict[str, object]] = {
+    "fixed": {"kernels": "fixed"},
+    "here": {"kernels": "measured"},
+    "compiled": {"kernels": "measured", "compile": True},
 }
 
 #: Run in a process with a commit's own code: bytes/s of greedy texts after their first bytes, what
@@ -110,8 +112,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        trees = {options.commit: install(options.commit, Path(folder)), "here": None}
-        speeds, starts, firsts = compare(trees, options, Path(folder) / "compiled")
+        site = install(options.commit, Path(folder))
+        speeds, starts, firsts = compare(site, options, Path(folder) / "compiled")
         rounds = ragged(options)
     if options.json:
         told = {"bytes_per_second": speeds, "first_byte_seconds": firsts}
@@ -132,16 +134,16 @@ def install(commit: str, folder: Path) -> Path:
 
 
 def compare(
-    trees: dict[str, Path | None], options: argparse.Namespace, kept: Path
+    site: Path, options: argparse.Namespace, kept: Path
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[float]], dict[str, list[float]]]:
     """The bytes/s of each repeat; two first texts' seconds; seconds to a first byte.
 
-    Of each sampler and commit; of each sampler with compiled passes, which are kept in a folder; of
-    each commit, with the first sampler.
+    Of each sampler and mode, the other commit's, in a folder, among them; of each sampler with
+    compiled passes, which are kept in a folder; of each mode, with the first sampler.
     """
     cases: dict[str, tuple[Path | None, dict[str, object]]] = {
-        **{name: (site, {}) for name, site in trees.items()},
-        **{name: (None, settings) for name, settings in COMPILED.items()},
+        options.commit: (site, {}),
+        **{name: (None, settings) for name, settings in MODES.items()},
     }
     speeds = {s: {name: list[float]() for name in cases} for s in options.samplers}
     starts = {s: list[float]() for s in options.samplers}
@@ -151,10 +153,10 @@ def compare(
         measure(BUILD, None, kept=kept / sampler)
     for _ in range(options.repeats):
         for sampler in options.samplers:
-            for name, (site, settings) in cases.items():
+            for name, (tree, settings) in cases.items():
                 table = json.dumps(SAMPLERS[sampler])
                 arguments = (table, str(options.new), prompts, json.dumps(settings))
-                speed, waited, first = measure(MEASURE, site, *arguments, kept=kept / sampler)
+                speed, waited, first = measure(MEASURE, tree, *arguments, kept=kept / sampler)
                 speeds[sampler][name].append(speed)
                 if sampler == options.samplers[0]:
                     firsts[name].append(first)

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/lossless.py [--pairs corpora/translate/test.jsonl]
         [--kind NAME …] [--sampler SPEC …] [--speed RUNS] [--prompts FOLDER] [--json FILE]
-        [--kernels measured]
+        [--kernels fixed]
 
     greedy          demo:python goes on with the prompts of benchmarks/prompts/ (or FOLDER/*.txt),
                     200 bytes each
@@ -38,6 +38,7 @@ import torch
 from blt_core.cli.progress import progress_bar
 from blt_core.compare import repeats
 from blt_core.errors import BltError, DataError
+from blt_core.kernels.native import native_hash
 from blt_core.pipeline import Generation, Pipeline
 from blt_core.published import SCALES
 from blt_core.types import Passes, RoundCounts
@@ -100,7 +101,9 @@ def main() -> None:
         chosen = [texts_of(kind, options) for kind in kinds]
         machine = {"threads": torch.get_num_threads(), "cpu": processor()}
         machine["kernels"] = options.kernels
+        machine["native"] = options.kernels == "measured" and native_hash() is not None
         told = f"{machine['cpu']}, {machine['threads']} threads, {options.kernels} kernels"
+        told += ", the native one among them" if machine["native"] else ""
         print(told, flush=True)
         found = []
         for texts in chosen:
@@ -131,7 +134,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=positive, default=24)
     parser.add_argument("--speed", type=positive, metavar="RUNS")
     parser.add_argument("--timed", type=positive, default=24, metavar="N", help="texts to time")
-    parser.add_argument("--kernels", choices=("fixed", "measured"), default="fixed")
+    parser.add_argument("--kernels", choices=("measured", "fixed"), default="measured")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args()
 

@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=32, help="bytes of the prompt")
     parser.add_argument("--behaviour", type=Path, help="keep what the trained model showed here")
     parser.add_argument("--calibrate", action="store_true", help="also predict, by the roofline")
-    parser.add_argument("--kernels", default="fixed", help="fixed, measured, or a file")
+    parser.add_argument("--kernels", default="measured", help="measured, fixed, or a file")
     parser.add_argument("--scorer-dtype", default="float32", help="of the byte scorer")
     parser.add_argument("--compile", action="store_true", help="with compiled passes")
     parser.add_argument("--json", type=Path)

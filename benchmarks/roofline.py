@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--new", type=int, default=150, help="bytes generated of each prompt")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 600], help="of prompts")
-    parser.add_argument("--kernels", default="fixed", help="fixed, measured, or a file")
+    parser.add_argument("--kernels", default="measured", help="measured, fixed, or a file")
     parser.add_argument("--scorer-dtype", default="float32", help="of the byte scorer")
     parser.add_argument("--compile", action="store_true", help="with compiled passes")
     parser.add_argument("--json", type=Path)

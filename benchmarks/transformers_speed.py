@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="5m")
     parser.add_argument("--folder", type=Path, help="where the model is, or is written and kept")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--kernels", default="fixed", help="fixed, measured, or a file")
+    parser.add_argument("--kernels", default="measured", help="measured, fixed, or a file")
     parser.add_argument("--scorer-dtype", default="float32", help="of the byte scorer")
     parser.add_argument("--compile", action="store_true", help="with compiled passes")
     parser.add_argument("--json", action="store_true")

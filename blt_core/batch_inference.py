@@ -184,8 +184,8 @@ class _Scoring:
 def _settings(pipeline: Pipeline) -> Record:
     """What the results of a pipeline depend on: config, weights, and the library of the kernels."""
     config = json.loads(json.dumps(pipeline.plan.describe(), default=str))
-    # The weights are told by their digest, wherever they are.
-    config.get("run", {}).pop("checkpoint", None)
+    for told_by_digest in ("checkpoint", "kernels"):  # wherever they are kept
+        config.get("run", {}).pop(told_by_digest, None)
     config.pop("executor", None)  # whoever does the work, results are the same
     return {
         "config": config,

@@ -70,7 +70,7 @@ class Model:
     def variant(self) -> str:
         """How passes are run beyond device and dtype: measured kernels, compiled, scorer's dtype.
 
-        As ``"measured kernels, compiled, bfloat16 scorer"``; empty by default.
+        As ``"measured kernels, compiled, bfloat16 scorer"``; empty with the fixed rule alone.
         """
         parts = self.module_dict()
         dtypes = {kind: first.dtype for kind, part in parts.items() for first in _first(part)}

@@ -19,6 +19,7 @@ import attrs
 from blt_core.component import BuildContext
 from blt_core.decoding.engine import Progress, Request, Step, StopReason, check_requests, decode
 from blt_core.errors import RequestError
+from blt_core.kernels.using import setting_elsewhere
 from blt_core.likelihood import Likelihood
 from blt_core.loading import build_model, load_beside, plan_run, warn_of_blocks
 from blt_core.model import Model
@@ -395,7 +396,8 @@ class Pipeline:
                 "executor: workers make the pipeline anew from its config, and a program made "
                 f"{what}\n  fix: name in the config what it is made of, or leave the executor out"
             )
-        return self.config
+        # Others may have other threads, or be other machines: what those would measure may differ.
+        return self.config.with_run(kernels=setting_elsewhere(self.settings.kernels))
 
     @property
     def sampler_name(self) -> str:

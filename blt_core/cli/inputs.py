@@ -75,7 +75,7 @@ CompileOption = Annotated[
     bool | None, typer.Option("--compile", help="Compile passes on first use, for long runs.")
 ]
 KernelsOption = Annotated[
-    str | None, typer.Option("--kernels", help="fixed, measured, or a file with a choice.")
+    str | None, typer.Option("--kernels", help="measured, fixed, or a file with a choice.")
 ]
 BatchOption = Annotated[
     int | None, typer.Option("--batch", min=1, help="So many at once; default: one by one.")

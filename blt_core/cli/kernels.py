@@ -33,7 +33,7 @@ def bench_kernels(
     ] = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
-    """Measure the kernels for a model's weights, and store the choice for kernels = "measured"."""
+    """Measure the kernels for a model's weights, and store the choice that later runs have."""
     import torch
 
     from blt_core.errors import DataError

@@ -97,11 +97,20 @@ class Choice:
                 own[rows_class] = _chosen(weight, rows_class, own.get(rows_class), found)
         return attrs.evolve(self, names=names)
 
+    def joined(self, other: Choice) -> Choice:
+        """A copy with what it lacks of another's."""
+        weights = {**other.names, **self.names}
+        names = {w: {**other.names.get(w, {}), **self.names.get(w, {})} for w in weights}
+        return attrs.evolve(self, names=names)
+
+    def text(self) -> str:
+        """All of it, on one line; ``[run] kernels`` takes it as it takes a file."""
+        return json.dumps({"schema": SCHEMA, **attrs.asdict(self)})
+
     def write(self, path: Path) -> None:
         """Keep it in a file. Raises OSError where that cannot be written."""
-        record = {"schema": SCHEMA, **attrs.asdict(self)}
         with replace_file(path) as file:
-            file.write(json.dumps(record, indent=1).encode() + b"\n")
+            file.write(json.dumps(json.loads(self.text()), indent=1).encode() + b"\n")
 
 
 def _chosen(weight: str, rows_class: str, before: str | None, found: Mapping[str, float]) -> str:
@@ -128,15 +137,26 @@ def stored_at() -> Path:
 def read_choice(path: Path) -> Choice:
     """The choice in a file; DataError with what is wrong."""
     try:
-        record = read_json(path)
-        return _parsed(record)
+        return _parsed(read_json(path))
     except OSError as error:
         raise DataError(f"{path}: no choice of kernels: {error.strerror or error}") from error
     except ValueError as error:
-        raise DataError(
-            f"{path}: no choice of kernels: {error}\n"
-            "  fix: name a file that blt bench-kernels has written, or measured, or fixed"
-        ) from error
+        raise _no_choice(path, error) from error
+
+
+def parse_choice(text: str) -> Choice:
+    """The choice that :meth:`Choice.text` gave; DataError with what is wrong."""
+    try:
+        return _parsed(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise _no_choice("[run] kernels", error) from error
+
+
+def _no_choice(where: object, error: Exception) -> DataError:
+    return DataError(
+        f"{where}: no choice of kernels: {error}\n"
+        "  fix: name a file that blt bench-kernels has written, or measured, or fixed"
+    )
 
 
 def _parsed(record: Any) -> Choice:

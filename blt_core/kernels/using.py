@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,15 @@ from torch import Tensor, nn
 
 from blt_core.errors import DataError
 from blt_core.kernels.candidates import KERNELS, is_chosen_for, prepare
-from blt_core.kernels.choice import Choice, Times, name_of, read_choice, stored_at
+from blt_core.kernels.choice import (
+    Choice,
+    Times,
+    name_of,
+    parse_choice,
+    read_choice,
+    stored_at,
+)
+from blt_core.kernels.machine import Machine, machine
 from blt_core.kernels.measuring import measure, spread
 from blt_core.kernels.native import native_hash
 from blt_core.log import logger
@@ -20,24 +29,26 @@ from blt_core.storage.user_cache import alone_with, make_private
 FIXED, MEASURED = "fixed", "measured"
 #: Seconds that measuring may take when a model is loaded.
 BUDGET = 1.0
+#: What this process measured and could not store, by machine (with its threads) and native kernel.
+_unstored: dict[tuple[Machine, str | None], Choice] = {}
 
 
 def use_kernels(model: nn.Module, setting: str) -> str | None:
     """Give the weights of ``model`` their kernels; the digest of the choice, None for ``fixed``.
 
     setting: ``fixed``; ``measured``, for which what this machine has not measured yet is measured
-    now, for a second at most, and stored; or a file with a choice. Raises DataError for a file that
-    is none, or that names the native kernel where it is not built, or another than is built.
+    now, for a second at most, and stored; or a choice: a file, or the text of one. Raises DataError
+    for what is none, or names the native kernel where it is not built, or another than is built.
     """
     weights = weights_of(model)
     if setting == FIXED or not weights:
         return None
     pinned = setting != MEASURED
-    choice = _pinned(Path(setting)) if pinned else measured_choice(weights)
+    choice = _pinned(setting) if pinned else measured_choice(weights)
     choice = choice.of(weights)
     if pinned and not choice.names:
         raise DataError(
-            f"{setting}: chooses nothing for the weights of this model\n"
+            f"{_place(setting)}: chooses nothing for the weights of this model\n"
             "  fix: blt bench-kernels with this model, in the dtype of its runs"
         )
     copied = sum(
@@ -79,11 +90,31 @@ def measured_choice(weights: dict[str, list[Tensor]]) -> Choice:
         with alone_with(path, "measures kernels"):
             return _completed(_stored(path), weights, path)
     except (OSError, RuntimeError) as error:  # another user's folder; a user without a home
-        _warn_of_storing(error)
-        return _completed(Choice({}), weights, None)
+        return _completed(Choice({}), weights, error)
 
 
-def _completed(found: Choice, weights: dict[str, list[Tensor]], path: Path | None) -> Choice:
+def setting_elsewhere(setting: str) -> str:
+    """The setting by which another process, or machine, has the kernels that this process has.
+
+    That is the text of what was measured here, or of a file. Raises as :func:`use_kernels` does.
+    """
+    if setting == FIXED:
+        return FIXED
+    if setting != MEASURED:
+        return _pinned(setting).text()
+    kept = _kept_here()
+    with contextlib.suppress(OSError, RuntimeError):  # where nothing can be stored
+        kept = _stored(stored_at()).joined(kept)
+    return kept.text()
+
+
+def _kept_here() -> Choice:
+    return _unstored.get((machine(), native_hash()), Choice({}))
+
+
+def _completed(found: Choice, weights: dict[str, list[Tensor]], path: Path | Exception) -> Choice:
+    """``found`` with what it lacks; stored at ``path``, or kept here for the error that is one."""
+    found = found.joined(_kept_here())
     lacking = found.lacking(weights)
     if not lacking:
         return found
@@ -92,16 +123,14 @@ def _completed(found: Choice, weights: dict[str, list[Tensor]], path: Path | Non
     times = measure(some, budget=BUDGET - (time.perf_counter() - began))
     # What there was no time for is by fixed rule from now on: later runs give the same bytes.
     found = found.changed_by(times).filled(lacking)
-    if path is not None:
-        try:
-            found.write(path)
-        except OSError as error:
-            _warn_of_storing(error)
+    try:
+        if isinstance(path, Exception):
+            raise path
+        found.write(path)
+    except (OSError, RuntimeError) as error:
+        logger().warning("the choice of kernels cannot be stored", error=str(error))
+        _unstored[machine(), native_hash()] = found
     return found
-
-
-def _warn_of_storing(error: Exception) -> None:
-    logger().warning("the choice of kernels cannot be stored", error=str(error))
 
 
 def remeasured(
@@ -131,12 +160,18 @@ def _stored(path: Path) -> Choice:
         return Choice({})
 
 
-def _pinned(path: Path) -> Choice:
-    choice = read_choice(path)
+def _pinned(setting: str) -> Choice:
+    is_text = setting.startswith("{")
+    choice = parse_choice(setting) if is_text else read_choice(Path(setting))
     if choice.uses("native") and (choice.native is None or choice.native != native_hash()):
         there = "is not built here" if native_hash() is None else "is another here"
         raise DataError(
-            f"{path}: chooses the native kernel {choice.native}, which {there}\n"
+            f"{_place(setting)}: chooses the native kernel {choice.native}, which {there}\n"
             "  fix: blt bench-kernels --build with the same blt-core, or choose again"
         )
     return choice
+
+
+def _place(setting: str) -> str:
+    """What messages call a choice."""
+    return "[run] kernels" if setting.startswith("{") else setting

@@ -6,6 +6,7 @@ Reading a file finds syntax errors only. What the tables say is checked by
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -30,13 +31,18 @@ def _no_empty_stop(_: object, __: attrs.Attribute[Any], value: tuple[str, ...]) 
         raise ValueError("an empty stop string would end every text at once")
 
 
+def _default_kernels() -> str:
+    return os.environ.get("BLT_KERNELS") or "measured"
+
+
 @attrs.frozen
 class RunSettings:
     """``[run]``: what to run, on what, and the defaults of a generation request.
 
     ``checkpoint``: a path (``~`` is the home folder) or ``demo:…``; it gives the model parts.
     ``scorer_dtype``: of the patcher and its byte scorer, float32 at least unless it is given here.
-    ``kernels``: of products on a CPU: ``fixed``, ``measured``, or a file with a choice.
+    ``kernels``: of products on a CPU: ``measured``, ``fixed``, or a file with a choice; by default
+    what the variable ``BLT_KERNELS`` says, or ``measured``.
     ``compile``: whether passes of decoding are compiled on first use, where they can be.
     ``stop``: texts that end the output.
     """
@@ -47,7 +53,9 @@ class RunSettings:
     device: str = "cpu"
     dtype: Dtype = "float32"
     scorer_dtype: Dtype | None = None
-    kernels: str = attrs.field(default="fixed", validator=not_empty(), converter=expand_home)
+    kernels: str = attrs.field(
+        factory=_default_kernels, validator=not_empty(), converter=expand_home
+    )
     compile: bool = False
     seed: int = attrs.field(default=0, validator=between(0, 2**63 - 1))
     max_new_bytes: int = attrs.field(default=256, validator=at_least(1))

@@ -39,7 +39,7 @@ CORE = {
     "scoring": "errors types model likelihood",
     "requests": "errors types component decoding tables wiring",
     "pipeline": "errors types protocols component model likelihood decoding scoring tables "
-    "pricing plugins wiring loading requests",
+    "pricing plugins wiring kernels loading requests",
     "batch_inference": "errors faults execution files types storage pipeline",
     "compare": "errors types model decoding requests pipeline",
     "cli": "errors files log faults resources types component published model tables plugins "

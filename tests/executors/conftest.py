@@ -27,14 +27,17 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def generated(checkpoint, tmp_path):
-    """Records that an executor makes, and those of this process; watch: as of generate_file."""
+    """Records that an executor makes, and those of this process.
+
+    watch: as of generate_file. settings: of ``[run]``, beside RUN.
+    """
     prompts = [{"prompt": f"item {n} " * (n % 7)} for n in range(24)]
     prompts.insert(5, {"prompt": 5})
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in prompts))
 
-    def run(executor, watch=None):
-        config = {"schema": 1, "run": {**RUN, "checkpoint": str(checkpoint)}}
+    def run(executor, watch=None, **settings):
+        config = {"schema": 1, "run": {**RUN, "checkpoint": str(checkpoint), **settings}}
         found = []
         for name, table in (("here", {}), ("there", {"executor": executor})):
             pipeline = Pipeline.from_config({**config, **table})

@@ -14,7 +14,10 @@ import pytest
 
 from blt_core.component import BuildContext
 from blt_core.errors import ConfigError, DataError, Problem, RequestError, RunError
-from blt_core.execution import AtHand, Here, WorkError
+from blt_core.execution import AtHand, Here, WorkError, torch_threads
+from blt_core.kernels.candidates import ROW_CLASSES
+from blt_core.kernels.choice import Choice, stored_at
+from blt_core.kernels.using import weights_of
 from blt_core.pipeline import Pipeline
 from blt_core.testing import check_component
 from blt_plugins.executors.local import LocalExecutor, LocalParams, _Processes
@@ -37,6 +40,26 @@ def test_a_worker_is_killed_and_the_records_are_those_of_one_process(generated):
     assert here == there
     assert killed
     assert not multiprocessing.active_children()
+
+
+def test_workers_have_the_kernels_of_the_process_that_they_work_for(
+    checkpoint, generated, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = {"checkpoint": str(checkpoint), "dtype": "float32"}
+    weights = weights_of(Pipeline.from_config({"schema": 1, "run": run}).model.module_dict())
+    for threads, kernel in ((1, "linear"), (2, "columns")):  # as measured on this machine
+        with torch_threads(threads):
+            stored_at().parent.mkdir(parents=True, exist_ok=True)
+            Choice(dict.fromkeys(weights, dict.fromkeys(ROW_CLASSES, kernel))).write(stored_at())
+    with torch_threads(2):
+        here, there = generated(
+            {"use": "local", "workers": 2, "threads": 1}, dtype="float32", kernels="measured"
+        )
+    assert here == there
+    told = {record["kernels"] for record in here if "error" not in record}
+    columns = dict.fromkeys(weights, dict.fromkeys(ROW_CLASSES, "columns"))
+    assert told == {Choice(columns).digest()}
 
 
 @pytest.mark.parametrize("name", nightly_or(("score", "evaluate"), tuple(WORKS)))

@@ -14,9 +14,10 @@ from blt_core.kernels import measuring, using
 from blt_core.kernels.candidates import KERNELS, ROW_CLASSES
 from blt_core.kernels.choice import Choice, name_of, read_choice, stored_at
 from blt_core.kernels.measuring import measure, spread
-from blt_core.kernels.using import copied_bytes, use_kernels, weights_of
+from blt_core.kernels.using import copied_bytes, setting_elsewhere, use_kernels, weights_of
 from blt_core.nn import Linear
 from blt_core.pipeline import Pipeline
+from blt_core.wiring.config import RunSettings
 from tests.tiny import write_checkpoint
 
 NAME = "float32 8x8"
@@ -132,8 +133,46 @@ def test_a_broken_stored_choice_is_measured_again(capsys):
 def test_a_choice_that_cannot_be_stored_serves_all_the_same(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert use_kernels(model(), "measured")
+    first = use_kernels(model(), "measured")
     assert "cannot be stored" in capsys.readouterr().err
+    monkeypatch.setattr(using, "measure", lambda *_, **__: pytest.fail("measured again"))
+    assert use_kernels(model(), "measured") == first
+    assert use_kernels(model(), setting_elsewhere("measured")) == first
+    assert not capsys.readouterr().err
+
+
+def test_kernels_are_measured_unless_a_config_or_the_environment_says_otherwise(monkeypatch):
+    assert RunSettings().kernels == "fixed"  # what tests/conftest.py asks for
+    assert RunSettings(kernels="measured").kernels == "measured"
+    monkeypatch.setenv("BLT_KERNELS", "")
+    assert RunSettings().kernels == "measured"
+    monkeypatch.delenv("BLT_KERNELS")
+    assert RunSettings().kernels == "measured"
+
+
+def test_another_process_is_told_all_that_was_measured(monkeypatch, tmp_path):
+    first = use_kernels(model(), "measured")
+    second = use_kernels(other := nn.Sequential(Linear(8, 8)), "measured")
+    told = setting_elsewhere("measured")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(using, "measure", lambda *_, **__: pytest.fail("measured there"))
+    assert (use_kernels(model(), told), use_kernels(other, told)) == (first, second)
+    path = pinned(tmp_path)
+    assert use_kernels(model(), setting_elsewhere(str(path))) == use_kernels(model(), str(path))
+    assert setting_elsewhere("fixed") == "fixed"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", r"\[run\] kernels: no choice of kernels"),
+        ('{"schema": 1}', r"\[run\] kernels: no choice of kernels: a part is missing"),
+        (Choice({}).text(), r"\[run\] kernels: chooses nothing"),
+    ],
+)
+def test_a_text_that_cannot_be_followed_is_refused(text, said):
+    with pytest.raises(DataError, match=said):
+        use_kernels(model(), text)
 
 
 def test_copies_are_counted():
