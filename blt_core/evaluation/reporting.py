@@ -89,12 +89,15 @@ def _show(shown: Console, result: PartResult, said: set[str]) -> None:
     names = list(result.samplers[0].scores)
     unit = result.samplers[0].cost_unit
     passes, agrees = ("N_dec", "N_enc"), ("same", "agreement", "repeats")
-    costs = (*passes, str(unit), f"rel. {unit}", "paper's", "bytes/s", *agrees)
+    # Prices of other sizes beside those of the model's own.
+    others = any(each.own_cost != each.cost for each in result.samplers)
+    own = (f"own {unit}",) if others else ()
+    costs = (*passes, str(unit), *own, f"rel. {unit}", "paper's", "bytes/s", *agrees)
     for name in (*names, *(costs if generated else ())):
         table.add_column(name, justify="right")
     for each in result.samplers:
         scores = [_interval(each.scores.get(name)) for name in names]
-        table.add_row(each.spec, *scores, *(_costs(each) if generated else ()))
+        table.add_row(each.spec, *scores, *(_costs(each, own=others) if generated else ()))
     shown.print(table)
     for each in result.samplers:
         if each.errors:
@@ -128,12 +131,13 @@ def _short(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"  # noqa: PLR2004 -- digits to show
 
 
-def _costs(each: Scored) -> list[str]:
+def _costs(each: Scored, *, own: bool) -> list[str]:
     passes = each.passes
     return [
         f"{passes.decoder:,}" if passes else "–",
         f"{passes.encoder:,}" if passes else "–",
         _number(each.cost, ".4g"),
+        *([_number(each.own_cost, ".4g")] if own else []),
         _number(each.relative_cost, ".3f"),
         _number(each.relative_cost_paper, ".3f"),
         _number(each.bytes_per_second, ".0f"),

@@ -395,7 +395,9 @@ def test_the_command_prints_a_table_and_the_record_that_scripts_rely_on(
     shown = done.out.decode()
     for text in ("translation/de: 3 items", "translation: 6 items", "copy of source", "rel. GB"):
         assert text in shown
+    assert "own GB" not in shown  # all prices are of the model's own sizes
     assert (tmp_path / "plot.png").exists()
+    assert b"own GB" in blt(*base, "--limit", "2", "--cost-parameters", "3b").out
     done = blt(*base, "--json", "--limit", "2", "--cost-parameters", "3b")
     record = json.loads(done.out)
     assert record["cost_parameters"]["global_model"] == SCALES["3b"].global_model
