@@ -109,7 +109,7 @@ def generate_file(
     pipeline of its own; without one this process does. watch: told (items done, items in all). What
     is done is kept in ``OUTPUT.partial`` until all is; the same call goes on. Raises DataError for
     files that cannot be read, for an ``output`` that is there, and for a partial one of other
-    settings, or another number of torch's threads.
+    settings, another number of torch's threads, or another choice of kernels.
     """
     make = partial(_Generating, samples=samples, logprobs=logprobs)
     return _run(make(pipeline), make, Path(prompts), Path(output), batch, watch)
@@ -190,7 +190,7 @@ def _settings(pipeline: Pipeline) -> Record:
     return {
         "config": config,
         "model": pipeline.model.digest(),
-        "kernels": pipeline.model.kernels,
+        "kernels": json.loads(pipeline.model.kernel_choice or "null"),
         "torch": torch.__version__,
     }
 

@@ -117,7 +117,10 @@ def build_model(plan: Plan, tensors: Mapping[str, Tensor] | None) -> Model:
     module = model.module_dict().requires_grad_(requires_grad=False).eval()
     if plan.run.compile:
         compile_passes(module, model.device)
-    return attrs.evolve(model, kernels=use_kernels(module, plan.run.kernels))
+    choice = use_kernels(module, plan.run.kernels)
+    if choice is None:
+        return model
+    return attrs.evolve(model, kernels=choice.digest(), kernel_choice=choice.text())
 
 
 def load_beside(location: str, plan: Plan, plugins: Plugins) -> Model:

@@ -23,7 +23,8 @@ class Model:
     """patcher, encoder, global model and decoder; ``context_bytes`` is the longest text served.
 
     ``settings`` are the fully resolved config tables that rebuild it (empty if built by hand).
-    ``kernels``: the digest of the choice of kernels that its weights have (None: the fixed rule).
+    ``kernels``: the digest of the choice of kernels that its weights have (None: the fixed rule);
+    ``kernel_choice``: its text, which ``[run] kernels`` takes.
     """
 
     patcher: Patcher
@@ -34,6 +35,7 @@ class Model:
     context_bytes: int = 4096
     settings: Mapping[str, Any] = attrs.field(factory=dict)
     kernels: str | None = None
+    kernel_choice: str | None = None
 
     def digest(self) -> str:
         """A name for the weights, and for how they are used."""

@@ -109,12 +109,13 @@ class Answering:
 class Begin:
     """Makes what a worker does with a :data:`Task`: it answers with any sampler.
 
-    digest: of the weights; a worker that finds others refuses to work.
+    digest: of the weights, and kernels: their digest; a worker with others refuses to work.
     """
 
     at_hand: AtHand[Pipeline]
     config: Config
     digest: str
+    kernels: str | None
     version: str = torch.__version__
 
     def __call__(self, tell: Tell) -> AnsweringWithAny:
@@ -127,6 +128,11 @@ class Begin:
             raise RunError(
                 f"a worker finds other weights at {self.config.checkpoint} than the process that "
                 "it works for\n  fix: give all machines the same files"
+            )
+        if pipeline.model.kernels != self.kernels:
+            raise RunError(
+                "a worker has other kernels than the process that it works for\n"
+                "  fix: give all machines the same packages, or set BLT_KERNELS=fixed"
             )
         return AnsweringWithAny(pipeline)
 

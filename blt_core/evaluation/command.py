@@ -111,7 +111,9 @@ def _with_workers(options: RunOptions, pipeline: Pipeline) -> Iterator[RunOption
     if "executor" not in pipeline.plan.nodes:
         yield options
         return
-    begin = Begin(AtHand(pipeline), pipeline.config_for_workers(), pipeline.model.digest())
+    model = pipeline.model
+    config = pipeline.config_for_workers()
+    begin = Begin(AtHand(pipeline), config, model.digest(), model.kernels)
     with pipeline.plan.build("executor").start(begin) as workers:
         yield attrs.evolve(options, workers=workers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -202,7 +203,7 @@ def _settings(pipeline: Pipeline, name: str, spec: str, options: RunOptions) -> 
         "sampler": sampler,
         "model": pipeline.model.digest(),
         "dtype": pipeline.settings.dtype,
-        "kernels": pipeline.model.kernels,
+        "kernels": json.loads(pipeline.model.kernel_choice or "null"),
         "device": pipeline.settings.device,
         "batch": options.batch,
         "seed": options.seed,

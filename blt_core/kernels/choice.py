@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blt_core.errors import DataError
-from blt_core.files import read_json
+from blt_core.files import parse_json, read_json
 from blt_core.kernels.candidates import KERNELS, ROW_CLASSES
 from blt_core.kernels.machine import Machine, machine
 from blt_core.kernels.native import native_hash
@@ -53,9 +53,13 @@ class Choice:
 
     def digest(self) -> str:
         """A name for all that may change the bytes of an output: the kernels, by weight."""
-        native = self.native if self.uses("native") else None
-        told = json.dumps([self.names, native], sort_keys=True)
+        told = json.dumps([self.names, self.native_used], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    @property
+    def native_used(self) -> str | None:
+        """The hash of the native kernel, where it is chosen."""
+        return self.native if self.uses("native") else None
 
     def uses(self, kernel: str) -> bool:
         """Whether a kernel is chosen anywhere."""
@@ -101,16 +105,18 @@ class Choice:
         """A copy with what it lacks of another's."""
         weights = {**other.names, **self.names}
         names = {w: {**other.names.get(w, {}), **self.names.get(w, {})} for w in weights}
-        return attrs.evolve(self, names=names)
+        return attrs.evolve(self, names=names, native=self.native or other.native)
 
     def text(self) -> str:
-        """All of it, on one line; ``[run] kernels`` takes it as it takes a file."""
-        return json.dumps({"schema": SCHEMA, **attrs.asdict(self)})
+        """What the digest names, on one line; ``[run] kernels`` takes it as it takes a file."""
+        told = {"schema": SCHEMA, "names": self.names, "native": self.native_used}
+        return json.dumps(told, sort_keys=True)
 
     def write(self, path: Path) -> None:
         """Keep it in a file. Raises OSError where that cannot be written."""
+        record = {"schema": SCHEMA, **attrs.asdict(self)}
         with replace_file(path) as file:
-            file.write(json.dumps(json.loads(self.text()), indent=1).encode() + b"\n")
+            file.write(json.dumps(record, indent=1).encode() + b"\n")
 
 
 def _chosen(weight: str, rows_class: str, before: str | None, found: Mapping[str, float]) -> str:
@@ -135,9 +141,14 @@ def stored_at() -> Path:
 
 
 def read_choice(path: Path) -> Choice:
-    """The choice in a file; DataError with what is wrong."""
+    """The choice in a file, or that which unfinished results in one were begun with.
+
+    Raises DataError with what is wrong.
+    """
     try:
-        return _parsed(read_json(path))
+        with path.open("rb") as file:
+            begun_with = _of_results(file.readline())
+        return _parsed(begun_with or read_json(path))
     except OSError as error:
         raise DataError(f"{path}: no choice of kernels: {error.strerror or error}") from error
     except ValueError as error:
@@ -147,9 +158,18 @@ def read_choice(path: Path) -> Choice:
 def parse_choice(text: str) -> Choice:
     """The choice that :meth:`Choice.text` gave; DataError with what is wrong."""
     try:
-        return _parsed(json.loads(text))
-    except (ValueError, RecursionError) as error:
+        return _parsed(parse_json(text.encode()))
+    except ValueError as error:
         raise _no_choice("[run] kernels", error) from error
+
+
+def _of_results(line: bytes) -> Any:
+    """The choice in the first line of results; None where that is no such line."""
+    try:
+        head = parse_json(line)
+    except ValueError:
+        return None
+    return head.get("kernels") if isinstance(head, dict) and "format" in head else None
 
 
 def _no_choice(where: object, error: Exception) -> DataError:
@@ -164,7 +184,7 @@ def _parsed(record: Any) -> Choice:
         raise ValueError(f"expected a table with schema = {SCHEMA}")
     try:
         native = record["native"]
-        of = Machine(**record["machine"])
+        of = Machine(**record["machine"]) if "machine" in record else machine()
         names = {str(weight): dict(each) for weight, each in record["names"].items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"a part is missing or of another shape ({error})") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import attrs
 import torch
@@ -31,19 +31,21 @@ def measure(
     weights: Mapping[str, Sequence[Tensor]],
     *,
     budget: float = math.inf,
+    without_copies: Collection[str] = (),
     watch: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Times:
     """The least seconds a weight of each candidate, by weight and class of rows.
 
     weights: those of each name. budget: seconds; what is not measured to the end by then is left
-    out. watch: called with the candidates that are done, and all.
+    out. without_copies: weights for which kernels that make copies are no candidates. watch: called
+    with the candidates that are done, and all.
     """
     until = time.perf_counter() + budget
-    trials, found = _trials(weights), dict[str, dict[str, dict[str, float]]]()
+    trials, found = _trials(weights, without_copies), dict[str, dict[str, dict[str, float]]]()
     total = sum(len(each) for each in trials.values())
     done = 0
     for rows_class, kernels in trials.items():
-        times = _class_times(kernels, rows_class, weights, until)
+        times = _class_times(kernels, rows_class, weights, until, without_copies)
         for name, each in times.items():
             found.setdefault(name, {})[rows_class] = each
         done += len(kernels)
@@ -74,12 +76,16 @@ def spread(
     return chosen
 
 
-def _trials(weights: Mapping[str, Sequence[Tensor]]) -> dict[str, list[str]]:
+def _trials(
+    weights: Mapping[str, Sequence[Tensor]], without_copies: Collection[str]
+) -> dict[str, list[str]]:
     """The kernels that serve any of the weights, by class of rows."""
     return {
         rows_class: list(
             dict.fromkeys(
-                kernel.name for own in weights.values() for kernel in chosen_from(own[0], rows)
+                kernel.name
+                for name, own in weights.items()
+                for kernel in _able(name, own, rows, without_copies)
             )
         )
         for rows_class, rows in ROW_CLASSES.items()
@@ -105,10 +111,15 @@ class _Trial:
 
 @torch.inference_mode()
 def _class_times(
-    kernels: Sequence[str], rows_class: str, weights: Mapping[str, Sequence[Tensor]], until: float
+    kernels: Sequence[str],
+    rows_class: str,
+    weights: Mapping[str, Sequence[Tensor]],
+    until: float,
+    without_copies: Collection[str],
 ) -> dict[str, dict[str, float]]:
     rows = ROW_CLASSES[rows_class]
     best: dict[str, dict[str, float]] = {name: {} for name in weights}
+    able = {name: _able(name, own, rows, without_copies) for name, own in weights.items()}
     trials: dict[tuple[str, str], _Trial] = {}
     for turn in range(_TURNS):
         for kernel in kernels:
@@ -116,17 +127,25 @@ def _class_times(
             for name, own in weights.items():
                 if turn or time.perf_counter() > until:
                     break
-                if KERNELS[kernel].fits(own[0], rows):
+                if KERNELS[kernel] in able[name]:
                     trials[kernel, name] = _trial(KERNELS[kernel], name, own, rows)
             for name in weights:
                 if time.perf_counter() > until:
-                    return _whole(best, weights, rows) if turn == 0 else best
+                    return _whole(best, able) if turn == 0 else best
                 trial = trials.get((kernel, name))
                 least = min(best[name].values(), default=math.inf)
                 if trial is None or best[name].get(kernel, 0.0) > _HOPELESS * least:
                     continue
                 best[name][kernel] = min(trial.seconds(), best[name].get(kernel, math.inf))
     return best
+
+
+def _able(
+    name: str, own: Sequence[Tensor], rows: int, without_copies: Collection[str]
+) -> list[Kernel]:
+    """The candidates for a weight."""
+    serving = chosen_from(own[0], rows)
+    return [each for each in serving if not (each.copies and name in without_copies)]
 
 
 def _trial(kernel: Kernel, name: str, own: Sequence[Tensor], rows: int) -> _Trial:
@@ -137,11 +156,7 @@ def _trial(kernel: Kernel, name: str, own: Sequence[Tensor], rows: int) -> _Tria
 
 
 def _whole(
-    best: Mapping[str, dict[str, float]], weights: Mapping[str, Sequence[Tensor]], rows: int
+    best: Mapping[str, dict[str, float]], able: Mapping[str, Sequence[Kernel]]
 ) -> dict[str, dict[str, float]]:
     """Those of the weights that every candidate has met."""
-    return {
-        name: times
-        for name, times in best.items()
-        if len(times) == len(chosen_from(weights[name][0], rows))
-    }
+    return {name: times for name, times in best.items() if len(times) == len(able[name])}

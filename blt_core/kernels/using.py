@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,38 +28,52 @@ from blt_core.storage.user_cache import alone_with, make_private
 FIXED, MEASURED = "fixed", "measured"
 #: Seconds that measuring may take when a model is loaded.
 BUDGET = 1.0
+#: Bytes of the weights of one shape that are copied unless ``blt bench-kernels`` has chosen so.
+COPIED = 32 << 20
 #: What this process measured and could not store, by machine (with its threads) and native kernel.
 _unstored: dict[tuple[Machine, str | None], Choice] = {}
 
 
-def use_kernels(model: nn.Module, setting: str) -> str | None:
-    """Give the weights of ``model`` their kernels; the digest of the choice, None for ``fixed``.
+def use_kernels(model: nn.Module, setting: str) -> Choice | None:
+    """Give the weights of ``model`` their kernels; the choice for them, None for ``fixed``.
 
     setting: ``fixed``; ``measured``, for which what this machine has not measured yet is measured
-    now, for a second at most, and stored; or a choice: a file, or the text of one. Raises DataError
-    for what is none, or names the native kernel where it is not built, or another than is built.
+    now, for a second at most, and stored; a file with a choice; or the text of one, what lacks of
+    which is as measured. Raises DataError for what is none of these, or names the native kernel
+    where it is not built, or another than is built.
     """
     weights = weights_of(model)
     if setting == FIXED or not weights:
         return None
-    pinned = setting != MEASURED
-    choice = _pinned(setting) if pinned else measured_choice(weights)
-    choice = choice.of(weights)
-    if pinned and not choice.names:
-        raise DataError(
-            f"{_place(setting)}: chooses nothing for the weights of this model\n"
-            "  fix: blt bench-kernels with this model, in the dtype of its runs"
-        )
+    choice = _choice(setting, weights)
     copied = sum(
         copied_bytes(own, {*choice.names.get(n, {}).values()}) for n, own in weights.items()
     )
     if copied:
-        logger().info("kernels keep copies of weights", bytes=copied)
+        logger().debug("kernels keep copies of weights", bytes=copied)
     for name, own in weights.items():
         names = choice.names.get(name, {})
         for weight in own:
             weight.kernels = prepare(weight, names)  # type: ignore[attr-defined]
-    return choice.digest()
+    return choice
+
+
+def _choice(setting: str, weights: dict[str, list[Tensor]]) -> Choice:
+    """The choice of a setting for these weights, all of them."""
+    if setting == MEASURED:
+        return measured_choice(weights).of(weights)
+    if not setting.startswith("{"):
+        choice = _usable(setting, read_choice(Path(setting)).of(weights))
+        if not choice.names:
+            raise DataError(
+                f"{setting}: chooses nothing for the weights of this model\n"
+                "  fix: blt bench-kernels with this model, in the dtype of its runs"
+            )
+        return choice.filled(weights)
+    choice = _usable("[run] kernels", parse_choice(setting).of(weights))
+    # Of a model beside the one that the text is of, say.
+    lacking = choice.lacking(weights)
+    return choice.joined(measured_choice(lacking).of(lacking)) if lacking else choice
 
 
 def weights_of(model: nn.Module) -> dict[str, list[Tensor]]:
@@ -87,25 +100,10 @@ def measured_choice(weights: dict[str, list[Tensor]]) -> Choice:
         if not found.lacking(weights):
             return found
         make_private(path.parent)
-        with alone_with(path, "measures kernels"):
-            return _completed(_stored(path), weights, path)
     except (OSError, RuntimeError) as error:  # another user's folder; a user without a home
         return _completed(Choice({}), weights, error)
-
-
-def setting_elsewhere(setting: str) -> str:
-    """The setting by which another process, or machine, has the kernels that this process has.
-
-    That is the text of what was measured here, or of a file. Raises as :func:`use_kernels` does.
-    """
-    if setting == FIXED:
-        return FIXED
-    if setting != MEASURED:
-        return _pinned(setting).text()
-    kept = _kept_here()
-    with contextlib.suppress(OSError, RuntimeError):  # where nothing can be stored
-        kept = _stored(stored_at()).joined(kept)
-    return kept.text()
+    with alone_with(path, "measures kernels"):
+        return _completed(_stored(path), weights, path)
 
 
 def _kept_here() -> Choice:
@@ -120,7 +118,9 @@ def _completed(found: Choice, weights: dict[str, list[Tensor]], path: Path | Exc
         return found
     began = time.perf_counter()
     some = spread(lacking, cut=True)
-    times = measure(some, budget=BUDGET - (time.perf_counter() - began))
+    large = {name for name, own in lacking.items() if sum(w.nbytes for w in own) > COPIED}
+    left = BUDGET - (time.perf_counter() - began)
+    times = measure(some, budget=left, without_copies=large)
     # What there was no time for is by fixed rule from now on: later runs give the same bytes.
     found = found.changed_by(times).filled(lacking)
     try:
@@ -160,18 +160,12 @@ def _stored(path: Path) -> Choice:
         return Choice({})
 
 
-def _pinned(setting: str) -> Choice:
-    is_text = setting.startswith("{")
-    choice = parse_choice(setting) if is_text else read_choice(Path(setting))
+def _usable(place: str, choice: Choice) -> Choice:
+    """The choice; DataError if it needs a native kernel that is not there."""
     if choice.uses("native") and (choice.native is None or choice.native != native_hash()):
         there = "is not built here" if native_hash() is None else "is another here"
         raise DataError(
-            f"{_place(setting)}: chooses the native kernel {choice.native}, which {there}\n"
+            f"{place}: chooses the native kernel {choice.native}, which {there}\n"
             "  fix: blt bench-kernels --build with the same blt-core, or choose again"
         )
     return choice
-
-
-def _place(setting: str) -> str:
-    """What messages call a choice."""
-    return "[run] kernels" if setting.startswith("{") else setting

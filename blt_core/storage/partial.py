@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,10 +68,10 @@ class PartialResults:
             _ = before["format"]
         except (ValueError, TypeError, KeyError):
             return _NOT_OURS
-        told = ", ".join(_difference(key, before.get(key), now.get(key)) for key in keys)
+        told = ", ".join(difference(key, before.get(key), now.get(key)) for key in keys)
         return (
             f"was begun with other settings ({told})\n"
-            f"  fix: {how_to_restore(keys, before)}, or remove it to begin anew"
+            f"  fix: {how_to_restore(keys, before, self._path)}, or remove it to begin anew"
         )
 
     def _read(self) -> None:
@@ -125,16 +126,21 @@ class _Place(NamedTuple):
     offset: int
 
 
-def how_to_restore(keys: Sequence[str], before: Mapping[str, Any]) -> str:
+def how_to_restore(keys: Sequence[str], before: Mapping[str, Any], path: Path) -> str:
     """What to do about settings that differ from those that kept results were made under."""
-    if [*keys] != ["threads"] or before.get("threads") is None:
+    count, kernels = before.get("threads"), before.get("kernels")
+    if not {*keys} <= {"threads", "kernels"} or ("threads" in keys and count is None):
         return "restore these settings"
-    count = before["threads"]
-    return f'set OMP_NUM_THREADS={count} or --executor "local threads={count}"'
+    fixes = []
+    if "threads" in keys:
+        fixes.append(f'set OMP_NUM_THREADS={count} or --executor "local threads={count}"')
+    if "kernels" in keys:  # those that it was begun with are told in its first line
+        fixes.append(f"set BLT_KERNELS={'fixed' if kernels is None else shlex.quote(str(path))}")
+    return ", and ".join(fixes)
 
 
-def _difference(key: str, before: object, now: object) -> str:
-    """A setting, with both values where they are short."""
+def difference(key: str, before: object, now: object) -> str:
+    """A setting in words, with both values where they are short."""
     if isinstance(before, Mapping) or isinstance(now, Mapping):
         return key
     return f"{key}: {before!r} there, {now!r} now"

@@ -162,6 +162,14 @@ def test_passes_that_are_run_in_another_way_are_priced_by_those_that_are_run_so(
     assert anywhere.calibration(SIZES).draft == 0.5
 
 
+def test_where_nothing_runs_passes_count_that_are_run_as_by_default(cached, monkeypatch):
+    for variant, draft in (("", 0.5), ("measured kernels", 0.25)):
+        save(calibration(machine=Machine.here("cpu", "float32", variant), draft=draft))
+    for kernels, draft in (("fixed", 0.5), ("measured", 0.25)):
+        monkeypatch.setenv("BLT_KERNELS", kernels)
+        assert Roofline(RooflineParams(), BuildContext()).calibration(SIZES).draft == draft
+
+
 def test_where_nothing_runs_another_variant_is_better_than_none(cached):
     save(calibration(machine=Machine.here("cpu", "float32", "compiled"), draft=0.25))
     assert Roofline(RooflineParams(), BuildContext()).calibration(SIZES).draft == 0.25

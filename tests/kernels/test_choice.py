@@ -14,7 +14,7 @@ from blt_core.kernels import measuring, using
 from blt_core.kernels.candidates import KERNELS, ROW_CLASSES
 from blt_core.kernels.choice import Choice, name_of, read_choice, stored_at
 from blt_core.kernels.measuring import measure, spread
-from blt_core.kernels.using import copied_bytes, setting_elsewhere, use_kernels, weights_of
+from blt_core.kernels.using import copied_bytes, use_kernels, weights_of
 from blt_core.nn import Linear
 from blt_core.pipeline import Pipeline
 from blt_core.wiring.config import RunSettings
@@ -28,6 +28,7 @@ def cache(monkeypatch, tmp_path):
     """A cache folder of its own, and little to read."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(measuring, "last_level_cache", lambda: 1 << 14)
+    monkeypatch.setattr(using, "_unstored", {})
     return tmp_path / "cache"
 
 
@@ -72,12 +73,12 @@ def test_a_choice_is_measured_once_and_kept(monkeypatch, cache):
 
 def test_what_there_is_no_time_for_is_by_fixed_rule_from_then_on(monkeypatch):
     monkeypatch.setattr(using, "BUDGET", -1.0)
-    digest = use_kernels(model(torch.bfloat16), "measured")
+    choice = use_kernels(model(torch.bfloat16), "measured")
     found = read_choice(stored_at())
     rule = {"1": "mv", "2-4": "linear", "5-16": "linear", "more": "linear"}
     assert found.names == {f"bfloat16 {size}": rule for size in ("40x24", "24x40")}
     monkeypatch.setattr(using, "BUDGET", 9.0)
-    assert use_kernels(model(torch.bfloat16), "measured") == digest
+    assert use_kernels(model(torch.bfloat16), "measured") == choice
 
 
 def test_other_threads_have_another_choice():
@@ -137,7 +138,6 @@ def test_a_choice_that_cannot_be_stored_serves_all_the_same(monkeypatch, tmp_pat
     assert "cannot be stored" in capsys.readouterr().err
     monkeypatch.setattr(using, "measure", lambda *_, **__: pytest.fail("measured again"))
     assert use_kernels(model(), "measured") == first
-    assert use_kernels(model(), setting_elsewhere("measured")) == first
     assert not capsys.readouterr().err
 
 
@@ -150,16 +150,57 @@ def test_kernels_are_measured_unless_a_config_or_the_environment_says_otherwise(
     assert RunSettings().kernels == "measured"
 
 
-def test_another_process_is_told_all_that_was_measured(monkeypatch, tmp_path):
+def test_another_process_has_the_choice_that_its_text_tells(monkeypatch, tmp_path):
     first = use_kernels(model(), "measured")
-    second = use_kernels(other := nn.Sequential(Linear(8, 8)), "measured")
-    told = setting_elsewhere("measured")
+    second = use_kernels(model(), str(pinned(tmp_path)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(using, "measure", lambda *_, **__: pytest.fail("measured there"))
-    assert (use_kernels(model(), told), use_kernels(other, told)) == (first, second)
-    path = pinned(tmp_path)
-    assert use_kernels(model(), setting_elsewhere(str(path))) == use_kernels(model(), str(path))
-    assert setting_elsewhere("fixed") == "fixed"
+    with monkeypatch.context() as patch:
+        patch.setattr(using, "measure", lambda *_, **__: pytest.fail("measured there"))
+        for each in (first, second):
+            there = use_kernels(model(), each.text())
+            assert (there.digest(), there.text()) == (each.digest(), each.text())
+    # What the text does not tell of, a model beside it, is measured.
+    beside = nn.Sequential(Linear(8, 8), Linear(24, 40))
+    found = use_kernels(beside, first.text())
+    assert set(found.names) == {"float32 8x8", "float32 40x24"}
+    assert found.names["float32 40x24"] == first.names["float32 40x24"]
+    assert read_choice(stored_at()).names.keys() == {"float32 8x8"}
+
+
+def test_results_tell_the_choice_that_they_were_begun_with(tmp_path):
+    path = tmp_path / "out.partial"
+    choice = use_kernels(model(), "measured")
+    head = {"format": 1, "kernels": json.loads(choice.text())}
+    path.write_text(json.dumps(head) + "\n" + json.dumps({"window": 0, "records": []}) + "\n")
+    assert use_kernels(model(), str(path)).text() == choice.text()
+    path.write_text(json.dumps(head | {"kernels": None}) + "\n")
+    with pytest.raises(DataError, match="no choice of kernels"):
+        use_kernels(model(), str(path))
+
+
+def test_a_native_kernel_counts_only_where_it_is_chosen_for_the_model():
+    unused = {"float32 8x8": {"1": "native"}, "float32 40x24": {"1": "linear"}}
+    text = Choice(unused, native="0").text()
+    assert use_kernels(model(), text).native_used is None
+    with pytest.raises(DataError, match=r"\[run\] kernels: chooses the native kernel 0"):
+        use_kernels(nn.Sequential(Linear(8, 8)), text)
+
+
+def test_large_weights_are_not_copied_unless_somebody_asks(monkeypatch):
+    seen = []
+
+    def measure(weights, *, without_copies=(), **_):
+        seen.append(set(without_copies))
+        return {}
+
+    monkeypatch.setattr(using, "measure", measure)
+    monkeypatch.setattr(using, "COPIED", 40 * 24 * 4)
+    use_kernels(model(), "measured")  # one of 24 x 40, two of 40 x 24
+    assert seen == [{"float32 40x24"}]
+    times = measuring.measure(spread(weights_of(model())), without_copies={"float32 40x24"})
+    tried = {name: set().union(*each.values()) for name, each in times.items()}
+    assert not tried["float32 40x24"] & {"onednn", "columns"}
+    assert "columns" in tried["float32 24x40"]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +208,6 @@ def test_another_process_is_told_all_that_was_measured(monkeypatch, tmp_path):
     [
         ("{", r"\[run\] kernels: no choice of kernels"),
         ('{"schema": 1}', r"\[run\] kernels: no choice of kernels: a part is missing"),
-        (Choice({}).text(), r"\[run\] kernels: chooses nothing"),
     ],
 )
 def test_a_text_that_cannot_be_followed_is_refused(text, said):
@@ -195,9 +235,9 @@ def pinned(tmp_path, **changes):
 
 def test_a_file_pins_a_choice(tmp_path):
     path = pinned(tmp_path)
-    digest = use_kernels(model(), str(path))
-    assert digest == read_choice(path).digest()
-    assert digest != Choice({}).digest()
+    choice = use_kernels(model(), str(path))
+    assert choice == read_choice(path).filled(weights_of(model()))
+    assert choice.digest() != use_kernels(model(), Choice({}).filled(choice.names).text()).digest()
     with torch.no_grad():
         plain, given = model(), model()
         use_kernels(given, str(path))

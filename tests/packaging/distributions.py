@@ -134,7 +134,7 @@ class Environment:
 def _variables() -> dict[str, str]:
     """Of the environment variables those that an installation may know."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-    return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "BLT_KERNELS": "fixed"}
 
 
 def run(

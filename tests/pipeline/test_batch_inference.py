@@ -10,10 +10,14 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+import torch
 
 from blt_core.batch_inference import WINDOW, _run, generate_file, score_file
 from blt_core.errors import ComponentError, DataError, RequestError
 from blt_core.execution import torch_threads
+from blt_core.kernels.candidates import ROW_CLASSES
+from blt_core.kernels.choice import Choice
+from blt_core.kernels.using import weights_of
 from blt_core.pipeline import Pipeline
 from tests.nightly import nightly_or
 
@@ -207,6 +211,41 @@ def test_a_run_goes_on_with_as_many_threads_as_it_was_begun_with(config, pipelin
                 generate_file(run, path, out, batch=2)
         assert (tmp_path / "out.partial").read_bytes() == kept
         assert generate_file(two, path, out, batch=2).items == len(PROMPTS)
+
+
+def test_a_run_goes_on_with_the_kernels_that_it_was_begun_with(
+    config, items, tmp_path, monkeypatch
+):
+    def loaded(kernels):
+        monkeypatch.setenv("BLT_KERNELS", str(kernels))
+        return Pipeline.from_config({**config, "run": {**config["run"], "dtype": "float32"}})
+
+    path, out = items([{"prompt": text} for text in PROMPTS]), tmp_path / "out"
+    weights = weights_of(loaded("fixed").model.module_dict())
+    choice = Choice(dict.fromkeys(weights, dict.fromkeys(ROW_CLASSES, "columns")))
+    choice.write(tmp_path / "choice.json")
+    begun = loaded(tmp_path / "choice.json")
+    with pytest.raises(Stopped):
+        generate_file(begun, path, out, batch=2, watch=stop_after(1))
+    partial = tmp_path / "out.partial"
+    kept, fixed = partial.read_bytes(), loaded("fixed")
+    with pytest.raises(
+        DataError, match=r"\(kernels\)\n  fix: set BLT_KERNELS=\S+/out\.partial, or"
+    ):
+        generate_file(fixed, path, out, batch=2)
+    with (
+        torch_threads(torch.get_num_threads() + 1),
+        pytest.raises(DataError, match=r"fix: set OMP_NUM_THREADS=\d+ or .*, and set BLT_KERNELS="),
+    ):
+        generate_file(fixed, path, out, batch=2)
+    assert partial.read_bytes() == kept
+    (tmp_path / "choice.json").unlink()
+    generate_file(loaded(partial), path, out, batch=2)
+    assert {each["kernels"] for each in records(out)} == {choice.digest()}
+    with pytest.raises(Stopped):
+        generate_file(fixed, path, tmp_path / "again", batch=2, watch=stop_after(1))
+    with pytest.raises(DataError, match="fix: set BLT_KERNELS=fixed, or"):
+        generate_file(begun, path, tmp_path / "again", batch=2)
 
 
 def test_files_of_others_are_left_alone(pipeline, items, tmp_path):

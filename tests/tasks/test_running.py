@@ -448,10 +448,12 @@ def test_workers_that_lose_an_answer_are_named(pipeline):
     assert error.value.contract == "executor.results"
 
 
-def test_a_worker_with_other_weights_refuses(checkpoint):
-    begin = Begin(AtHand(None), find_source(str(checkpoint)), "another digest")
+def test_a_worker_with_other_weights_or_kernels_refuses(checkpoint):
+    source = find_source(str(checkpoint))
     with pytest.raises(RunError, match="finds other weights"):
-        begin(print)
+        Begin(AtHand(None), source, "another digest", None)(print)
+    with pytest.raises(RunError, match="has other kernels"):
+        Begin(AtHand(None), source, Pipeline.load(source).model.digest(), "another")(print)
 
 
 def refused(done, message):

@@ -11,7 +11,9 @@ import attrs
 from blt_core.component import BuildContext, Component, not_empty
 from blt_core.errors import DataError
 from blt_core.files import expand_home
+from blt_core.kernels.using import FIXED
 from blt_core.types import Cost, Parameters, Passes, Shape
+from blt_core.wiring.config import RunSettings
 from blt_plugins.cost.calibration import PARTS, Calibration, Machine, read, size_of, stored
 
 SECONDS = "s"
@@ -89,8 +91,11 @@ class Roofline:
                 "or a config of that dtype and device, and kernels, compile and scorer_dtype as of "
                 "the run; or set OMP_NUM_THREADS to what was measured"
             )
-        plain = tuple(each for each in found if not each.machine.variant)
-        return plain or found
+        usual = "" if RunSettings().kernels == FIXED else "measured kernels"
+        for variant in (usual, ""):
+            if plain := tuple(each for each in found if each.machine.variant == variant):
+                return plain
+        return found
 
     def _fits(self, stored: Machine, here: Machine) -> bool:
         same = attrs.evolve(stored, dtype=here.dtype, variant=here.variant) == here
