@@ -24,7 +24,16 @@ from blt_core.faults import broken
 from blt_core.model import Model
 from blt_core.nn import RowCache
 from blt_core.protocols import Cache, ReorderingCache, can_reorder
-from blt_core.types import Blocks, DecoderOutput, Latents, OpenBlock, Patches, Rows
+from blt_core.types import (
+    Blocks,
+    DecoderOutput,
+    Draws,
+    Latents,
+    OpenBlock,
+    Patches,
+    Rows,
+    Sampling,
+)
 
 #: Where the patches of a batch row start, in ascending order; a last one may be provisional.
 Bounds = list[int]
@@ -54,6 +63,11 @@ class ModelPasses:
     def waits(self) -> bool:
         """Whether a look at numbers waits for the device that computes them."""
         return self._device.type != "cpu"
+
+    @property
+    def draws(self) -> bool:
+        """Whether ids can be drawn where logits are, in float64."""
+        return self._device.type != "mps"
 
     # -- the parts -------------------------------------------------------------------------------
 
@@ -157,8 +171,10 @@ class ModelPasses:
             return logits[:, skipped[0] : skipped[0] + max(rows)]
         return take(logits, skipped_1b[0], max(rows))
 
-    def write_on(self, logits_b1V: Tensor, limits: Sequence[int]) -> list[list[int]]:
-        """The likeliest id of each row, and of each further pass the one after it.
+    def write_on(
+        self, logits_b1V: Tensor, limits: Sequence[int], sampling: Sampling, draws: Draws
+    ) -> list[list[int]]:
+        """The id that is chosen for each row, and by each further pass the one after it.
 
         Up to ``limits[b]`` ids, or an EOS, for which no text is changed yet. logits_b1V: for the
         first; rows read their newest latent. What is chosen goes into the next pass as it is.
@@ -169,9 +185,13 @@ class ModelPasses:
         """
         left, eos = list(limits), self._model.scheme.eos
         places = DraftPlaces.of(self._rows, limits, self._sent)
-        chosen = logits_b1V.max(-1)
-        highest, best = [chosen.values], [chosen.indices]
+        noise_bkV = None if sampling.greedy else self._noise(limits, logits_b1V.shape[-1], draws)
+        highest, best = list[Tensor](), list[Tensor]()
         while True:
+            noise_b1V = None if noise_bkV is None else noise_bkV[:, len(best), None]
+            highest_b1, best_b1 = sampling.choose(logits_b1V, noise_b1V)
+            highest.append(highest_b1)
+            best.append(best_b1)
             if not self.waits:
                 ended = [token == eos for [token] in best[-1].tolist()]
                 if any(ended):
@@ -181,9 +201,7 @@ class ModelPasses:
             counts = tuple(int(most > len(best)) for most in left)
             if not any(counts):
                 break
-            chosen = self._after(best[-1], counts, places, len(best)).max(-1)
-            highest.append(chosen.values)
-            best.append(chosen.indices)
+            logits_b1V = self._after(best[-1], counts, places, len(best))
         # What is no number counts as the highest, so the highest tells of it.
         read = torch.cat(best, 1).masked_fill(torch.cat(highest, 1).isnan(), -1).tolist()
         ids = [row[:most] for row, most in zip(read, left, strict=True)]
@@ -194,6 +212,14 @@ class ModelPasses:
         if kept != ids:
             self._drop([len(ran) - len(new) for ran, new in zip(ids, kept, strict=True)])
         return kept
+
+    def _noise(self, limits: Sequence[int], size: int, draws: Draws) -> Tensor:
+        """(b, max(limits), V): for the draws of the ids after each text."""
+        longest = max(limits)
+        places = [
+            (at, len(row.ids) + n) for at, row in enumerate(self._rows) for n in range(longest)
+        ]
+        return draws.noise_at(places, size).view(-1, longest, size).to(self._device)
 
     def _after(
         self, ids_b1: Tensor, counts: tuple[int, ...], places: DraftPlaces, number: int

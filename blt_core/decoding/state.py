@@ -232,13 +232,13 @@ class DecodeState:
     def draft(self, limits: Sequence[int], sampling: Sampling, draws: Draws) -> list[list[int]]:
         """At most ``limits[b]`` ids of the decoder alone, which are appended; up to an EOS.
 
-        Greedy choices stay where they are computed. Others are drawn by the host, in float64, which
-        needs the logits of each pass for it: then this is the default of ``DecodeOps``.
+        They are those of the default of ``DecodeOps``, chosen where their logits are. A device
+        without float64, which draws want, takes that default.
         """
-        if not sampling.greedy or not any(limits):
+        if not any(limits) or not (sampling.greedy or self._passes.draws):
             return DecodeOps.draft(self, limits, sampling, draws)
         logits = self.draft_logits([int(most > 0) for most in limits])
-        ids = self._passes.write_on(logits, limits)
+        ids = self._passes.write_on(logits, limits, sampling, draws)
         self.append(ids)
         return ids
 

@@ -49,7 +49,10 @@ class Sampling:
             from torch.nn.functional import one_hot
 
             return one_hot(_numbers(logits).argmax(-1), logits.shape[-1]).double()
-        logits = _numbers(logits)
+        return self._distribution(_numbers(logits))
+
+    def _distribution(self, logits: Tensor) -> Tensor:
+        """``probabilities`` of logits in float64, where they are; not greedy."""
         # Ordered before they are scaled: a huge temperature makes equal what was not.
         order = None
         if self.top_k is not None or self.top_p is not None:
@@ -86,6 +89,18 @@ class Sampling:
         picked = self.picks(logits_bV[:, None], positions, rows, draws, stream)
         return [ids[0] if ids else -1 for ids in picked]
 
+    def choose(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(highest logit, id) of each row (..., V), where the logits are: nothing is read.
+
+        noise: for draws, as :meth:`Draws.noise` gives it; None for greedy choices. Where a row is
+        no numbers its highest logit is none.
+        """
+        if noise is None:
+            highest, best = logits.max(-1)
+            return highest, best
+        scores = self._distribution(logits.double()).log() + noise
+        return logits.amax(-1), scores.argmax(-1)
+
     def picks(
         self,
         logits_brV: Tensor,
@@ -103,7 +118,7 @@ class Sampling:
         """
         if self.greedy:
             # What is no number counts as the highest, so the highest tells of it.
-            highest, best = logits_brV.max(-1)
+            highest, best = self.choose(logits_brV, None)
             read = best.masked_fill(highest.isnan(), -1).tolist()
             if any(-1 in ids for ids in read):
                 raise RunError(NO_NUMBERS)

@@ -62,6 +62,7 @@ DEMANDED = (
     "a draft of unequal lengths",
     "EOS ends a draft before its limit",
     "EOS in a draft that is read late",
+    "a sampled draft that is read late",
     "a tensor for each pass",
     *(f"draft of {length}" for length in range(1, 17)),
 )

@@ -108,8 +108,9 @@ def test_texts_that_go_on_byte_by_byte_over_turns_of_rings_send_one_tensor_a_pas
 
 
 @pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, top_k=9, top_p=0.9)])
 @pytest.mark.parametrize("index", [2, 3])  # of 3 the decoder reads byte states
-def test_a_draft_of_ragged_texts_sends_one_tensor_for_all_of_its_passes(late, index):
+def test_a_draft_of_ragged_texts_sends_one_tensor_for_all_of_its_passes(index, sampling, late):
     state = DecodeState(models.model(index), [[97], [98] * 40, [99] * 9], [50] * 3)
     state.next_logits([1, 1, 1])
     with (
@@ -117,9 +118,10 @@ def test_a_draft_of_ragged_texts_sends_one_tensor_for_all_of_its_passes(late, in
         Copies() as copies,
     ):
         before = state.calls.decoder
-        state.draft([5, 3, 6], Sampling(), Draws((0, 0, 0)))
+        state.draft([5, 3, 6], sampling, Draws((0, 0, 0)))
         assert state.calls.decoder > before + 1
-    assert len(copies.sent) == 2, "the first pass, and all others"
+    noise = 0 if sampling.greedy else 1
+    assert len(copies.sent) == 2 + noise, "the first pass, all others, and what is drawn by"
     assert not late or copies.read == 1
 
 

@@ -35,7 +35,9 @@ from tests.engine.runs import counts, self_drafter
 from tests.engine.seen import saw
 from tests.engine.strategies import examples, model_indices, prompts
 
-temperatures = st.sampled_from([0.0, 0.0, 0.5, 1.0]).map(Sampling)
+samplings = st.sampled_from(
+    [Sampling(), Sampling(0.5), Sampling(1.0), Sampling(1.0, top_k=5), Sampling(1.0, top_p=0.9)]
+)
 
 
 @attrs.frozen
@@ -158,7 +160,7 @@ def ended_early(case: Case, drafts: Sequence[list[list[int]]]) -> bool:
 @examples(80)
 @given(st.data(), model_indices)
 def test_a_draft_has_the_ids_the_passes_and_the_state_of_the_loop(data, index):
-    case = data.draw(cases(index, temperatures))
+    case = data.draw(cases(index, samplings))
     everyone = range(len(case.texts))
     state, drafts, grown = case.draft(everyone, DecodeState.draft)
     other, loop, _ = case.draft(everyone, DecodeOps.draft)
@@ -176,7 +178,7 @@ def test_a_draft_has_the_ids_the_passes_and_the_state_of_the_loop(data, index):
 @examples(50)
 @given(st.data(), model_indices, st.booleans())
 def test_a_draft_of_a_batch_is_that_of_its_rows_alone(data, index, late):
-    case = data.draw(cases(index, temperatures))
+    case = data.draw(cases(index, samplings))
     with read_late() if late else nullcontext():
         together, drafts, _ = case.draft(range(len(case.texts)), DecodeState.draft)
         for row in range(len(case.texts)):
@@ -191,7 +193,7 @@ def test_a_draft_of_a_batch_is_that_of_its_rows_alone(data, index, late):
 def test_ids_that_are_read_late_are_those_of_the_loop_and_all_passes_that_ran_are_counted(
     data, index
 ):
-    case = data.draw(cases(index, st.just(Sampling())))
+    case = data.draw(cases(index, samplings))
     everyone = range(len(case.texts))
     with read_late():
         state, drafts, grown = case.draft(everyone, DecodeState.draft)
@@ -199,6 +201,7 @@ def test_ids_that_are_read_late_are_those_of_the_loop_and_all_passes_that_ran_ar
     assert drafts == loop
     assert grown == [[len(ids) for ids in draft] for draft in drafts]
     saw("EOS in a draft that is read late", ended_early(case, drafts))
+    saw("a sampled draft that is read late", not case.sampling.greedy)
     for row in everyone:
         asked = sum(limits[row] for limits in case.limits)
         kept = sum(len(draft[row]) for draft in drafts)
@@ -214,14 +217,15 @@ def test_ids_that_are_read_late_are_those_of_the_loop_and_all_passes_that_ran_ar
 
 @pytest.mark.parametrize("first", [1, 2, 4])
 @pytest.mark.parametrize("late", [False, True])
-def test_a_draft_that_is_no_numbers_is_an_error(late, first):
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, top_k=5, top_p=0.9)])
+def test_a_draft_that_is_no_numbers_is_an_error(sampling, late, first):
     model = models.model(0)
     passes = iter([0.0] * first + [float("nan")] * 9)
     decoder = EndsOften(model.decoder, passes.__next__, model.scheme.eos)
     state = DecodeState(attrs.evolve(model, decoder=decoder), [[97, 98]], [100])
     state.next_logits([1])
     with read_late() if late else nullcontext(), pytest.raises(RunError, match="are no numbers"):
-        state.draft([4], Sampling(), Draws((0,)))
+        state.draft([4], sampling, Draws((0,)))
 
 
 def test_nothing_is_drafted_before_a_true_pass_and_nothing_runs_for_no_ids():
