@@ -106,9 +106,10 @@ def _what_is_at(location: str) -> str:
 _SHOWN = 8
 
 
-def build_model(plan: Plan, tensors: Mapping[str, Tensor] | None) -> Model:
+def build_model(plan: Plan, tensors: Mapping[str, Tensor] | None, *, beside: bool = False) -> Model:
     """The model of a plan, to run, with a checkpoint's tensors or, without, random weights.
 
+    beside: another model, whose choice of kernels may say nothing of the weights of this one.
     Raises as :func:`new_model` and :func:`~blt_core.kernels.using.use_kernels` do.
     """
     model = new_model(plan, tensors, plan.run.seed)
@@ -117,7 +118,7 @@ def build_model(plan: Plan, tensors: Mapping[str, Tensor] | None) -> Model:
     module = model.module_dict().requires_grad_(requires_grad=False).eval()
     if plan.run.compile:
         compile_passes(module, model.device)
-    choice = use_kernels(module, plan.run.kernels)
+    choice = use_kernels(module, plan.run.kernels, beside=beside)
     if choice is None:
         return model
     return attrs.evolve(model, kernels=choice.digest(), kernel_choice=choice.text())
@@ -131,7 +132,8 @@ def load_beside(location: str, plan: Plan, plugins: Plugins) -> Model:
     kept = ("device", "dtype", "scorer_dtype", "kernels", "compile")
     run = {key: value for key in kept if (value := getattr(plan.run, key)) is not None}
     run["checkpoint"] = location
-    return build_model(*plan_run(Config.from_mapping({"schema": 1, "run": run}), plugins))
+    config = Config.from_mapping({"schema": 1, "run": run})
+    return build_model(*plan_run(config, plugins), beside=True)
 
 
 def new_model(plan: Plan, tensors: Mapping[str, Tensor] | None, seed: int) -> Model:

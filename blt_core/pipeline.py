@@ -19,7 +19,7 @@ import attrs
 from blt_core.component import BuildContext
 from blt_core.decoding.engine import Progress, Request, Step, StopReason, check_requests, decode
 from blt_core.errors import RequestError
-from blt_core.kernels.using import FIXED
+from blt_core.kernels.using import FIXED, setting_elsewhere
 from blt_core.likelihood import Likelihood
 from blt_core.loading import build_model, load_beside, plan_run, warn_of_blocks
 from blt_core.model import Model
@@ -397,7 +397,9 @@ class Pipeline:
                 f"{what}\n  fix: name in the config what it is made of, or leave the executor out"
             )
         # Others may have other threads, or be other machines: what those would measure may differ.
-        return self.config.with_run(kernels=self.model.kernel_choice or FIXED)
+        own = self.model.kernel_choice
+        kernels = FIXED if own is None else setting_elsewhere(self.settings.kernels, own)
+        return self.config.with_run(kernels=kernels)
 
     @property
     def sampler_name(self) -> str:

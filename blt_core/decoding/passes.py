@@ -67,7 +67,7 @@ class ModelPasses:
     @property
     def draws(self) -> bool:
         """Whether ids can be drawn where logits are, in float64."""
-        return self._device.type != "mps"
+        return self._device.type in ("cpu", "cuda")
 
     # -- the parts -------------------------------------------------------------------------------
 
@@ -185,10 +185,10 @@ class ModelPasses:
         """
         left, eos = list(limits), self._model.scheme.eos
         places = DraftPlaces.of(self._rows, limits, self._sent)
-        noise_bkV = None if sampling.greedy else self._noise(limits, logits_b1V.shape[-1], draws)
+        noise = None if sampling.greedy else self._noise(max(limits), logits_b1V.shape[-1], draws)
         highest, best = list[Tensor](), list[Tensor]()
         while True:
-            noise_b1V = None if noise_bkV is None else noise_bkV[:, len(best), None]
+            noise_b1V = None if noise is None else noise(len(best))
             highest_b1, best_b1 = sampling.choose(logits_b1V, noise_b1V)
             highest.append(highest_b1)
             best.append(best_b1)
@@ -213,13 +213,20 @@ class ModelPasses:
             self._drop([len(ran) - len(new) for ran, new in zip(ids, kept, strict=True)])
         return kept
 
-    def _noise(self, limits: Sequence[int], size: int, draws: Draws) -> Tensor:
-        """(b, max(limits), V): for the draws of the ids after each text."""
-        longest = max(limits)
-        places = [
-            (at, len(row.ids) + n) for at, row in enumerate(self._rows) for n in range(longest)
-        ]
-        return draws.noise_at(places, size).view(-1, longest, size).to(self._device)
+    def _noise(self, longest: int, size: int, draws: Draws) -> Callable[[int], Tensor]:
+        """(b, 1, V) by number: for the draws of that id of a draft.
+
+        On a CPU it is made when it is asked for; elsewhere that of ``longest`` ids is sent at once.
+        """
+
+        def made(numbers: range) -> Tensor:
+            places = [(at, len(row.ids) + n) for at, row in enumerate(self._rows) for n in numbers]
+            return draws.noise_at(places, size).view(-1, len(numbers), size)
+
+        if not self.waits:
+            return lambda number: made(range(number, number + 1))
+        noise_bkV = made(range(longest)).to(self._device)
+        return lambda number: noise_bkV[:, number, None]
 
     def _after(
         self, ids_b1: Tensor, counts: tuple[int, ...], places: DraftPlaces, number: int

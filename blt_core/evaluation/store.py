@@ -14,7 +14,7 @@ import cattrs
 from blt_core.errors import DataError, RunError
 from blt_core.evaluation.protocol import Answer
 from blt_core.storage.folders import file_errors, lock
-from blt_core.storage.partial import difference, how_to_restore
+from blt_core.storage.partial import how_to_restore
 from blt_core.types import Passes, RoundCounts
 
 FORMAT = 2
@@ -67,7 +67,12 @@ class Store:
         if lines and lines[0] != dict(head):
             before = lines[0]
             keys = [key for key in {**before, **head} if before.get(key) != head.get(key)]
-            told = "\n".join(f"  {difference(k, before.get(k), head.get(k))}" for k in keys)
+            told = "\n".join(
+                f"  {k}"
+                if k == "kernels"
+                else f"  {k}: {before.get(k)!r} there, {head.get(k)!r} now"
+                for k in keys
+            )
             raise DataError(
                 f"{path}: these answers were given under other settings:\n{told}\n"
                 f"  fix: {how_to_restore(keys, before, path)}, or choose another --out"

@@ -106,7 +106,7 @@ def _pack(weight: Tensor) -> Tensor:
     return packed
 
 
-def _packs(weight: Tensor, _rows: int) -> bool:
+def packs(weight: Tensor) -> bool:
     """Whether oneDNN packs weights of this dtype on this CPU."""
     try:
         _pack(weight[:1])
@@ -141,7 +141,7 @@ KERNELS: Mapping[str, Kernel] = {
         Kernel("native", lambda _weight, _rows: native.load() is not None, _native),
         Kernel(
             "onednn",
-            lambda weight, rows: not weight.is_inference() and _packs(weight, rows),
+            lambda weight, _rows: not weight.is_inference() and packs(weight),
             _packed,
             copies=True,
         ),

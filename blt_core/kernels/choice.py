@@ -105,7 +105,7 @@ class Choice:
         """A copy with what it lacks of another's."""
         weights = {**other.names, **self.names}
         names = {w: {**other.names.get(w, {}), **self.names.get(w, {})} for w in weights}
-        return attrs.evolve(self, names=names, native=self.native or other.native)
+        return attrs.evolve(self, names=names, native=self.native_used or other.native_used)
 
     def text(self) -> str:
         """What the digest names, on one line; ``[run] kernels`` takes it as it takes a file."""
@@ -140,15 +140,15 @@ def stored_at() -> Path:
     return cache_folder() / "kernels" / f"choice-{name}.json"
 
 
-def read_choice(path: Path) -> Choice:
-    """The choice in a file, or that which unfinished results in one were begun with.
+def read_choice(path: Path) -> tuple[Choice, bool]:
+    """The choice in a file, or that which results in one were begun with; whether it is the latter.
 
     Raises DataError with what is wrong.
     """
     try:
         with path.open("rb") as file:
             begun_with = _of_results(file.readline())
-        return _parsed(begun_with or read_json(path))
+        return _parsed(begun_with or read_json(path)), begun_with is not None
     except OSError as error:
         raise DataError(f"{path}: no choice of kernels: {error.strerror or error}") from error
     except ValueError as error:
@@ -169,7 +169,11 @@ def _of_results(line: bytes) -> Any:
         head = parse_json(line)
     except ValueError:
         return None
-    return head.get("kernels") if isinstance(head, dict) and "format" in head else None
+    if not (isinstance(head, dict) and "format" in head):
+        return None
+    if head.get("kernels") is None:
+        raise ValueError("these results were begun without one, with kernels = fixed")
+    return head["kernels"]
 
 
 def _no_choice(where: object, error: Exception) -> DataError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from blt_core.errors import DataError
-from blt_core.kernels.candidates import KERNELS, is_chosen_for, prepare
+from blt_core.kernels.candidates import KERNELS, is_chosen_for, packs, prepare
 from blt_core.kernels.choice import (
     Choice,
     Times,
@@ -28,29 +29,26 @@ from blt_core.storage.user_cache import alone_with, make_private
 FIXED, MEASURED = "fixed", "measured"
 #: Seconds that measuring may take when a model is loaded.
 BUDGET = 1.0
-#: Bytes of the weights of one shape that are copied unless ``blt bench-kernels`` has chosen so.
+#: Bytes of the weights of one shape for which measuring at load tries kernels that copy.
 COPIED = 32 << 20
 #: What this process measured and could not store, by machine (with its threads) and native kernel.
 _unstored: dict[tuple[Machine, str | None], Choice] = {}
 
 
-def use_kernels(model: nn.Module, setting: str) -> Choice | None:
+def use_kernels(model: nn.Module, setting: str, *, beside: bool = False) -> Choice | None:
     """Give the weights of ``model`` their kernels; the choice for them, None for ``fixed``.
 
     setting: ``fixed``; ``measured``, for which what this machine has not measured yet is measured
-    now, for a second at most, and stored; a file with a choice; or the text of one, what lacks of
-    which is as measured. Raises DataError for what is none of these, or names the native kernel
-    where it is not built, or another than is built.
+    now, for a second at most, and stored; a file with a choice, beyond which the fixed rule serves;
+    or the text of one, or results that were begun with one, beyond which measured kernels do.
+    beside: the model runs beside another, which they are of, and a file says no more than these.
+    Raises DataError for what is none of these, or chooses what is not there: oneDNN's kernel, or
+    the native one, which may not be built, or be another.
     """
     weights = weights_of(model)
     if setting == FIXED or not weights:
         return None
-    choice = _choice(setting, weights)
-    copied = sum(
-        copied_bytes(own, {*choice.names.get(n, {}).values()}) for n, own in weights.items()
-    )
-    if copied:
-        logger().debug("kernels keep copies of weights", bytes=copied)
+    choice = _choice(setting, weights, beside=beside)
     for name, own in weights.items():
         names = choice.names.get(name, {})
         for weight in own:
@@ -58,22 +56,41 @@ def use_kernels(model: nn.Module, setting: str) -> Choice | None:
     return choice
 
 
-def _choice(setting: str, weights: dict[str, list[Tensor]]) -> Choice:
+def _choice(setting: str, weights: dict[str, list[Tensor]], *, beside: bool) -> Choice:
     """The choice of a setting for these weights, all of them."""
     if setting == MEASURED:
         return measured_choice(weights).of(weights)
-    if not setting.startswith("{"):
-        choice = _usable(setting, read_choice(Path(setting)).of(weights))
+    is_text = setting.startswith("{")
+    place = "[run] kernels" if is_text else setting
+    found, is_whole = (parse_choice(setting), True) if is_text else read_choice(Path(setting))
+    choice = _usable(place, found.of(weights), weights)
+    if not (is_whole or beside):
         if not choice.names:
             raise DataError(
                 f"{setting}: chooses nothing for the weights of this model\n"
                 "  fix: blt bench-kernels with this model, in the dtype of its runs"
             )
         return choice.filled(weights)
-    choice = _usable("[run] kernels", parse_choice(setting).of(weights))
-    # Of a model beside the one that the text is of, say.
     lacking = choice.lacking(weights)
     return choice.joined(measured_choice(lacking).of(lacking)) if lacking else choice
+
+
+def setting_elsewhere(setting: str, own: str) -> str:
+    """The setting by which another process, or machine, has kernels as this one has them.
+
+    setting: of this process. own: the text of the choice that its model has. What was chosen for
+    models beside it is told, too.
+    """
+    choice = parse_choice(own)
+    if setting.startswith("{"):
+        choice = choice.joined(parse_choice(setting))
+    elif setting != MEASURED:
+        with contextlib.suppress(DataError):  # it was there when the model was loaded
+            choice = choice.joined(read_choice(Path(setting))[0])
+    kept = _kept_here()
+    with contextlib.suppress(OSError, RuntimeError):  # where nothing can be stored
+        kept = _stored(stored_at()).joined(kept)
+    return choice.joined(kept).text()
 
 
 def weights_of(model: nn.Module) -> dict[str, list[Tensor]]:
@@ -154,14 +171,20 @@ def _stored(path: Path) -> Choice:
     if not path.exists():
         return Choice({})
     try:
-        return read_choice(path)
+        return read_choice(path)[0]
     except DataError as error:
         logger().warning("the stored choice of kernels is measured again", error=str(error))
         return Choice({})
 
 
-def _usable(place: str, choice: Choice) -> Choice:
-    """The choice; DataError if it needs a native kernel that is not there."""
+def _usable(place: str, choice: Choice, weights: dict[str, list[Tensor]]) -> Choice:
+    """The choice; DataError if it needs a kernel that is not there."""
+    packed = [name for name, each in choice.names.items() if "onednn" in each.values()]
+    if not all(packs(weights[name][0]) for name in packed):
+        raise DataError(
+            f"{place}: chooses oneDNN's kernel for {packed[0]}, which this machine has not\n"
+            "  fix: blt bench-kernels, or BLT_KERNELS=fixed for all machines"
+        )
     if choice.uses("native") and (choice.native is None or choice.native != native_hash()):
         there = "is not built here" if native_hash() is None else "is another here"
         raise DataError(

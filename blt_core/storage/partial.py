@@ -68,7 +68,7 @@ class PartialResults:
             _ = before["format"]
         except (ValueError, TypeError, KeyError):
             return _NOT_OURS
-        told = ", ".join(difference(key, before.get(key), now.get(key)) for key in keys)
+        told = ", ".join(_difference(key, before.get(key), now.get(key)) for key in keys)
         return (
             f"was begun with other settings ({told})\n"
             f"  fix: {how_to_restore(keys, before, self._path)}, or remove it to begin anew"
@@ -129,17 +129,19 @@ class _Place(NamedTuple):
 def how_to_restore(keys: Sequence[str], before: Mapping[str, Any], path: Path) -> str:
     """What to do about settings that differ from those that kept results were made under."""
     count, kernels = before.get("threads"), before.get("kernels")
-    if not {*keys} <= {"threads", "kernels"} or ("threads" in keys and count is None):
+    known = {"threads": count is not None, "kernels": kernels is None or isinstance(kernels, dict)}
+    if not keys or not all(known.get(key) for key in keys):
         return "restore these settings"
     fixes = []
     if "threads" in keys:
         fixes.append(f'set OMP_NUM_THREADS={count} or --executor "local threads={count}"')
     if "kernels" in keys:  # those that it was begun with are told in its first line
-        fixes.append(f"set BLT_KERNELS={'fixed' if kernels is None else shlex.quote(str(path))}")
+        asked = "fixed" if kernels is None else shlex.quote(str(path))
+        fixes.append(f"set BLT_KERNELS={asked}, without --kernels and [run] kernels")
     return ", and ".join(fixes)
 
 
-def difference(key: str, before: object, now: object) -> str:
+def _difference(key: str, before: object, now: object) -> str:
     """A setting in words, with both values where they are short."""
     if isinstance(before, Mapping) or isinstance(now, Mapping):
         return key

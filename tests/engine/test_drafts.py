@@ -228,6 +228,19 @@ def test_a_draft_that_is_no_numbers_is_an_error(sampling, late, first):
         state.draft([4], sampling, Draws((0,)))
 
 
+@examples(20)
+@given(st.data(), model_indices)
+def test_a_device_that_cannot_draw_takes_the_loop(data, index):
+    case = data.draw(cases(index, samplings))
+    everyone = range(len(case.texts))
+    with read_late(), mock.patch.object(ModelPasses, "draws", new=False):
+        state, drafts, _ = case.draft(everyone, DecodeState.draft)
+    other, loop, _ = case.draft(everyone, DecodeOps.draft)
+    assert drafts == loop
+    if not case.sampling.greedy:
+        assert state.calls == other.calls
+
+
 def test_nothing_is_drafted_before_a_true_pass_and_nothing_runs_for_no_ids():
     state = DecodeState(models.model(0), [[97], [98]], [100, 100])
     assert state.draft([0, 0], Sampling(), Draws((0, 0))) == [[], []]

@@ -14,7 +14,7 @@ from blt_core.kernels import measuring, using
 from blt_core.kernels.candidates import KERNELS, ROW_CLASSES
 from blt_core.kernels.choice import Choice, name_of, read_choice, stored_at
 from blt_core.kernels.measuring import measure, spread
-from blt_core.kernels.using import copied_bytes, use_kernels, weights_of
+from blt_core.kernels.using import copied_bytes, setting_elsewhere, use_kernels, weights_of
 from blt_core.nn import Linear
 from blt_core.pipeline import Pipeline
 from blt_core.wiring.config import RunSettings
@@ -64,7 +64,7 @@ def test_a_choice_is_measured_once_and_kept(monkeypatch, cache):
     first = use_kernels(model(), "measured")
     [path] = (cache / "blt-core" / "kernels").glob("choice-*.json")
     assert path == stored_at()
-    assert set(read_choice(path).names) == {"float32 40x24", "float32 24x40"}
+    assert set(read_choice(path)[0].names) == {"float32 40x24", "float32 24x40"}
     monkeypatch.setattr(using, "measure", lambda *_, **__: pytest.fail("measured again"))
     module = model()
     assert use_kernels(module, "measured") == first
@@ -74,7 +74,7 @@ def test_a_choice_is_measured_once_and_kept(monkeypatch, cache):
 def test_what_there_is_no_time_for_is_by_fixed_rule_from_then_on(monkeypatch):
     monkeypatch.setattr(using, "BUDGET", -1.0)
     choice = use_kernels(model(torch.bfloat16), "measured")
-    found = read_choice(stored_at())
+    found = read_choice(stored_at())[0]
     rule = {"1": "mv", "2-4": "linear", "5-16": "linear", "more": "linear"}
     assert found.names == {f"bfloat16 {size}": rule for size in ("40x24", "24x40")}
     monkeypatch.setattr(using, "BUDGET", 9.0)
@@ -128,7 +128,7 @@ def test_a_broken_stored_choice_is_measured_again(capsys):
     stored_at().write_text('{"schema": 1, "names"')
     assert use_kernels(model(), "measured")
     assert "measured again" in capsys.readouterr().err
-    assert read_choice(stored_at()).names
+    assert read_choice(stored_at())[0].names
 
 
 def test_a_choice_that_cannot_be_stored_serves_all_the_same(monkeypatch, tmp_path, capsys):
@@ -159,12 +159,34 @@ def test_another_process_has_the_choice_that_its_text_tells(monkeypatch, tmp_pat
         for each in (first, second):
             there = use_kernels(model(), each.text())
             assert (there.digest(), there.text()) == (each.digest(), each.text())
-    # What the text does not tell of, a model beside it, is measured.
+    # What the text does not tell of is measured.
     beside = nn.Sequential(Linear(8, 8), Linear(24, 40))
     found = use_kernels(beside, first.text())
     assert set(found.names) == {"float32 8x8", "float32 40x24"}
     assert found.names["float32 40x24"] == first.names["float32 40x24"]
-    assert read_choice(stored_at()).names.keys() == {"float32 8x8"}
+    assert read_choice(stored_at())[0].names.keys() == {"float32 8x8"}
+
+
+@pytest.mark.parametrize("setting", ["measured", "file"])
+def test_another_process_is_told_of_models_beside_too(monkeypatch, tmp_path, setting):
+    if setting == "file":
+        setting = str(pinned(tmp_path))
+    own = use_kernels(model(), setting)
+    draft = use_kernels(nn.Sequential(Linear(8, 8)), setting, beside=True)
+    text = setting_elsewhere(setting, own.text())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(using, "measure", lambda *_, **__: pytest.fail("measured there"))
+    assert use_kernels(model(), text).text() == own.text()
+    there = use_kernels(nn.Sequential(Linear(8, 8)), text, beside=True)
+    assert there.text() == draft.text()
+
+
+def test_a_kernel_that_is_not_there_is_not_passed_over(monkeypatch, tmp_path):
+    names = {"float32 40x24": {"1": "linear", "5-16": "onednn"}}
+    Choice(names).write(tmp_path / "choice.json")
+    monkeypatch.setattr(using, "packs", lambda _: False)
+    with pytest.raises(DataError, match="oneDNN's kernel for float32 40x24"):
+        use_kernels(model(), str(tmp_path / "choice.json"))
 
 
 def test_results_tell_the_choice_that_they_were_begun_with(tmp_path):
@@ -173,8 +195,10 @@ def test_results_tell_the_choice_that_they_were_begun_with(tmp_path):
     head = {"format": 1, "kernels": json.loads(choice.text())}
     path.write_text(json.dumps(head) + "\n" + json.dumps({"window": 0, "records": []}) + "\n")
     assert use_kernels(model(), str(path)).text() == choice.text()
+    found = use_kernels(nn.Sequential(Linear(8, 8), Linear(24, 40)), str(path))
+    assert set(found.names) == {"float32 8x8", "float32 40x24"}
     path.write_text(json.dumps(head | {"kernels": None}) + "\n")
-    with pytest.raises(DataError, match="no choice of kernels"):
+    with pytest.raises(DataError, match="begun without one, with kernels = fixed"):
         use_kernels(model(), str(path))
 
 
@@ -236,7 +260,7 @@ def pinned(tmp_path, **changes):
 def test_a_file_pins_a_choice(tmp_path):
     path = pinned(tmp_path)
     choice = use_kernels(model(), str(path))
-    assert choice == read_choice(path).filled(weights_of(model()))
+    assert choice == read_choice(path)[0].filled(weights_of(model()))
     assert choice.digest() != use_kernels(model(), Choice({}).filled(choice.names).text()).digest()
     with torch.no_grad():
         plain, given = model(), model()

@@ -229,9 +229,8 @@ def test_a_run_goes_on_with_the_kernels_that_it_was_begun_with(
         generate_file(begun, path, out, batch=2, watch=stop_after(1))
     partial = tmp_path / "out.partial"
     kept, fixed = partial.read_bytes(), loaded("fixed")
-    with pytest.raises(
-        DataError, match=r"\(kernels\)\n  fix: set BLT_KERNELS=\S+/out\.partial, or"
-    ):
+    fix = r"fix: set BLT_KERNELS=\S+/out\.partial, without --kernels and \[run\] kernels, or"
+    with pytest.raises(DataError, match=rf"\(kernels\)\n  {fix}"):
         generate_file(fixed, path, out, batch=2)
     with (
         torch_threads(torch.get_num_threads() + 1),
@@ -244,7 +243,7 @@ def test_a_run_goes_on_with_the_kernels_that_it_was_begun_with(
     assert {each["kernels"] for each in records(out)} == {choice.digest()}
     with pytest.raises(Stopped):
         generate_file(fixed, path, tmp_path / "again", batch=2, watch=stop_after(1))
-    with pytest.raises(DataError, match="fix: set BLT_KERNELS=fixed, or"):
+    with pytest.raises(DataError, match="fix: set BLT_KERNELS=fixed, without"):
         generate_file(begun, path, tmp_path / "again", batch=2)
 
 
