@@ -11,7 +11,6 @@ import attrs
 from blt_core.component import BuildContext, Component, not_empty
 from blt_core.errors import DataError
 from blt_core.files import expand_home
-from blt_core.kernels.using import FIXED
 from blt_core.types import Cost, Parameters, Passes, Shape
 from blt_core.wiring.config import RunSettings
 from blt_plugins.cost.calibration import PARTS, Calibration, Machine, read, size_of, stored
@@ -91,7 +90,7 @@ class Roofline:
                 "or a config of that dtype and device, and kernels, compile and scorer_dtype as of "
                 "the run; or set OMP_NUM_THREADS to what was measured"
             )
-        usual = "" if RunSettings().kernels == FIXED else "measured kernels"
+        usual = "" if RunSettings().kernels == "fixed" else "measured kernels"
         for variant in (usual, ""):
             if plain := tuple(each for each in found if each.machine.variant == variant):
                 return plain
