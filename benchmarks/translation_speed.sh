@@ -2,7 +2,7 @@
 # Bytes/s of the samplers of README's first table on held-out translations, one text at a time, all
 # samplers in turns. Options are those of lossless.py (--speed RUNS, --limit N, --json FILE …).
 #
-#     OMP_NUM_THREADS=1 benchmarks/translation_speed.sh --limit 24 --speed 5
+#     OMP_NUM_THREADS=1 benchmarks/translation_speed.sh --limit 50 --timed 50 --speed 5
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 corpus="${CORPUS:-corpora/translate}"
