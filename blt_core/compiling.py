@@ -26,9 +26,10 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from blt_core.capturing import CapturingCompiler, record_on
 from blt_core.kernels.machine import machine
 from blt_core.log import logger
-from blt_core.nn import Compiled, Program
+from blt_core.nn import Compiled, Compiler, Program
 from blt_core.storage.user_cache import alone_with, cache_folder, make_private, open_to_others
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def compile_passes(module: nn.Module, device: torch.device) -> bool:
     """Have each part compile its passes when they are first asked for; whether any will.
 
     Parts that can have an attribute ``compiles``, which is set here. What is compiled is kept in
-    the user's cache folder. Where this machine has no compiler, or no part can compile, a warning
-    is logged and everything stays as it is.
+    the user's cache folder, and captured as graphs on CUDA. Where this machine has no compiler, or
+    no part can compile, a warning is logged and everything stays as it is.
     """
     missing = _missing(device)
     if missing is not None:
@@ -58,7 +59,9 @@ def compile_passes(module: nn.Module, device: torch.device) -> bool:
     if not able:
         logger().warning("compile: no part of this model can compile its passes")
         return False
-    compiler = PassCompiler(_folder(), device)
+    compiler: Compiler = PassCompiler(_folder(), device)
+    if device.type == "cuda":
+        compiler = CapturingCompiler(compiler, record_on(device))
     for package in {"blt_core", *(type(part).__module__.partition(".")[0] for part in able)}:
         _source_hash(package)  # as it is now, which is what runs
     for part in able:
@@ -217,7 +220,12 @@ def load(path: Path, device: torch.device) -> Compiled | None:
 
     index = -1 if device.index is None else device.index
     try:
-        model: Any = aoti_load_package(str(path), device_index=index)
+        model: Any = aoti_load_package(
+            str(path),
+            # What it does for threads cannot be captured; there its caller has them take turns.
+            run_single_threaded=device.type == "cuda",
+            device_index=index,
+        )
     except (RuntimeError, ValueError, AssertionError, OSError) as error:
         logger().warning("a compiled pass cannot be loaded", path=str(path), reason=str(error))
         return None

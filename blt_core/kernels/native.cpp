@@ -47,9 +47,16 @@ inline T narrow(float value) {
 // Loops over sums are unrolled early, or compilers keep sums in memory.
 #define UNROLLED _Pragma("GCC unroll 16")
 
-// -- vectors, and a step of weights, which is widened to two of them ------------------------------
+// -- vectors, and steps of them -------------------------------------------------------------------
 
-#if defined(__AVX512F__)
+// BLT_LIKE_AVX512_BF16 has the code for such a CPU run on others, instruction by instruction in
+// their own: to test it.
+#if defined(__AVX512BF16__) || defined(BLT_LIKE_AVX512_BF16)
+constexpr bool kPairs = true;
+#else
+constexpr bool kPairs = false;
+#endif
+#if defined(__AVX512F__) || defined(BLT_LIKE_AVX512_BF16)
 constexpr int kBytes = 64, kRegisters = 32;
 #else
 constexpr int kBytes = 32, kRegisters = 16;
@@ -59,10 +66,29 @@ constexpr int64_t kStep = 2 * kWidth;
 typedef float Vector __attribute__((vector_size(kBytes)));
 typedef float Stored __attribute__((vector_size(kBytes), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(kBytes)));
+typedef uint32_t StoredBits __attribute__((vector_size(kBytes), aligned(2), may_alias));
+
+// Numbers of a step are multiplied as float32, in two vectors; those of bfloat16 as they are where
+// the CPU adds up products of pairs of them, in one vector of pairs.
+template <typename T>
+constexpr bool in_pairs = kPairs && is_half<T>;
+template <typename T>
+using Cell = std::conditional_t<in_pairs<T>, Half, float>;
+template <typename T>
+using Factor = std::conditional_t<in_pairs<T>, Bits, Vector>;
+// Vectors of a step, and numbers in each.
+template <typename T>
+constexpr int kParts = in_pairs<T> ? 1 : 2;
+template <typename T>
+constexpr int64_t kPart = kStep / kParts<T>;
 
 inline Vector load(const float* at) { return *reinterpret_cast<const Stored*>(at); }
 
+inline Bits load(const Half* at) { return *reinterpret_cast<const StoredBits*>(at); }
+
 inline void store(float* at, const Vector& v) { *reinterpret_cast<Stored*>(at) = v; }
+
+inline void store(Half* at, const Bits& v) { *reinterpret_cast<StoredBits*>(at) = v; }
 
 // Adds a · b to a sum, rounded once on x86-64 with FMA or AVX-512: never left to the compiler, which
 // may round twice in one place and once in another. Of the forms of the instruction it gets the one
@@ -70,10 +96,20 @@ inline void store(float* at, const Vector& v) { *reinterpret_cast<Stored*>(at) =
 inline void add_product(Vector& sum, const Vector& a, const Vector& b) {
 #if defined(__AVX512F__)
   __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-#elif defined(__FMA__)
+#elif defined(__FMA__) && !defined(BLT_LIKE_AVX512_BF16)
   __asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
 #else
   sum = a * b + sum;
+#endif
+}
+
+// Adds the products of pairs of bfloat16 to a sum, that of the odd places first.
+inline void add_product(Vector& sum, const Bits& a, const Bits& b) {
+#if defined(__AVX512BF16__)
+  __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#else
+  sum = (Vector)(a & 0xffff0000u) * (Vector)(b & 0xffff0000u) + sum;
+  sum = (Vector)(a << 16) * (Vector)(b << 16) + sum;
 #endif
 }
 
@@ -87,7 +123,8 @@ inline float total(const Vector& v) {
   return parts[0];
 }
 
-#if defined(__AVX__)
+#if defined(__AVX__) && (defined(__AVX512F__) || !defined(BLT_LIKE_AVX512_BF16))
+#define FOUR_TOTALS
 inline __m128 four_parts(const Vector& v) {
 #if defined(__AVX512F__)
   const __m512d wide = _mm512_castps_pd((__m512)v);
@@ -105,7 +142,7 @@ inline __m128 four_parts(const Vector& v) {
 template <int count>
 inline void totals(const float* sums, float* to) {
   int done = 0;
-#if defined(__AVX__)
+#if defined(FOUR_TOTALS)
   for (; done + 4 <= count; done += 4, sums += 4 * kWidth) {
     __m128 a = four_parts(load(sums)), b = four_parts(load(sums + kWidth));
     __m128 c = four_parts(load(sums + 2 * kWidth)), d = four_parts(load(sums + 3 * kWidth));
@@ -116,34 +153,33 @@ inline void totals(const float* sums, float* to) {
   for (; done < count; ++done, sums += kWidth) to[done] = total(load(sums));
 }
 
-// A half of a step of weights. Of halves the first has the even places, the second the odd ones (on
-// machines of little endian).
+// A part of a step, as it is multiplied. Of bfloat16 in float32 the first has the even places, the
+// second the odd ones (on machines of little endian).
 template <typename T>
-inline Vector widened(const T* step, int half) {
-  if constexpr (is_half<T>) {
-    Bits both;
-    std::memcpy(&both, step, sizeof both);
-    return (Vector)(half ? both & 0xffff0000u : both << 16);
+inline Factor<T> widened(const T* step, int part) {
+  if constexpr (is_half<T> && !in_pairs<T>) {
+    const Bits both = load(step);
+    return (Vector)(part ? both & 0xffff0000u : both << 16);
   }
-  if constexpr (!is_half<T>) return load(step + half * kWidth);
+  if constexpr (!is_half<T> || in_pairs<T>) return load(step + part * kPart<T>);
 }
 
 // -- products -------------------------------------------------------------------------------------
 
-// Writes a step in float32, of which there are `count` numbers: the rest become zeros.
+// Writes a step as it is multiplied, of which there are `count` numbers: the rest become zeros.
 template <typename T>
-inline void widen_step(const T* step, int64_t count, float* to) {
+inline void widen_step(const T* step, int64_t count, Cell<T>* to) {
   T part[kStep] = {};
   if (count < kStep) {
     if (count > 0) std::memcpy(part, step, count * sizeof(T));
     step = part;
   }
-  for (int half = 0; half < 2; ++half) store(to + half * kWidth, widened<T>(step, half));
+  for (int i = 0; i < kParts<T>; ++i) store(to + i * kPart<T>, widened<T>(step, i));
 }
 
-// Rows of x in float32: those of a step side by side.
+// Rows of x as they are multiplied: those of a step side by side.
 template <typename T>
-void prepare(const T* x, float* to, int64_t rows, int64_t k) {
+void prepare(const T* x, Cell<T>* to, int64_t rows, int64_t k) {
   for (int64_t at = 0; at < k; at += kStep) {
     for (int64_t r = 0; r < rows; ++r, to += kStep) widen_step(x + r * k + at, k - at, to);
   }
@@ -152,7 +188,7 @@ void prepare(const T* x, float* to, int64_t rows, int64_t k) {
 // What one call computes.
 template <typename T>
 struct Task {
-  const float* x;  // as prepared
+  const Cell<T>* x;  // as prepared
   const T* w;
   T* out;
   int64_t rows, k, n;
@@ -161,15 +197,15 @@ struct Task {
 // Multiply-adds that are worth a thread.
 constexpr int64_t kGrain = 32768;
 
-// Adds a step of `some` rows of w by `few` rows of x to their sums; `weights(row, half)` are vectors
+// Adds a step of `some` rows of w by `few` rows of x to their sums; `weights(row, part)` are vectors
 // of w. Sums stay in registers if they are an array that nothing points to, in a function of its own.
-template <int some, int few, typename Weights>
-inline void step(Vector (&sums)[few][some], const float* x, const Weights& weights) {
-  UNROLLED for (int half = 0; half < 2; ++half) {
-    Vector own_x[few];
-    UNROLLED for (int i = 0; i < few; ++i) own_x[i] = load(x + i * kStep + half * kWidth);
+template <typename T, int some, int few, typename Weights>
+inline void step(Vector (&sums)[few][some], const Cell<T>* x, const Weights& weights) {
+  UNROLLED for (int part = 0; part < kParts<T>; ++part) {
+    Factor<T> own_x[few];
+    UNROLLED for (int i = 0; i < few; ++i) own_x[i] = load(x + i * kStep + part * kPart<T>);
     UNROLLED for (int s = 0; s < some; ++s) {
-      const Vector own_w = weights(s, half);
+      const Factor<T> own_w = weights(s, part);
       UNROLLED for (int i = 0; i < few; ++i) add_product(sums[i][s], own_w, own_x[i]);
     }
   }
@@ -203,10 +239,10 @@ __attribute__((noinline)) void tile(const Task<T>& t, int64_t j) {
   const T* w = t.w + j * k;
   const int64_t ahead = some == 1 ? kAhead / static_cast<int64_t>(sizeof(*w)) : some * k;
   Vector sums[few][some] = {};
-  const float* x = t.x;
+  const Cell<T>* x = t.x;
   for (int64_t at = 0; at < whole; at += kStep, x += few * kStep) {
     for (int s = 0; s < some; ++s) fetch(w + s * k + at + ahead);
-    step(sums, x, [=](int s, int half) { return widened<T>(w + s * k + at, half); });
+    step<T>(sums, x, [=](int s, int part) { return widened<T>(w + s * k + at, part); });
   }
   if (whole < k) {
     T last[some][kStep] = {};
@@ -214,7 +250,7 @@ __attribute__((noinline)) void tile(const Task<T>& t, int64_t j) {
       std::memcpy(last[s], w + s * k + whole, (k - whole) * sizeof(*w));
     }
     const T(*rest)[kStep] = last;
-    step(sums, x, [=](int s, int half) { return widened<T>(rest[s], half); });
+    step<T>(sums, x, [=](int s, int part) { return widened<T>(rest[s], part); });
   }
   float kept[few * some * kWidth], found[few * some];
   store_all(kept, sums);
@@ -242,7 +278,7 @@ void run(const Task<T>& t) {
 
 // Rows of w and of x whose sums registers hold.
 constexpr int kTall = 4, kFew = kRegisters == 32 ? 4 : 3;
-// Floats of x and w in a chunk of columns, which come from the second cache again and again.
+// Numbers of x and w in a chunk of columns, which come from the second cache again and again.
 constexpr int64_t kCached = 12288;
 // Stripes of w that go through a chunk of x before the next chunk; their sums stay in that cache too.
 constexpr int64_t kGroup = 16;
@@ -253,7 +289,7 @@ struct Stripe {
   const T* w;     // the first of these columns
   int64_t k;      // from one row to the next
   int64_t steps;  // of columns in work
-  float* wide;    // these columns in float32: those of a step of all rows side by side
+  Cell<T>* wide;  // these columns as they are multiplied: those of a step of all rows side by side
 };
 
 // Columns of two rows that come next: fetched a step at a time.
@@ -275,8 +311,8 @@ void widen_part(const Stripe<T>& w, int64_t rows, int64_t columns) {
 // Adds the columns in work by `few` rows of x to their sums in memory, and widens them on the way if
 // that is left to do.
 template <typename T, int few, bool widen>
-__attribute__((noinline)) void add(const Stripe<T>& w, const float* x, int64_t x_step, float* kept,
-                                   bool first, Ahead<T> ahead) {
+__attribute__((noinline)) void add(const Stripe<T>& w, const Cell<T>* x, int64_t x_step,
+                                   float* kept, bool first, Ahead<T> ahead) {
   Vector sums[few][kTall] = {};
   if (!first) {
     UNROLLED for (int i = 0; i < few; ++i) {
@@ -284,15 +320,15 @@ __attribute__((noinline)) void add(const Stripe<T>& w, const float* x, int64_t x
     }
   }
   const T* narrow_w = w.w;
-  float* wide = w.wide;
+  Cell<T>* wide = w.wide;
   const int64_t k = w.k;
   for (int64_t left = w.steps; left; --left) {
     fetch(ahead.a);
     fetch(ahead.b);
-    step(sums, x, [=](int s, int half) {
-      float* cell = wide + s * kStep + half * kWidth;
+    step<T>(sums, x, [=](int s, int part) {
+      Cell<T>* cell = wide + s * kStep + part * kPart<T>;
       if constexpr (!widen) return load(cell);
-      const Vector own_w = widened<T>(narrow_w + s * k, half);
+      const Factor<T> own_w = widened<T>(narrow_w + s * k, part);
       store(cell, own_w);
       return own_w;
     });
@@ -301,21 +337,22 @@ __attribute__((noinline)) void add(const Stripe<T>& w, const float* x, int64_t x
   store_all(kept, sums);
 }
 
-// As many floats as are asked for, from the start of a line of the cache; kept between calls.
+// As many numbers as are asked for, from the start of a line of the cache; kept between calls.
+template <typename T>
 class Room {
  public:
-  float* of(size_t floats) {
+  T* of(size_t count) {
     constexpr size_t line = 64;
-    if (room_.size() < floats + line) {
+    if (room_.size() < count + line) {
       room_.clear();  // nothing of it is needed
-      room_.resize(floats + line);
+      room_.resize(count + line);
     }
     const auto at = reinterpret_cast<uintptr_t>(room_.data());
-    return reinterpret_cast<float*>((at + line - 1) / line * line);
+    return reinterpret_cast<T*>((at + line - 1) / line * line);
   }
 
  private:
-  std::vector<float> room_;
+  std::vector<T> room_;
 };
 
 template <typename T, bool widen>
@@ -327,11 +364,11 @@ auto adder(int64_t few) {
 // Adds stripe `i`, `steps` of it from step `from`, by all rows of x to their sums. next: of w, what
 // is added after it.
 template <typename T>
-void add_rows(const Task<T>& t, int64_t i, int64_t from, int64_t steps, const T* next, float* wide,
-              float* sums) {
+void add_rows(const Task<T>& t, int64_t i, int64_t from, int64_t steps, const T* next,
+              Cell<T>* wide, float* sums) {
   const int64_t column = from * kStep;
   const Stripe<T> stripe{t.w + i * kTall * t.k + column, t.k, steps, wide};
-  const float* x = t.x + column * t.rows;
+  const Cell<T>* x = t.x + column * t.rows;
   bool widen = (i + 1) * kTall <= t.n && column + steps * kStep <= t.k;
   if (!widen) widen_part(stripe, t.n - i * kTall, t.k - column);
   for (int64_t r = 0, few; r < t.rows; r += few, widen = false) {
@@ -368,9 +405,10 @@ void run_many(const Task<T>& t) {
   const int64_t group = chunk < steps ? kGroup : 1, sums = t.rows * kTall * kWidth;
   const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(kTall * t.k * t.rows, 1), 1);
   at::parallel_for(0, stripes, grain, [&](int64_t begin, int64_t end) {
-    thread_local Room of_sums, of_stripe;
+    thread_local Room<float> of_sums;
+    thread_local Room<Cell<T>> of_stripe;
     float* const kept = of_sums.of(group * sums);
-    float* const wide = of_stripe.of(chunk * kTall * kStep);
+    Cell<T>* const wide = of_stripe.of(chunk * kTall * kStep);
     for (int64_t first = begin; first < end; first += group) {
       const int64_t some = std::min(group, end - first);
       for (int64_t from = 0; from < steps; from += chunk) {
@@ -393,8 +431,8 @@ void run_many(const Task<T>& t) {
 
 template <typename T>
 void block(const T* x, const T* w, T* out, int64_t rows, int64_t k, int64_t n) {
-  thread_local Room room;
-  float* const prepared = room.of(rows * ((k + kStep - 1) / kStep * kStep));
+  thread_local Room<Cell<T>> room;
+  Cell<T>* const prepared = room.of(rows * ((k + kStep - 1) / kStep * kStep));
   prepare<T>(x, prepared, rows, k);
   const Task<T> task{prepared, w, out, rows, k, n};
   if (rows == 1 && k * static_cast<int64_t>(sizeof(T)) < kPage) {

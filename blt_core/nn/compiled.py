@@ -158,6 +158,17 @@ class StaticRows(NamedTuple):
         )
 
     @property
+    def standing(self) -> list[bool]:
+        """Which of ``tensors`` lie where they are while a text grows."""
+        last = [] if self.last_b1 is None else [False]
+        return [False, True, *[True] * len(self.lanes), True, *last]
+
+    @property
+    def with_all_places(self) -> StaticRows:
+        """The same with all places of the lanes: a row sees none that is not written."""
+        return self._replace(used_t=_counted(self.size, self.used_t.device))
+
+    @property
     def as_example(self) -> StaticRows:
         """The same for a compiler: one that sees all places used would take that for a rule."""
         full = len(self.used_t) == self.size
@@ -315,6 +326,7 @@ class Program:
 
     name: of what it computes. function: from the example's tensors to tensors. example: a call.
     told: everything that is fixed in it, in words, but for the source of these ``modules``.
+    standing: which tensors lie where they are while a text grows: lanes, weights, tables.
     """
 
     name: str
@@ -322,6 +334,7 @@ class Program:
     example: Sizes
     told: str
     modules: tuple[str, ...]
+    standing: tuple[bool, ...]
 
 
 #: What gives the results of a program for a list of tensors.
@@ -329,7 +342,11 @@ Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
 class Compiler(Protocol):
-    """Makes a program that can be called, or raises what went wrong."""
+    """Makes a program that can be called, or raises what went wrong.
+
+    With an attribute ``keeps_shapes`` that is true, programs are called with lanes of which all
+    places count as written: so shapes differ less from call to call, and more is computed.
+    """
 
     def __call__(self, program: Program, /) -> Compiled:
         """What runs the program."""
@@ -367,6 +384,8 @@ class CompiledPass(Generic[W]):
         lengths of lanes, of the table of angles, and of ``growing`` (t, …), all of one length; and
         in which of these are 1, which makes another kind. Raises what the compiler raises.
         """
+        if getattr(compiler, "keeps_shapes", False):
+            rows = rows.with_all_places
         given = [*map(_whole, inputs), *growing, *weights.tensors]
         dtypes = tuple(each.dtype for each in inputs)
         several = tuple(len(each) > 1 for each in growing)
@@ -383,6 +402,7 @@ class CompiledPass(Generic[W]):
                     example,
                     repr(key),
                     (self._function.__module__, *_modules(weights.value)),
+                    (*rows.standing, *[False] * len(inputs), *[True] * len(given[len(inputs) :])),
                 )
             )
             self._compiled[key] = run

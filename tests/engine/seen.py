@@ -52,6 +52,7 @@ DEMANDED = (
     "a pass of a batch as it is compiled",
     "a pass of a block as it is compiled",
     "a pass of blocks of a batch as it is compiled",
+    "a pass that was captured",
     "rewind inside a patch",
     "rewind to a boundary",
     "rows asked for again",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blt_core import compiling as compiling_module
+from blt_core.capturing import CapturingCompiler, Recording
 from blt_core.compare import explain
 from blt_core.compiling import PassCompiler, compile_passes
 from blt_core.decoding.engine import Request
@@ -84,10 +85,34 @@ def as_written(program: Program) -> Compiled:
     return called
 
 
-def same_as_ar(index: int, batch: list[Request], drafter: Any, sampling: Sampling) -> None:
+class Recorder:
+    """Records functions as a device does that reads and writes addresses: by the tensors given."""
+
+    def __init__(self) -> None:
+        self.recordings, self.replays = 0, 0
+
+    def __call__(self, run: Callable[[], Sequence[torch.Tensor]]) -> Recording:
+        results = [result.clone() for result in run()]
+        self.recordings += 1
+
+        def replay() -> None:
+            self.replays += 1
+            for result, new in zip(results, run(), strict=True):
+                result.copy_(new)
+
+        return Recording(results, replay)
+
+
+def same_as_ar(
+    index: int,
+    batch: list[Request],
+    drafter: Any,
+    sampling: Sampling,
+    how: Compiler = as_written,
+) -> None:
     """With compiled passes, rows have the bytes and the passes that ``ar`` gives them without."""
     model = models.model(index)
-    with compiling(model, as_written):
+    with compiling(model, how):
         alone = run(model, ar(), batch, sampling)
         drafted = run(model, speculative(drafter), batch, sampling)
     for request, one, other in zip(batch, alone, drafted, strict=True):
@@ -102,6 +127,63 @@ def test_what_is_compiled_gives_the_bytes_of_ar(data, index):
     sampling = data.draw(st.sampled_from([Sampling(), Sampling(0.8)]))
     batch = data.draw(strategies.batches(index, sampling=sampling))
     same_as_ar(index, batch, data.draw(strategies.drafters(index, batch, sampling)), sampling)
+
+
+@strategies.examples(60)
+@given(st.data(), strategies.model_indices)
+def test_what_is_captured_gives_the_bytes_of_ar(data, index):
+    sampling = data.draw(st.sampled_from([Sampling(), Sampling(0.8)]))
+    batch = data.draw(strategies.batches(index, sampling=sampling))
+    drafter = data.draw(strategies.drafters(index, batch, sampling))
+    recorder = Recorder()
+    same_as_ar(index, batch, drafter, sampling, CapturingCompiler(as_written, recorder))
+    saw("a pass that was captured", recorder.replays > 0)
+
+
+@pytest.mark.parametrize("window", [5, None])
+def test_a_text_has_one_graph_for_each_size_of_its_lanes(window):
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"dim": 16, "layers": 1, "heads": 2, "hidden": 24, "window": window}
+    stack = Transformer(**sizes, rope_theta=1e4).double()
+    recorder = Recorder()
+    with (
+        compiling_stack(stack, CapturingCompiler(as_written, recorder)),
+        torch.inference_mode(),
+    ):
+        for x in torch.randn(2, 1, 160, 16, dtype=torch.float64):
+            recorder.recordings, recorder.replays = 0, 0
+            wanted = stack(x, (160,), None)
+            torch.testing.assert_close(stack_in_turns(stack, x, 1), wanted, rtol=0, atol=1e-12)
+            # Lanes of 16, 32, … 256 rows; nine rows are read at once, and one by one from there.
+            lanes = 1 if window else 5
+            assert (recorder.recordings, recorder.replays) == (lanes, 151 - lanes)
+
+
+def test_results_of_a_captured_pass_stay_as_they_are():
+    stack = Transformer(dim=16, layers=1, heads=2, hidden=24, rope_theta=1e4)
+    x, cache = torch.randn(1, 12, 16), stack.new_cache(1)
+    with compiling_stack(stack, CapturingCompiler(as_written, Recorder())), torch.inference_mode():
+        found = [stack(x[:, at : at + 1], (1,), cache) for at in range(12)]
+        torch.testing.assert_close(torch.cat(found, 1), stack(x, (12,), None))
+
+
+def test_where_nothing_can_be_captured_one_warning_is_given_and_passes_run(capsys):
+    def refusing(_: Callable[[], Sequence[torch.Tensor]]) -> Recording:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    stack = Transformer(dim=16, layers=1, heads=2, hidden=24, rope_theta=1e4)
+    x = torch.randn(1, 30, 16)
+    with compiling_stack(stack, CapturingCompiler(as_written, refusing)), torch.inference_mode():
+        torch.testing.assert_close(stack_in_turns(stack, x, 1), stack(x, (30,), None))
+    assert capsys.readouterr().err.count("cannot be captured") == 1
+
+
+def test_passes_are_captured_on_cuda_alone(monkeypatch, own_cache):
+    monkeypatch.setattr(compiling_module, "_missing", lambda _: None)
+    for device, kind in (("cpu", PassCompiler), ("cuda", CapturingCompiler)):
+        stack = Transformer(dim=16, layers=1, heads=2, hidden=24, rope_theta=1e4)
+        assert compile_passes(stack, torch.device(device))
+        assert type(stack.compiles) is kind
 
 
 @pytest.mark.parametrize("index", range(6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch.utils import cpp_extension
 
 from blt_core.compiling import PassCompiler, load
 from blt_core.kernels import native
@@ -108,6 +110,45 @@ def test_a_native_row_is_the_same_bits_beside_any_rows_on_any_threads(
         assert torch.equal(multiply(x), together)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def like_avx512_bf16(tmp_path_factory):
+    """The native product as for a CPU with AVX512-BF16, of whose instructions this one has none."""
+    if not all(shutil.which(tool) for tool in ("c++", "ninja")):
+        pytest.skip("no compiler (c++ and ninja): the native kernel is not tried")
+    folder = tmp_path_factory.mktemp("like")
+    flags = [*native.FLAGS, "-DBLT_LIKE_AVX512_BF16"]
+    options = {"build_directory": str(folder), "is_python_module": False}
+    cpp_extension.load("like", [str(native.SOURCES[0])], extra_cflags=flags, **options)
+    run = ctypes.CDLL(str(next(folder.glob("like*.so")))).blt_product
+
+    def product(x, weight):
+        (rows, k), (n, _) = x.shape, weight.shape
+        found = torch.full((rows, n), float("nan"), dtype=weight.dtype)
+        at = [ctypes.c_void_p(each.data_ptr()) for each in (x, weight, found)]
+        is_half, *sizes = map(ctypes.c_int64, (weight.dtype == torch.bfloat16, rows, k, n))
+        run(is_half, *at, *sizes)
+        return found
+
+    return product
+
+
+@given(
+    n=st.integers(1, 70),
+    k=st.one_of(st.integers(1, 200), st.integers(2040, 2060)),
+    rows=st.integers(1, 40),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**32),
+)
+def test_the_native_kernel_of_another_cpu_gives_the_product(
+    like_avx512_bf16, n, k, rows, dtype, seed
+):
+    weight, x = drawn((n, k), dtype, seed), drawn((rows, k), dtype, seed + 1)
+    together = like_avx512_bf16(x, weight)
+    assert_close(together, x, weight)
+    for row in range(rows):
+        assert torch.equal(like_avx512_bf16(x[row : row + 1], weight)[0], together[row])
 
 
 @pytest.mark.parametrize("rows", [2, 9])
@@ -237,7 +278,7 @@ def test_a_compiled_program_calls_the_native_product_and_is_loaded_anew(built, t
         return (product(x, own),)
 
     example = Sizes([drawn((3, 24), torch.bfloat16, 1), weight], [{0: "rows"}, {}])
-    program = Program("product", multiplied, example, layer.made, ())
+    program = Program("product", multiplied, example, layer.made, (), (False, True))
     make_private(tmp_path / "compiled")
     made = PassCompiler(tmp_path / "compiled", torch.device("cpu"))(program)
     (package,) = (tmp_path / "compiled").glob("product-*.pt2")
