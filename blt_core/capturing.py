@@ -22,6 +22,8 @@ from blt_core.nn import Compiled, Compiler, Program
 
 #: Graphs of one program that are kept; those that were not asked for the longest go first.
 _MOST = 64
+#: Held while one captures: CUDA captures one graph at a time.
+_CAPTURING = threading.Lock()
 
 
 class Recording(NamedTuple):
@@ -122,13 +124,21 @@ class _Captured:
 
 
 def record_on(device: torch.device) -> Recorder:
-    """Records graphs of a CUDA device."""
+    """Records graphs of a CUDA device, which share memory for what is computed on the way.
+
+    They may: none runs beside another, and results are kept apart for as long as their graph is.
+    """
+    pool: tuple[int, int] | None = None
+    stream: torch.cuda.Stream | None = None
 
     def record(run: Callable[[], Sequence[Tensor]]) -> Recording:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
-        # Other threads may allocate meanwhile.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            results = run()
+        nonlocal pool, stream
+        with _CAPTURING:
+            graph, stream = torch.cuda.CUDAGraph(), stream or torch.cuda.Stream(device)
+            # Other threads may allocate meanwhile.
+            with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                results = run()
+            pool = graph.pool()
         return Recording(results, graph.replay)
 
     return record
