@@ -189,7 +189,7 @@ def measure(
             command, env=environment, cwd=elsewhere, capture_output=True, text=True, check=False
         )
     if done.returncode:
-        raise SystemExit(done.stderr)
+        raise SystemExit(f"{done.stderr}a process ended with {done.returncode}")
     figures: list[Any] = json.loads(done.stdout)
     return figures
 

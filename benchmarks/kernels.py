@@ -4,7 +4,7 @@ And with compiled passes, and with a byte scorer in bfloat16, and with both.
 
 Each measurement is a process of its own, and they take turns. bytes/s: greedy, after the first
 byte. GB/s: all weights that the passes multiply by, the byte scorer's included, beside what a plain
-sum over memory reads in the same process.
+sum over memory reads in the same process, right before and after.
 
     python benchmarks/kernels.py [--threads 1]                          demo:python, float32
     python benchmarks/kernels.py --folder DIR --dtype bfloat16 --threads 2
@@ -33,6 +33,9 @@ from blt_core.kernels.machine import machine, read_bandwidth
 from blt_core.pipeline import Pipeline
 
 PROMPT = Path(__file__).parent / "prompts" / "python-1.txt"
+#: Calls that a process measures, each between two plain reads, for a machine's speed may drift.
+CALLS = 3
+FIGURES = ("bytes_per_second", "gigabytes_per_second", "read_bandwidth", "share")
 #: [run] tables, and whether the native kernel is there.
 MODES: dict[str, tuple[dict[str, str | bool], bool]] = {
     "fixed": ({"kernels": "fixed"}, False),
@@ -104,18 +107,20 @@ def alone(mode: str, caches: dict[bool, Path], options: argparse.Namespace) -> d
 
 
 def measure(run: dict[str, str | bool], options: argparse.Namespace) -> dict[str, float]:
-    """Speed, and GB/s of weights, of a call after one that is like it."""
+    """Speed, and GB/s of weights, of calls after one that is like them: medians of each."""
     table = {"checkpoint": options.folder, "dtype": options.dtype, **run}
     pipeline = Pipeline.from_config({"schema": 1, "run": table}).with_sampler(options.sampler)
     text = PROMPT.read_bytes()[:64]
     counted = weights_read(pipeline, text, options.new)
     pipeline.generate(text, max_new_bytes=options.new)  # what is compiled is compiled now
-    result = pipeline.generate(text, max_new_bytes=options.new)
-    return {
-        "bytes_per_second": result.bytes_per_second,
-        "gigabytes_per_second": counted / result.seconds / 1e9,
-        "read_bandwidth": read_bandwidth(),
-    }
+    calls, before = [], read_bandwidth()
+    for _ in range(CALLS):
+        result = pipeline.generate(text, max_new_bytes=options.new)
+        after = read_bandwidth()
+        used, there = counted / result.seconds / 1e9, (before + after) / 2
+        calls.append((result.bytes_per_second, used, there, used / there))
+        before = after
+    return dict(zip(FIGURES, map(statistics.median, zip(*calls, strict=True)), strict=True))
 
 
 def weights_read(pipeline: Pipeline, text: bytes, count: int) -> int:
@@ -146,9 +151,7 @@ def table(found: dict[str, list[dict[str, float]]], options: argparse.Namespace)
         speeds = [each["bytes_per_second"] for each in runs]
         used = statistics.median(each["gigabytes_per_second"] for each in runs)
         read = statistics.median(each["read_bandwidth"] for each in runs)
-        share = statistics.median(
-            each["gigabytes_per_second"] / each["read_bandwidth"] for each in runs
-        )
+        share = statistics.median(each["share"] for each in runs)
         median, least, most = statistics.median(speeds), min(speeds), max(speeds)
         lines.append(
             f"  {mode:<16} {median:6.1f} ({least:.1f} to {most:.1f}) bytes/s  {median / base:.2f} x"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of Ray
     pytest.mark.usefixtures("_token"),
 ]
+
+#: How far the workers of a cluster stand back for other processes.
+NICENESS = "RAY_worker_niceness"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,23 @@ def test_what_a_cluster_wants_that_does_not_let_us_in_is_said(monkeypatch):
             _connect(refusing(error), there)
 
 
+def test_workers_of_a_cluster_that_is_started_here_get_their_part_of_a_busy_cpu(monkeypatch):
+    import ray
+
+    def init(**_):
+        seen.append(os.environ[NICENESS])
+
+    here = SimpleNamespace(init=init, exceptions=ray.exceptions)
+    seen = []
+    for own in (None, "7"):
+        with monkeypatch.context() as patch:
+            patch.setenv(NICENESS, own or "")  # to be as before after this
+            if own is None:
+                patch.delenv(NICENESS)
+            _connect(here, RayParams())
+    assert seen == ["0", "7"]
+
+
 @pytest.fixture(scope="module")
 def cluster(_token):
     """Two nodes of one CPU, which want a token; this process belongs to the first."""
@@ -72,6 +93,7 @@ def cluster(_token):
     options = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_log_monitor": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")  # for nodes: this process has what it was given
+        patch.setenv(NICENESS, "0")  # see `_connect`
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_prestart_worker_first_driver", "0")
         patch.setenv("RAY_enable_worker_prestart", "0")
