@@ -39,30 +39,37 @@ Recorder = Callable[[Callable[[], Sequence[Tensor]]], Recording]
 
 @attrs.frozen
 class CapturingCompiler:
-    """A compiler whose programs are recorded when they are called for the same tensors again."""
+    """A compiler whose programs are recorded when they are called for the same tensors again.
+
+    What ``record`` records may share memory, so threads take turns at all programs.
+    """
 
     keeps_shapes: ClassVar[bool] = True
 
     compiler: Compiler
     record: Recorder
+    _turn: threading.Lock = attrs.field(init=False, factory=threading.Lock)
 
     def __call__(self, program: Program) -> Compiled:
         """The program of the inner compiler, to be recorded."""
-        return CapturedPass(self.compiler(program), program.standing, self.record)
+        return CapturedPass(self.compiler(program), program.standing, self.record, self._turn)
 
 
 class CapturedPass:
     """A program that is recorded for the tensors that it meets a second time, call after call.
 
     standing: whether a tensor lies where it is from call to call; others are copied. Where nothing
-    can be recorded a warning is logged once, and the program itself runs. Threads take turns.
+    can be recorded a warning is logged once, and the program itself runs. turn: held by the thread
+    that runs one of those that share memory.
     """
 
-    def __init__(self, run: Compiled, standing: Sequence[bool], record: Recorder) -> None:
+    def __init__(
+        self, run: Compiled, standing: Sequence[bool], record: Recorder, turn: threading.Lock
+    ) -> None:
         self._run, self._standing, self._record = run, standing, record
+        self._turn = turn
         # None: was met once. So what is met once alone, as a draft of a rare length, costs nothing.
         self._kept: OrderedDict[Hashable, _Captured | None] = OrderedDict()
-        self._turn = threading.Lock()
         self._gave_up = False
 
     def __call__(self, tensors: list[Tensor]) -> Sequence[Tensor]:
@@ -74,7 +81,7 @@ class CapturedPass:
     def _captured(self, tensors: list[Tensor]) -> _Captured | None:
         """What was recorded for these tensors, now or before; None: they are met first."""
         key = tuple(
-            (tensor.data_ptr(), tensor.shape) if stands else tensor.shape
+            (tensor.data_ptr(), tensor.shape, tensor.stride()) if stands else tensor.shape
             for tensor, stands in zip(tensors, self._standing, strict=True)
         )
         captured = self._kept.get(key)
@@ -126,19 +133,20 @@ class _Captured:
 def record_on(device: torch.device) -> Recorder:
     """Records graphs of a CUDA device, which share memory for what is computed on the way.
 
-    They may: none runs beside another, and results are kept apart for as long as their graph is.
+    They may: none runs beside another, and what one gives is copied before the next one runs.
     """
-    pool: tuple[int, int] | None = None
-    stream: torch.cuda.Stream | None = None
+    first: torch.cuda.CUDAGraph | None = None  # kept: a pool without a graph cannot be used again
+    side: torch.cuda.Stream | None = None
 
     def record(run: Callable[[], Sequence[Tensor]]) -> Recording:
-        nonlocal pool, stream
-        with _CAPTURING:
-            graph, stream = torch.cuda.CUDAGraph(), stream or torch.cuda.Stream(device)
+        nonlocal first, side
+        with _CAPTURING, torch.cuda.stream(torch.cuda.current_stream(device)):  # also if it fails
+            graph, side = torch.cuda.CUDAGraph(), side or torch.cuda.Stream(device)
+            pool = None if first is None else first.pool()
             # Other threads may allocate meanwhile.
-            with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool, side, capture_error_mode="thread_local"):
                 results = run()
-            pool = graph.pool()
+            first = first or graph
         return Recording(results, graph.replay)
 
     return record
