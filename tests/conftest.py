@@ -17,6 +17,9 @@ from tests.nightly import CONTRACT_PROFILE, EXAMPLES, NIGHTLY
 # Nothing is fetched while tests run; these libraries read it once, when they are imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
+# Options of this run are not those of the runs of pytest that tests start, and read the output of.
+os.environ.pop("PYTEST_ADDOPTS", None)
+
 pytest_plugins = ["tests.engine.coverage"]
 
 for _name, _examples in EXAMPLES.items():
